@@ -1,0 +1,399 @@
+"""What can be wrong with a photograph, as functions of a clean one.
+
+Every degradation takes images `(B, C, H, W)` in [0, 1], draws each random number from `generator` on the CPU (the same seed
+gives the same picture on every device) and gives every image of the batch its own draw. A *recipe* is text: `noise:25`,
+`rain:heavy+haze:0.8`, `noise:0..50` (a range: uniform per image). `degrade` applies one; `RECIPES` lists what can stand in it.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.filters import filter2d, gaussian_blur2d, get_motion_kernel2d, guided_blur
+from PIL import Image
+
+Range = tuple[float, float]
+
+
+def gaussian_noise(
+    image: torch.Tensor, sigma: float = 25.0, eight_bit: bool = False, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Additive white Gaussian noise, the standard of the denoising literature.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        sigma: standard deviation on the 0-255 scale.
+        eight_bit: clip to [0, 1] and round to 8 bits, as a file would; otherwise values may leave [0, 1].
+        generator: source of randomness.
+
+    Returns:
+        `(B, C, H, W)`.
+    """
+    noisy = image + sigma / 255 * _normal(image.shape, generator).to(image)
+    return (noisy.clamp(0, 1) * 255).round() / 255 if eight_bit else noisy
+
+
+def poisson_gaussian_noise(
+    image: torch.Tensor, peak: float = 100.0, read_sigma: float = 2.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Signal-dependent sensor noise (Foi et al., *Practical Poissonian-Gaussian noise modeling*, 2008).
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        peak: photons that a white pixel collects; fewer is noisier.
+        read_sigma: read-out noise on the 0-255 scale.
+        generator: source of randomness.
+    """
+    photons = torch.poisson((image.detach().float().cpu().clamp(0, 1) * peak), generator=generator) / peak
+    return (photons.to(image) + read_sigma / 255 * _normal(image.shape, generator).to(image)).clamp(0, 1)
+
+
+def rain(
+    image: torch.Tensor,
+    intensity: float = 0.6,
+    layers: int = 3,
+    direction: Range = (-35.0, 35.0),
+    veil: Range = (0.0, 0.45),
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Rain streaks in several layers under a veil of distant drops.
+
+    Near layers are sparse, long, wide and bright; far ones dense, short and faint. A layer is sparse noise drawn out by a
+    line kernel along the direction of fall (Garg and Nayar, *Vision and rain*, 2007) and covers the scene by its opacity;
+    the veil is the accumulation term of Li et al. (*Heavy rain image restoration*, CVPR 2019).
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        intensity: 0 (none) to 1 (downpour): number and opacity of streaks and thickness of the veil.
+        layers: number of streak layers.
+        direction: range of the angle of fall in degrees from the vertical.
+        veil: range of the veil's opacity at intensity 1.
+        generator: source of randomness.
+    """
+    rainy = []
+    for single in image.split(1):
+        height, width = single.shape[-2:]
+        angle = _uniform(direction, generator)
+        fog = intensity * _uniform(veil, generator) * (0.3 + 0.7 * smooth_field(height, width, generator)).to(image)
+        single = single + fog * (_uniform((0.6, 1.0), generator) - single)
+        for layer in range(layers):
+            nearness = (layer + _uniform((0.2, 1.0), generator)) / layers
+            streaks = _streak_layer(height, width, angle + _uniform((-4, 4), generator), nearness, intensity, generator)
+            patchy = 0.4 + 0.6 * smooth_field(height, width, generator)
+            opacity = (streaks * patchy).to(image)
+            single = single + opacity * (_uniform((0.75, 1.0), generator) - single).clamp(min=0)
+        rainy.append(single)
+    return torch.cat(rainy).clamp(0, 1)
+
+
+def haze(
+    image: torch.Tensor,
+    beta: float = 1.5,
+    airlight: Range = (0.75, 1.0),
+    depth: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Atmospheric scattering `I = J t + A (1 - t)`, `t = exp(-beta * depth)` (Koschmieder; He et al. 2009).
+
+    Without `depth` a plausible one is made by `random_depth`: its edges follow the edges of the photo.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        beta: scattering per unit of depth; 0.5 is a light mist, 3 hides most of the far scene.
+        airlight: range of the airlight A; a slight tint is added per channel.
+        depth: `(B, 1, H, W)`, 0 (camera) to 1 (horizon).
+        generator: source of randomness.
+    """
+    if depth is None:
+        depth = random_depth(image, generator)
+    elif depth.shape != (image.shape[0], 1, *image.shape[-2:]):
+        expected = (image.shape[0], 1, *image.shape[-2:])
+        raise ValueError(f"`depth` must be {expected} for this image, got {tuple(depth.shape)}.")
+    transmission = torch.exp(-beta * depth.to(image))
+    light = torch.stack([torch.full((image.shape[1], 1, 1), _uniform(airlight, generator)) for _ in image])
+    tint = 0.015 * _normal(light.shape, generator)
+    return (image * transmission + (light + tint).clamp(0, 1).to(image) * (1 - transmission)).clamp(0, 1)
+
+
+def motion_blur(image: torch.Tensor, length: float = 15.0, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Blur by a random path of the camera during the exposure (Boracchi and Foi, *Modeling the performance of image
+    restoration from motion blur*, 2012).
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        length: extent of the path in pixels.
+        generator: source of randomness.
+    """
+    kernels = torch.cat([camera_path_kernel(length, generator) for _ in image]).to(image)
+    return _blur(image, kernels)
+
+
+def defocus(
+    image: torch.Tensor, radius: float = 4.0, varying: bool = True, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Blur by the circle of confusion of a lens out of focus (Potmesil and Chakravarty, 1981).
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        radius: largest radius of the disc in pixels.
+        varying: let the radius follow a random depth between a sharp plane and `radius`; otherwise the same everywhere.
+        generator: source of randomness.
+    """
+    if not varying:
+        return _blur(image, disc_kernel(radius).to(image))
+    steps = 4
+    stack = torch.stack([image] + [_blur(image, disc_kernel(radius * (i + 1) / steps).to(image)) for i in range(steps)])
+    focus = torch.tensor([_uniform((0, 1), generator) for _ in image])[:, None, None, None]
+    distance = (random_depth(image, generator).cpu() - focus).abs()
+    position = (distance / distance.amax((1, 2, 3), keepdim=True).clamp(min=1e-6) * steps).to(image)
+    weights = torch.stack([(1 - (position - i).abs()).clamp(0, 1) for i in range(steps + 1)])
+    return (stack * weights).sum(0).clamp(0, 1)
+
+
+def low_light(
+    image: torch.Tensor,
+    stops: float = 2.5,
+    peak: Range = (300.0, 3000.0),
+    cast: float = 0.08,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Under-exposure: less light on the sensor, a colour cast, shot and read noise, then the display curve (gamma 2.2).
+
+    After the pipeline of Wei et al. (*A physics-based noise formation model for extreme low-light raw denoising*, 2020),
+    reduced to display-referred images.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        stops: photographic stops of light that are missing; each halves it.
+        peak: range of the photons that white would collect in full light; fewer is noisier.
+        cast: standard deviation of the gain of each channel.
+        generator: source of randomness.
+    """
+    dark = []
+    for single in image.split(1):
+        gain = torch.exp(cast * _normal((1, image.shape[1], 1, 1), generator)).to(image)
+        light = single.clamp(0, 1) ** 2.2 * gain * 2.0**-stops
+        noisy = poisson_gaussian_noise(light, peak=_uniform(peak, generator), read_sigma=0.2, generator=generator)
+        dark.append(noisy.clamp(min=0) ** (1 / 2.2))
+    return torch.cat(dark).clamp(0, 1)
+
+
+def jpeg(image: torch.Tensor, quality: float = 30.0, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Compression by the JPEG encoder of Pillow (libjpeg, 4:2:0 chroma): the artefacts of real files.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1] with one or three channels.
+        quality: libjpeg quality, 1 to 95.
+        generator: unused; every degradation takes one.
+    """
+    if image.shape[1] not in (1, 3):
+        raise ValueError(f"JPEG stores 1 or 3 channels, got {image.shape[1]}.")
+    decoded = []
+    for array in (image.detach().float().clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(
+            buffer, "JPEG", quality=max(1, min(95, round(quality)))
+        )
+        decoded.append(np.asarray(Image.open(buffer)).reshape(array.shape))
+    return torch.from_numpy(np.stack(decoded)).movedim(-1, 1).to(image) / 255
+
+
+def down_up(image: torch.Tensor, factor: float = 2.0, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Loss of resolution: bicubic reduction with anti-aliasing, then bicubic enlargement to the old size.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        factor: reduction of each side, at least 1.
+        generator: unused; every degradation takes one.
+    """
+    size = image.shape[-2:]
+    small = F.interpolate(image, [max(1, round(side / factor)) for side in size], mode="bicubic", antialias=True)
+    return F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+# ---- fields and kernels that the degradations are made of
+
+
+def smooth_field(height: int, width: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A smooth random field `(1, 1, height, width)` that spans [0, 1]: a coarse random grid, enlarged."""
+    cells = int(torch.randint(2, 6, (), generator=generator))
+    coarse = torch.rand(1, 1, cells, cells, generator=generator)
+    field = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return (field - field.amin()) / (field.amax() - field.amin()).clamp(min=1e-6)
+
+
+def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards and smooth masses, with the
+    edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010)."""
+    height, width = image.shape[-2:]
+    luminance = image.detach().float().mean(1, keepdim=True).cpu()
+    size = max(3, min(height, width) // 8 | 1)
+    depths = []
+    for guide in luminance.split(1):
+        ramp = torch.linspace(1, 0, height)[None, None, :, None] * _uniform((0, 1), generator)
+        depth = ramp + smooth_field(height, width, generator) * _uniform((0.2, 1), generator)
+        depth = depth + _uniform((-0.6, 0.6), generator) * guide
+        depth = guided_blur(guide, depth, size, 0.005)
+        depth = (depth - depth.amin()) / (depth.amax() - depth.amin()).clamp(min=1e-6)
+        near = _uniform((0.1, 0.5), generator)
+        depths.append(near + (1 - near) * depth)
+    return torch.cat(depths).to(image)
+
+
+def camera_path_kernel(length: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A blur kernel `(1, K, K)` with sum 1: the trace of a point under a random smooth motion of about `length` pixels."""
+    steps = 96
+    turn = torch.cumsum(0.25 * torch.randn(steps, generator=generator), 0)
+    heading = turn + 2 * math.pi * _uniform((0, 1), generator)
+    speed = 0.5 + torch.rand(steps, generator=generator)
+    path = torch.cumsum(torch.stack([speed * torch.sin(heading), speed * torch.cos(heading)]), 1)
+    path = path - (path.amax(1, keepdim=True) + path.amin(1, keepdim=True)) / 2
+    path = path * (max(length - 1, 0) / 2) / path.abs().amax().clamp(min=1e-6)
+    half = math.ceil(length / 2) + 1
+    kernel = torch.zeros(2 * half + 1, 2 * half + 1)
+    corner = path.floor()
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight = (1 - (path[0] - corner[0] - dy).abs()) * (1 - (path[1] - corner[1] - dx).abs())
+        index = ((corner[0] + dy + half).long(), (corner[1] + dx + half).long())
+        kernel.index_put_(index, weight, accumulate=True)
+    return (kernel / kernel.sum())[None]
+
+
+def disc_kernel(radius: float) -> torch.Tensor:
+    """An anti-aliased disc `(1, K, K)` of `radius` pixels with sum 1."""
+    half = math.ceil(radius)
+    axis = torch.arange(-half, half + 1).float()
+    disc = (radius + 0.5 - torch.hypot(axis[:, None], axis[None])).clamp(0, 1)
+    return (disc / disc.sum())[None]
+
+
+def _streak_layer(
+    height: int, width: int, angle: float, nearness: float, intensity: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    length = int(6 + 40 * nearness * _uniform((0.5, 1.0), generator)) | 1
+    thickness = 0.3 + 0.9 * nearness * _uniform((0.4, 1.0), generator)
+    density = (0.002 + 0.02 * intensity) * (1.3 - nearness) * _uniform((0.4, 1.2), generator)
+    drops = (torch.rand(1, 1, height, width, generator=generator) < density).float()
+    drops = drops * torch.rand(1, 1, height, width, generator=generator)
+    line = get_motion_kernel2d(length, angle + 90, direction=_uniform((-0.6, 0.6), generator), mode="bilinear")
+    streaks = _blur(drops, line * length)
+    if thickness > 0.5:
+        streaks = gaussian_blur2d(streaks, 5, (thickness, thickness)) * 2 * thickness
+    return (streaks * (0.35 + 0.55 * intensity) * _uniform((0.4, 1.0), generator)).clamp(0, 0.9)
+
+
+def _blur(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    border = "reflect" if max(kernel.shape[-2:]) // 2 < min(image.shape[-2:]) else "replicate"
+    return filter2d(image, kernel, border_type=border)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _uniform(bounds: Range, generator: torch.Generator | None) -> float:
+    low, high = bounds
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+# ---- recipes
+
+
+class Ingredient(NamedTuple):
+    """What a name in a recipe means: a degradation and the one parameter that the recipe's value sets."""
+
+    function: Callable[..., torch.Tensor]
+    parameter: str
+    unit: str
+    low: float
+    high: float
+    levels: dict[str, float]  # light, medium, heavy
+
+
+def _eight_bit_noise(image: torch.Tensor, sigma: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    return gaussian_noise(image, sigma, eight_bit=True, generator=generator)
+
+
+def _levels(light: float, medium: float, heavy: float) -> dict[str, float]:
+    return {"light": light, "medium": medium, "heavy": heavy}
+
+
+RECIPES = {
+    "noise": Ingredient(gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50)),
+    "noise8": Ingredient(_eight_bit_noise, "sigma", "0-255 scale, clipped to 8 bits", 0, 255, _levels(15, 25, 50)),
+    "poisson": Ingredient(poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30)),
+    "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0)),
+    "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0)),
+    "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31)),
+    "defocus": Ingredient(defocus, "radius", "pixels", 0, 50, _levels(2, 4, 8)),
+    "lowlight": Ingredient(low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0)),
+    "jpeg": Ingredient(jpeg, "quality", "libjpeg quality", 1, 95, _levels(50, 25, 10)),
+    "downup": Ingredient(down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4)),
+}
+
+
+def parse_recipe(recipe: str) -> list[tuple[str, float, float]]:
+    """Read a recipe such as `rain:heavy+haze:0.8` or `noise:0..50` into `(name, low, high)` steps, in order of application.
+
+    `clean` (or an empty recipe) is no degradation at all. A name alone means its medium level.
+
+    Raises:
+        ValueError: if a name or a value is not known, or a value lies outside its range.
+    """
+    steps = []
+    for part in filter(None, (part.strip() for part in recipe.split("+"))):
+        name, _, value = part.partition(":")
+        if name == "clean" and not value:
+            continue
+        if name not in RECIPES:
+            raise ValueError(f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, clean.")
+        low, dots, high = (value or "medium").partition("..")
+        low = _parse_value(name, low, recipe)
+        steps.append((name, low, _parse_value(name, high, recipe) if dots else low))
+    return steps
+
+
+def _parse_value(name: str, text: str, recipe: str) -> float:
+    ingredient = RECIPES[name]
+    try:
+        value = ingredient.levels[text] if text in ingredient.levels else float(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} in recipe {recipe!r} is neither a number nor one of {', '.join(ingredient.levels)}."
+        ) from None
+    if not ingredient.low <= value <= ingredient.high:
+        raise ValueError(
+            f"{name} takes {ingredient.parameter} from {ingredient.low:g} to {ingredient.high:g} ({ingredient.unit}), got {value:g}."
+        )
+    return value
+
+
+def degrade(image: torch.Tensor, recipe: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Apply a recipe to images; each image draws its own values where the recipe gives ranges.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        recipe: see `parse_recipe`.
+        generator: source of randomness; the same seed gives the same result.
+
+    Returns:
+        `(B, C, H, W)`, in [0, 1] except after unclipped `noise`.
+
+    Raises:
+        ValueError: if the recipe is not understood or the image is not `(B, C, H, W)`.
+    """
+    if image.ndim != 4:
+        raise ValueError(f"`image` must be (B, C, H, W), got shape {tuple(image.shape)}.")
+    steps = parse_recipe(recipe)
+    degraded = []
+    for single in image.split(1):
+        for name, low, high in steps:
+            ingredient = RECIPES[name]
+            value = _uniform((low, high), generator) if low != high else low
+            single = ingredient.function(single, **{ingredient.parameter: value}, generator=generator)
+        degraded.append(single)
+    return torch.cat(degraded)
