@@ -1,0 +1,67 @@
+"""Says what is wrong with a photo: a small head on the image tokens, several degradations at once, each with its severity.
+
+Ours; the paper restores each task with a network of its own and needs no detector.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+@dataclass
+class DetectedDegradations(BaseOutput):
+    """What a detector sees.
+
+    Attributes:
+        logits: `(B, L)`; `sigmoid` gives the probability of each degradation, independent of the others.
+        severity: `(B, L)` in [0, 1], 0 slight and 1 extreme; only meaningful where the degradation is present.
+    """
+
+    logits: torch.Tensor
+    severity: torch.Tensor
+
+
+class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Multi-label classifier of degradations.
+
+    Args:
+        image_dim: width of the image tokens.
+        labels: names of the degradations, in the order of the outputs.
+        width: width of the hidden layer.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_dim: int = 1280,
+        labels: tuple[str, ...] = ("noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg"),
+        width: int = 256,
+    ):
+        super().__init__()
+        self.norm = nn.LayerNorm(image_dim)
+        self.attention = nn.Linear(image_dim, 1)
+        self.hidden = nn.Linear(2 * image_dim, width)
+        self.activation = nn.GELU()
+        self.presence = nn.Linear(width, len(labels))
+        self.severity = nn.Linear(width, len(labels))
+
+    def forward(self, image_tokens: torch.Tensor) -> DetectedDegradations:
+        """Judge images by their tokens `(B, 1 + P, image_dim)`, the class token first.
+
+        Raises:
+            ValueError: if the tokens have another width.
+        """
+        if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.config.image_dim:
+            raise ValueError(
+                f"`image_tokens` must be (B, 1 + patches, {self.config.image_dim}), got {tuple(image_tokens.shape)}."
+            )
+        tokens = self.norm(image_tokens)
+        weights = self.attention(tokens[:, 1:]).softmax(dim=1)
+        pooled = torch.cat([tokens[:, 0], (weights * tokens[:, 1:]).sum(1)], dim=-1)
+        hidden = self.activation(self.hidden(pooled))
+        return DetectedDegradations(logits=self.presence(hidden), severity=self.severity(hidden).sigmoid())
