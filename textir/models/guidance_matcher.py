@@ -197,7 +197,9 @@ def patch_cosine(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     pixels = torch.einsum("kyxc,kvuc->kyxvu", query, source)
     dots = sum(pixels[:, i : i + a, j : j + a, i : i + b, j : j + b] for i in range(3) for j in range(3))
     query_energy, source_energy = (F.avg_pool2d(x.square().sum(-1)[:, None], 3, 1) * 9 for x in (query, source))
-    norms = query_energy.clamp(min=1e-12).sqrt().flatten(1)[:, :, None] * source_energy.clamp(min=1e-12).sqrt().flatten(1)[:, None]
+    norms = (
+        query_energy.clamp(min=1e-12).sqrt().flatten(1)[:, :, None] * source_energy.clamp(min=1e-12).sqrt().flatten(1)[:, None]
+    )
     return dots.flatten(3).flatten(1, 2) / norms
 
 
