@@ -1,10 +1,11 @@
 """Restore photographs with the help of a guidance image painted from cleaned words.
 
-Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, arXiv 2312.17334): a degraded
-image is mapped to pseudo-words, the degradation is removed from the words, Stable Diffusion paints a clean guidance image from
-them, and the guidance, matched to the degraded image, helps a restoration network.
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, arXiv
+2312.17334): a degraded image is mapped to pseudo-words, the degradation is removed from the words, Stable Diffusion paints a
+clean guidance image from them, and the guidance, matched to the degraded image, helps a restoration network.
 
-This one file travels inside every saved checkpoint; it needs nothing but diffusers, transformers, peft, torch, numpy and Pillow.
+This one file travels inside every saved checkpoint; it needs nothing but diffusers, transformers, peft, torch, numpy and
+Pillow.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -423,23 +424,23 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             output = join_outputs(outputs)
             return output if return_dict else (output.images, output.guidance_images)
         degraded = batches[0].to(self._execution_device)
-        output = RestorationOutput(images=None, guidance=guidance)
+        shown = {}  # the intermediates
 
         # 2. See: image tokens of the whole image, and what is wrong with it
         needs_words = guidance in ("cleaned", "degraded")
         tokens = self.encode_image(degraded) if needs_words or self._can_detect else None
         if self._can_detect:
-            output.degradation, output.severity = self.detect(tokens)
+            shown["degradation"], shown["severity"] = self.detect(tokens)
 
-        with self._adapters_for(task, output.degradation):
+        with self._adapters_for(task, shown.get("degradation")):
             # 3. Put it in words, and clean the words
             prompt_embeds = None
             if needs_words:
-                words = output.pseudo_words = self.mapper(tokens.to(self.mapper.dtype))
+                words = shown["pseudo_words"] = self.mapper(tokens.to(self.mapper.dtype))
                 if self.cleaner is not None:
-                    output.cleaned_words = self.cleaner(words.to(self.cleaner.dtype))
-                output.nearest_tokens = self.nearest_tokens(words, output.cleaned_words)
-                prompt_embeds = self.encode_words(output.cleaned_words if guidance == "cleaned" else words, prompts)
+                    shown["cleaned_words"] = self.cleaner(words.to(self.cleaner.dtype))
+                shown["nearest_tokens"] = self.nearest_tokens(words, shown.get("cleaned_words"))
+                prompt_embeds = self.encode_words(shown["cleaned_words"] if guidance == "cleaned" else words, prompts)
             elif guidance == "prompt":
                 prompt_embeds = self.encode_text(prompts)
 
@@ -469,15 +470,16 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             if references is not None and self.restorer is not None and guidance_strength > 0:
                 unguided = restored
                 aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                restored, output.match_confidence = self.restore(degraded, aligned, guidance_strength, tile, overlap)
-                output.influence = (restored - unguided).abs().mean(1, keepdim=True)
+                restored, shown["match_confidence"] = self.restore(degraded, aligned, guidance_strength, tile, overlap)
+                shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
 
         # 6. Give everything the form that was asked for
-        output.images = convert(list(restored.split(1)), output_type, pictures)
-        if references is not None:
-            output.guidance_images = convert(references, output_type)
+        images = convert(list(restored.split(1)), output_type, pictures)
+        guidance_images = None if references is None else convert(references, output_type)
         self.maybe_free_model_hooks()
-        return output if return_dict else (output.images, output.guidance_images)
+        if not return_dict:
+            return images, guidance_images
+        return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
 
     # ---- the steps, each usable on its own
 
@@ -929,8 +931,9 @@ def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
             return [image for value in values for image in value]
         return [item for value in values for item in value]
 
-    fields = {name: join([getattr(output, name) for output in outputs]) for name in outputs[0].keys() if name != "guidance"}
-    return RestorationOutput(guidance=outputs[0].guidance, **fields)
+    names = [field.name for field in fields(RestorationOutput) if field.name != "guidance"]
+    joined = {name: join([getattr(output, name) for output in outputs]) for name in names}
+    return RestorationOutput(guidance=outputs[0].guidance, **joined)
 
 
 def convert(images: list[torch.Tensor], output_type: str, dress: list | None = None):

@@ -127,7 +127,7 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _match_single(self, query, source, blocks_at_once: int = 64):
         size = self.config.block_size
-        channels, height, width = query.shape
+        height, width = query.shape[-2:]
         grid = (-(-height // size), -(-width // size))
         whole = F.pad(query[None], (0, grid[1] * size - width, 0, grid[0] * size - height), mode="replicate")[0]
         side = min(round(size * self.config.window), max(height, width))

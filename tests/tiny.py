@@ -1,0 +1,144 @@
+"""Real components, tiny: what every test builds its pipelines from. No downloads, no mocks."""
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+from pipelines import TextGuidedRestorationPipeline
+from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, NAFNet, TextualCleaner
+
+WORD_DIM, IMAGE_DIM, NUM_WORDS = 16, 24, 4
+WORDS = "a photo of the rainy hazy dark clean blurred noisy dog street , .".split()
+
+
+def tokenizer(length: int = 24) -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary is single letters and a few words."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [",", "."]
+    pieces = letters + [letter + "</w>" for letter in letters]
+    merges = []
+    for word in WORDS:
+        units = [*word[:-1], word[-1] + "</w>"]
+        while len(units) > 1:
+            merges.append((units[0], units[1]))
+            units = [units[0] + units[1], *units[2:]]
+            pieces.append(units[0])
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=length)
+
+
+def text_encoder(vocab: int, word_dim: int = WORD_DIM, length: int = 24) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=word_dim,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 1,
+        pad_token_id=vocab - 1,
+    )
+    return CLIPTextModel(config)
+
+
+def unet(latent_channels: int = 4, **overrides) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "in_channels": latent_channels,
+            "out_channels": latent_channels,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "cross_attention_dim": WORD_DIM,
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            **overrides,
+        }
+    )
+
+
+def vae_kl() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def vae_tiny() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    )
+
+
+def restorer(guided: bool = True, open_gates: bool = True) -> NAFNet:
+    """A NAFNet; with `open_gates` the zero-initialised gates are set so that blocks and guidance show in the output."""
+    model = NAFNet(
+        width=4,
+        encoder_depths=(1, 1),
+        middle_depth=1,
+        decoder_depths=(1, 1),
+        guidance_channels=(4, 6, 8) if guided else None,
+    )
+    if open_gates:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("alpha", "scale1", "scale2")):
+                    parameter.fill_(0.5)
+    return model
+
+
+def components(seed: int = 0, vae: str = "kl", **overrides) -> dict:
+    """All components of a pipeline; overrides replace some (or take them out with `None`)."""
+    torch.manual_seed(seed)
+    words = tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    parts = {
+        "image_encoder": CLIPVisionModel(vision),
+        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        "tokenizer": words,
+        "text_encoder": text_encoder(len(words)),
+        "mapper": ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16),
+        "cleaner": TextualCleaner(WORD_DIM, NUM_WORDS, width=16),
+        "unet": unet(),
+        "vae": vae_kl() if vae == "kl" else vae_tiny(),
+        "scheduler": DDIMScheduler(),
+        "matcher": GuidanceMatcher(widths=(4, 6, 8), depth=1, block_size=4),
+        "restorer": restorer(),
+        "detector": DegradationDetector(IMAGE_DIM, width=16),
+    }
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return {**parts, **overrides}
+
+
+def pipeline(seed: int = 0, vae: str = "kl", **overrides) -> TextGuidedRestorationPipeline:
+    """A whole pipeline of tiny components, two steps by default and quiet."""
+    pipe = TextGuidedRestorationPipeline(**{"default_num_inference_steps": 2, **components(seed, vae, **overrides)})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def image(height: int = 24, width: int = 40, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """Random images `(B, 3, height, width)` in [0, 1], never square unless asked for."""
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
