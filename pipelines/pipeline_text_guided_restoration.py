@@ -383,17 +383,13 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         # 1. Check everything at the door
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance = self._resolve_guidance(guidance, guidance_image, prompt, negative_prompt, output_type)
-        self._check_numbers(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type)
+        self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type)
+        guidance = self.check_guidance(guidance, prompt, negative_prompt, guidance_image, scale, output_type)
         self._check_callback(callback_on_step_end_tensor_inputs)
         batches, pictures = self._undress(image)
         count = len(pictures)
         prompts = self._one_each(prompt, count, "prompt")
         negatives = self._one_each(negative_prompt, count, "negative_prompt")
-        if negative_prompt is not None and scale <= 1:
-            raise ValueError(
-                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
-            )
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
         references = self._references(guidance_image, count)
@@ -690,8 +686,21 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     # ---- the door
 
-    def _resolve_guidance(self, guidance, guidance_image, prompt, negative_prompt, output_type) -> str:
-        """What the guidance will come from, once it is clear that everything it needs is there."""
+    def check_guidance(
+        self,
+        guidance: str = "cleaned",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_image=None,
+        guidance_scale: float | None = None,
+        output_type: str = "pil",
+    ) -> str:
+        """What the guidance of a call will come from: cleaned, degraded, prompt, reference or none.
+
+        Raises:
+            ValueError: if the arguments contradict each other or need a component that is missing.
+        """
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         if guidance not in GUIDANCE_MODES:
             raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}.")
         if guidance == "prompt" and prompt is None and guidance_image is None:
@@ -714,6 +723,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 raise ValueError("`prompt` and `negative_prompt` speak through the guidance, which `guidance='none'` turns off.")
         elif self.restorer is not None and output_type != "latent":
             needed = [*needed, "matcher"]
+        if negative_prompt is not None and scale <= 1:
+            raise ValueError(
+                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
+            )
         missing = [name for name in needed if getattr(self, name, None) is None]
         if missing:
             raise ValueError(
@@ -735,19 +748,34 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             )
         return source
 
-    def _check_numbers(self, task, init, init_strength, strength, steps, tile, overlap, output_type) -> None:
+    def check_arguments(
+        self,
+        task: str = "auto",
+        guidance_init: str = "noise",
+        init_strength: float = 0.6,
+        guidance_strength: float = 1.0,
+        num_inference_steps: int = 1,
+        tile: int | None = None,
+        overlap: int = 32,
+        output_type: str = "pil",
+    ) -> None:
+        """Check the arguments of a call that do not depend on its images.
+
+        Raises:
+            ValueError: if one is unknown or out of range.
+        """
         adapters = {name for names in self.get_list_adapters().values() for name in names}
         known = ["auto", *TASKS, *sorted(adapters - set(TASKS))]
         if task not in known:
             raise ValueError(f"`task` must be one of {', '.join(known)}, got {task!r}.")
-        if init not in ("noise", "image"):
-            raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
+        if guidance_init not in ("noise", "image"):
+            raise ValueError(f"`guidance_init` must be noise or image, got {guidance_init!r}.")
         if not 0 < init_strength <= 1:
             raise ValueError(f"`init_strength` must lie in (0, 1], got {init_strength}.")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"`guidance_strength` must lie in [0, 1], got {strength}.")
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {steps}.")
+        if not 0 <= guidance_strength <= 1:
+            raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {num_inference_steps}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if tile is not None and tile < 64:

@@ -89,7 +89,7 @@ class DegradedCrops(Dataset):
         crop_size: side of the square crop in pixels.
         max_reduction: a photo is reduced by up to this factor before it is cropped (half of the time not at all).
         length: number of samples; an index is never repeated within it.
-        seed: of the stream.
+        seed: of the stream; its lowest 32 bits count.
 
     Each item is `{"degraded": (3, S, S), "clean": (3, S, S), "task": int}`; `task` is the index of the recipe.
     """
@@ -111,7 +111,8 @@ class DegradedCrops(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed((self.seed << 40) + index)
+        # The CPU generator heeds 32 bits of its seed; the golden ratio spreads the streams of neighbouring seeds over them.
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + index) % 2**32)
         photo = self.photos.photos[int(torch.randint(len(self.photos), (), generator=generator))]
         clean = self._crop(photo, generator)
         if torch.rand((), generator=generator) < 0.5:

@@ -1,6 +1,7 @@
 """Image files in, image files out, with nothing lost on the way: size, orientation, alpha, ICC profile, EXIF, 16-bit depth.
 
-Pillow reads and writes what it can; it has no 16-bit colour, so those PNG and TIFF files go through imagecodecs and tifffile.
+Pillow reads and writes what it can; it has no 16-bit colour, so those PNG and TIFF files go through imagecodecs and tifffile
+(of which the TIFF files lose their EXIF block).
 """
 
 import io
@@ -21,7 +22,14 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
-ICC_TAG = 34675
+BITS_TAG, ICC_TAG = 258, 34675
+DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# What a TIFF file's tags say of the picture (description, camera, resolution, author, ...) and not of how its bytes are stored.
+DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
+
+
+class UnusableImageError(ValueError):
+    """A file is understood, but is not a picture that can be restored; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +93,33 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
         return _decode(data, name)
+    except UnusableImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image that can be read ({', '.join(sorted(EXTENSIONS))}).") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; reduce it first.") from error
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, RuntimeError) as error:
+    except Exception as error:  # on damaged bytes decoders raise nearly anything
         raise ValueError(f"{name} is damaged or truncated: {error}.") from error
 
 
 def _decode(data: bytes, name: str) -> Picture:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
-            if data[:4] in (b"II*\0", b"MM\0*"):  # 16-bit and float colour TIFF, which Pillow cannot open
+            if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # such as floating-point colour, which Pillow cannot open
                 return _decode_tiff(data, name)
             raise
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"{name} has {image.n_frames} frames; save the one to be restored as a file of its own.")
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
+            raise UnusableImageError(f"{name} has {image.n_frames} frames; save the one to be restored as a file of its own.")
         if image.format == "PNG" and data[24] == 16:
             array = imagecodecs.png_decode(data)
             return _from_array(array, name, image.info.get("icc_profile"), _upright_exif(image), _orientation(image))
-        if image.format == "TIFF" and (image.mode in ("F", "I") or image.mode.startswith("I;16")):
+        if image.format == "TIFF" and max(image.tag_v2.get(BITS_TAG, (1,))) > 8:  # Pillow reads 16-bit colour as 8-bit
             return _decode_tiff(data, name)
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             array = np.asarray(image)
@@ -145,15 +155,20 @@ def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _decode_tiff(data: bytes, name: str) -> Picture:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > 1:
-            raise ValueError(f"{name} has {len(file.pages)} pages; save the one to be restored as a file of its own.")
+            raise UnusableImageError(f"{name} has {len(file.pages)} pages; save the one to be restored as a file of its own.")
         page = file.pages[0]
-        if page.imagewidth * page.imagelength > MAX_PIXELS:
+        if page.imagewidth * page.imagelength > MAX_PIXELS or page.size > 4 * MAX_PIXELS:
             raise Image.DecompressionBombError
+        if page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16, 32, 64):
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise UnusableImageError(f"{name} is a {page.bitspersample}-bit {kind} TIFF; convert it to 16-bit gray or RGB first.")
         profile = page.tags[ICC_TAG].value if ICC_TAG in page.tags else None
         orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         array = page.asarray()
         if page.planarconfig == 2 and array.ndim == 3:
             array = np.moveaxis(array, 0, -1)
+        if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
+            array = np.iinfo(array.dtype).max - array
     return _from_array(array, name, profile, None, orientation)
 
 
@@ -167,13 +182,13 @@ def _from_array(
     elif array.dtype.kind == "f":
         bits, array = 32, array.astype(np.float32)
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise ValueError(f"{name} holds floating-point values outside [0, 1]; scale them to that range first.")
+            raise UnusableImageError(f"{name} holds floating-point values outside [0, 1]; scale them to that range first.")
     else:
-        raise ValueError(f"{name} stores {array.dtype} values; 8-bit, 16-bit and floating-point images can be read.")
+        raise UnusableImageError(f"{name} stores {array.dtype} values; 8-bit, 16-bit and floating-point images can be read.")
     array = _transpose(array, orientation)
     channels = array.shape[-1]
     if channels not in (1, 2, 3, 4):
-        raise ValueError(f"{name} has {channels} channels; 1 (gray) to 4 (RGB and alpha) can be read.")
+        raise UnusableImageError(f"{name} has {channels} channels; 1 (gray) to 4 (RGB and alpha) can be read.")
     alpha = array[..., -1] if channels in (2, 4) else None
     color = array[..., :3] if channels >= 3 else array[..., :1].repeat(3, axis=-1)
     return Picture(np.ascontiguousarray(color), alpha, bits, channels < 3, profile, exif)
@@ -195,7 +210,15 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_exif(image: Image.Image) -> bytes | None:
-    exif = image.getexif()
+    original = image.getexif()
+    exif = Image.Exif()  # a copy: Pillow turns the image by the original
+    exif.endian = original.endian
+    for tag in original:
+        if tag not in DIRECTORIES and (image.format != "TIFF" or tag in DESCRIPTIVE_TAGS):
+            exif[tag] = original[tag]
+    for directory in DIRECTORIES:
+        if content := original.get_ifd(directory):
+            exif[directory] = {tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop}
     if not len(exif):
         return None
     exif[ExifTags.Base.Orientation] = 1
@@ -246,21 +269,22 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         return _encode_tiff(channels, picture)
     if suffix == ".png" and picture.bits == 16:
         array = (channels.clip(0, 1) * 65535).round().astype(np.uint16)
-        return _insert_profile(imagecodecs.png_encode(array), picture.icc_profile)
+        return _insert_metadata(imagecodecs.png_encode(array), picture)
     if picture.bits == 32:
         raise ValueError(f"{suffix} cannot hold floating-point pixels; write a .tif.")
     array = (channels.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    compression = "raw" if _has_directories(picture.exif) else "tiff_deflate"  # libtiff cannot write EXIF directories
     options = {
         ".jpg": {"format": "JPEG", "quality": 97, "subsampling": 0},
         ".jpeg": {"format": "JPEG", "quality": 97, "subsampling": 0},
         ".png": {"format": "PNG"},
-        ".webp": {"format": "WEBP", "lossless": True},
+        ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact: also under transparent pixels
         ".bmp": {"format": "BMP"},
         ".ppm": {"format": "PPM"},
         ".pgm": {"format": "PPM"},
-        ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
-        ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
+        ".tif": {"format": "TIFF", "compression": compression},
+        ".tiff": {"format": "TIFF", "compression": compression},
     }
     if suffix not in options:
         raise ValueError(f"Images cannot be written as {suffix!r}; use one of {', '.join(options)}.")
@@ -271,8 +295,9 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
 
 
 def _encode_tiff(channels: np.ndarray, picture: Picture) -> bytes:
+    channels = channels.clip(0, 1)
     if picture.bits == 16:
-        channels = (channels.clip(0, 1) * 65535).round().astype(np.uint16)
+        channels = (channels * 65535).round().astype(np.uint16)
     profile = picture.icc_profile
     tags = [(ICC_TAG, "B", len(profile), profile, True)] if profile else []
     buffer = io.BytesIO()
@@ -287,14 +312,22 @@ def _encode_tiff(channels: np.ndarray, picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _insert_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put an iCCP chunk behind the header of a PNG (PNG specification, section 11.3.2.3)."""
-    if not profile:
-        return png
-    body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+def _has_directories(exif: bytes | None) -> bool:
+    block = Image.Exif()
+    block.load(exif or b"")
+    return any(tag in block for tag in DIRECTORIES)
+
+
+def _insert_metadata(png: bytes, picture: Picture) -> bytes:
+    """Put iCCP and eXIf chunks behind the header of a PNG (PNG specification, sections 11.3.2.3 and 11.3.4.5)."""
+    bodies = []
+    if picture.icc_profile:
+        bodies.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
+    if picture.exif:
+        bodies.append(b"eXIf" + picture.exif.removeprefix(b"Exif\0\0"))
+    chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies]
     header_end = 8 + 25  # signature, IHDR chunk
-    return png[:header_end] + chunk + png[header_end:]
+    return png[:header_end] + b"".join(chunks) + png[header_end:]
 
 
 @contextmanager
@@ -302,11 +335,13 @@ def writing(path: Path):
     """Hand out a temporary file beside `path` and move it into place once the block has ended well.
 
     Raises:
-        ValueError: if the folder is a file or may not be written to.
+        ValueError: if the folder is a file or may not be written to, or if `path` is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; a file is to be written there.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix + ".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:32]}-", suffix=".part", dir=path.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{path.parent} is a file; a folder is needed to write {path.name} to.") from error
     except OSError as error:

@@ -33,11 +33,18 @@ class Protocol:
         return f"{self.color.upper()} PSNR/SSIM of 8-bit images, mean over images{border}{crop}"
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """`(H, W, 3)` in [0, 1] -> what is compared, `(H', W', C)` in [0, 1], rounded to 8 bits before conversion to luma."""
+        """`(H, W, 3)` in [0, 1] -> what is compared, `(H', W', C)` in [0, 1], rounded to 8 bits before conversion to luma.
+
+        Raises:
+            ValueError: if nothing is left of the image.
+        """
+        size = image.shape[:2]
         image = (image.astype(np.float64).clip(0, 1) * 255).round() / 255
         image = center_crop(image, self.multiple)
         if self.border:
             image = image[self.border : -self.border, self.border : -self.border]
+        if not image.size:
+            raise ValueError(f"Nothing of a {size[1]} x {size[0]} image is left to compare under the protocol: {self}.")
         return rgb2ycbcr(image)[..., :1] / 255 if self.color == "y" else image
 
 

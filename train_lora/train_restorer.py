@@ -5,7 +5,8 @@
 
 Clean photos are all it needs: every crop is degraded on the fly (`textir/degradations.py`). The run can be killed at any
 time and goes on with `--resume_from_checkpoint latest`; a larger `--max_train_steps` then prolongs it.
-The result is `OUTPUT_DIR/restorer` in diffusers format, with averaged (EMA) weights.
+The result is `OUTPUT_DIR/pipeline`, a pipeline in diffusers format with averaged (EMA) weights:
+`python -m textir restore PHOTO --checkpoint OUTPUT_DIR/pipeline --output restored`.
 """
 
 import json
@@ -22,6 +23,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser, get_wsd_schedule
 
+from pipelines import TextGuidedRestorationPipeline
 from textir.data import CleanPhotos, DegradedCrops
 from textir.degradations import degrade
 from textir.metrics import psnr
@@ -62,6 +64,7 @@ class Config:
     validation_steps: int = 1000
     logging_steps: int = 100
     seed: int = 0
+    save_fp16: bool = field(default=False, metadata={"help": "halve the size of the result's files"})
     skip_bad: bool = field(default=False, metadata={"help": "leave out photos that cannot be used"})
 
     def __post_init__(self):
@@ -139,8 +142,9 @@ def main(config: Config) -> None:
     save_checkpoint(accelerator, output_dir, step, config.checkpoints_total_limit)
     if accelerator.is_main_process:
         with averaged(ema, accelerator.unwrap_model(restorer)) as model:
-            model.save_pretrained(output_dir / "restorer")
-        logger.info("saved %s", output_dir / "restorer")
+            torch.nn.Module.to(model, torch.float16 if config.save_fp16 else torch.float32)
+            TextGuidedRestorationPipeline(restorer=model.eval()).save_pretrained(output_dir / "pipeline")
+        logger.info("saved %s", output_dir / "pipeline")
     accelerator.end_training()
 
 

@@ -1,0 +1,48 @@
+"""The detector judges every degradation on its own, with a severity, from all image tokens."""
+
+import pytest
+import torch
+
+from tests.tiny import IMAGE_DIM
+from textir.models import DegradationDetector
+
+
+def detector(**options) -> DegradationDetector:
+    return DegradationDetector(IMAGE_DIM, **{"width": 16, **options})
+
+
+@pytest.mark.parametrize("labels", [("rain",), ("noise", "rain", "haze")])
+@pytest.mark.parametrize("patches", [1, 9])
+def test_there_is_one_judgement_for_each_label(labels, patches):
+    found = detector(labels=labels)(5 * torch.randn(3, 1 + patches, IMAGE_DIM))
+    assert found.logits.shape == found.severity.shape == (3, len(labels))
+    assert found.severity.min() >= 0 and found.severity.max() <= 1
+    assert found.logits.isfinite().all()
+
+
+def test_the_order_of_patches_does_not_matter_but_the_class_token_does():
+    model, tokens = detector(), torch.randn(2, 5, IMAGE_DIM)
+    logits = model(tokens).logits
+    torch.testing.assert_close(model(tokens[:, [0, 4, 2, 3, 1]]).logits, logits)
+    assert not torch.allclose(model(tokens[:, [1, 0, 2, 3, 4]]).logits, logits, atol=1e-3)
+
+
+def test_patches_are_weighed_by_attention():
+    model, tokens = detector(), torch.randn(1, 5, IMAGE_DIM)
+    with torch.no_grad():
+        model.attention.weight.mul_(1000)  # all attention on a single patch: the others no longer matter
+    weights = model.attention(model.norm(tokens[:, 1:])).softmax(1)
+    attended = 1 + int(weights.argmax())
+    assert weights.max() > 0.999
+    other = 1 + (attended % 4)
+    kept, changed = tokens.clone(), tokens.clone()
+    kept[:, other] = tokens[:, other].roll(1, -1) * 0 + tokens[:, other]
+    changed[:, attended] = tokens[:, attended].flip(-1)
+    torch.testing.assert_close(model(kept).logits, model(tokens).logits)
+    assert not torch.allclose(model(changed).logits, model(tokens).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, IMAGE_DIM - 1), (5, IMAGE_DIM)])
+def test_tokens_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got \({shape[0]}, "):
+        detector()(torch.zeros(shape))

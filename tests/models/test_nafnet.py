@@ -1,0 +1,167 @@
+"""NAFNet restores any size, and guidance enters through gates that begin closed."""
+
+import pytest
+import torch
+
+from tests.tiny import image, restorer
+from textir.models import NAFNet
+from textir.models.nafnet import GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate
+
+CHANNELS = (4, 6, 8)
+SMALL = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
+
+
+def features(height: int = 24, width: int = 40, batch: int = 1, seed: int = 1) -> list[torch.Tensor]:
+    """Guidance features as a matcher returns them: finest first, sides padded to whole pixels of the deepest level."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = -(-height // 4) * 4, -(-width // 4) * 4
+    return [torch.randn(batch, c, rows // 2**i, columns // 2**i, generator=generator) for i, c in enumerate(CHANNELS)]
+
+
+def open_gates(model: NAFNet, names: tuple[str, ...] = ("scale1", "scale2", "alpha")) -> NAFNet:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(names):
+                parameter.fill_(0.5)
+    return model
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("downscale", [1, 2])
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (1, 3), (33, 16)])
+def test_restorer_keeps_any_size(size, downscale, guided):
+    model = open_gates(NAFNet(**SMALL, downscale=downscale, guidance_channels=CHANNELS if guided else None))
+    degraded = image(*size, batch=2)
+    restored = model(degraded, features(-(-size[0] // downscale), -(-size[1] // downscale), 2) if guided else None)
+    assert restored.shape == degraded.shape and restored.isfinite().all()
+
+
+def test_sides_are_padded_by_their_last_pixels():
+    model, degraded = restorer(guided=False), image(17, 31)
+    padded = torch.nn.functional.pad(degraded, (0, 1, 0, 3), mode="replicate")
+    assert torch.equal(model(degraded), model(padded)[..., :17, :31])
+
+
+@pytest.mark.parametrize(("downscale", "multiple"), [(1, 4), (2, 8)])
+def test_the_size_multiple_is_that_of_the_deepest_level(downscale, multiple):
+    assert NAFNet(**SMALL, downscale=downscale).size_multiple == multiple
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels_work(channels):
+    degraded = torch.rand(2, channels, 17, 31)
+    assert NAFNet(**SMALL, in_channels=channels)(degraded).shape == degraded.shape
+
+
+@pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
+def test_a_fresh_guided_restorer_is_its_backbone_to_the_bit(fusion):
+    backbone = open_gates(NAFNet(**SMALL))
+    guided = NAFNet(**SMALL, guidance_channels=CHANNELS, fusion=fusion)
+    missing, unexpected = guided.load_state_dict(backbone.state_dict(), strict=False)
+    assert not unexpected and all("fusions" in name for name in missing)
+    open_gates(guided, ("scale1", "scale2"))
+    degraded = image(17, 31)
+    assert torch.equal(guided(degraded, features(17, 31)), backbone(degraded))
+
+
+def test_at_strength_zero_guidance_is_not_seen():
+    model, degraded = restorer(), image(17, 31)
+    assert torch.equal(model(degraded, features(17, 31), strength=0.0), model(degraded))
+
+
+def test_guidance_is_seen_through_open_gates():
+    model, degraded = restorer(), image()
+    bare, other, full = model(degraded), model(degraded, features(seed=2)), model(degraded, features())
+    assert not torch.allclose(full, bare, atol=1e-3) and not torch.allclose(full, other, atol=1e-3)
+    slight = model(degraded, features(), strength=0.1)
+    assert 0 < (slight - bare).abs().mean() < 0.5 * (full - bare).abs().mean()
+
+
+def test_what_guidance_adds_is_proportional_to_its_strength():
+    fusion = GuidanceFusion(4, 6)
+    torch.nn.init.constant_(fusion.alpha, 0.5)
+    x, guidance = torch.randn(2, 4, 6, 10), torch.randn(2, 6, 6, 10)
+    single, double = (fusion(x, guidance, strength) - x for strength in (1.0, 2.0))
+    torch.testing.assert_close(double, 2 * single)
+    assert single.abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(("fusion", "levels_seen"), [("encoder", [0, 1, 2]), ("decoder", [0, 1]), ("both", [0, 1, 2])])
+def test_guidance_enters_where_it_should(fusion, levels_seen):
+    model = open_gates(NAFNet(**SMALL, guidance_channels=CHANNELS, fusion=fusion))
+    assert len(model.encoder_fusions) == (0 if fusion == "decoder" else 3)
+    assert len(model.decoder_fusions) == (0 if fusion == "encoder" else 2)
+    degraded, guidance = image(), features()
+    expected = model(degraded, guidance)
+    for level in range(3):
+        changed = [g.flip(-1) if i == level else g for i, g in enumerate(guidance)]
+        assert torch.equal(model(degraded, changed), expected) == (level not in levels_seen)
+
+
+def test_gradients_reach_the_guidance():
+    guidance = [g.requires_grad_() for g in features()]
+    restorer()(image(), guidance).sum().backward()
+    assert all(g.grad.abs().sum() > 0 for g in guidance)
+
+
+def test_a_closed_gate_learns():
+    model = open_gates(NAFNet(**SMALL, guidance_channels=CHANNELS), ("scale1", "scale2"))
+    model(image(), features()).square().sum().backward()
+    alphas = [parameter for name, parameter in model.named_parameters() if name.endswith("alpha")]
+    assert len(alphas) == 5 and all(alpha.grad.abs().sum() > 0 for alpha in alphas)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_depths": (1,)}, "`decoder_depths` must have 2 entries like `encoder_depths`, got 1"),
+        ({"fusion": "middle"}, "`fusion` must be encoder, decoder or both, got 'middle'"),
+        ({"guidance_channels": (4, 6)}, r"`guidance_channels` must have 3 entries \(2 levels and the middle\), got 2"),
+    ],
+)
+def test_a_network_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        NAFNet(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize("guidance", [features()[:2], features()[::-1], [torch.zeros(1, c + 1, 8, 8) for c in CHANNELS]])
+def test_guidance_of_other_levels_is_refused(guidance):
+    channels = [g.shape[1] for g in guidance]
+    expected = rf"must have \[4, 6, 8\] channels, finest level first, got \{str(channels)[:-1]}\]"
+    with pytest.raises(ValueError, match=expected):
+        restorer()(image(), guidance)
+
+
+def test_guidance_is_refused_by_a_network_without_it():
+    with pytest.raises(ValueError, match="takes no guidance; build it with `guidance_channels`, or pass no"):
+        restorer(guided=False)(image(), features())
+
+
+# ---- what it is made of
+
+
+def test_layer_norm_normalises_the_channels_of_every_pixel():
+    norm, x = LayerNorm2d(6), torch.randn(2, 6, 5, 7) * 3 + 1
+    with torch.no_grad():
+        norm.weight.uniform_()
+        norm.bias.uniform_()
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+    torch.testing.assert_close(norm(x), expected * norm.weight[:, None, None] + norm.bias[:, None, None])
+
+
+def test_a_gate_multiplies_the_halves():
+    x = torch.randn(2, 6, 3, 5)
+    assert torch.equal(gate(x), x[:, :3] * x[:, 3:])
+
+
+def test_a_fresh_block_is_the_identity():
+    x = torch.randn(2, 4, 6, 10)
+    assert torch.equal(NAFBlock(4)(x), x)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (7, 12), (4, 12), (6, 10)])
+def test_features_are_cropped_or_repeated_to_fit(size):
+    x = torch.randn(1, 2, 6, 10)
+    fitted = fit(x, *size)
+    rows, columns = (torch.arange(side).clamp(max=old - 1) for side, old in zip(size, (6, 10)))
+    assert torch.equal(fitted, x[:, :, rows][..., columns])

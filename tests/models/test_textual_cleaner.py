@@ -1,0 +1,73 @@
+"""The cleaner maps each word on its own, in the paper's size or a light one, and may start as the identity."""
+
+import pytest
+import torch
+
+from tests.tiny import NUM_WORDS, WORD_DIM
+from textir.models import TextualCleaner
+
+
+def cleaner(**options) -> TextualCleaner:
+    return TextualCleaner(WORD_DIM, NUM_WORDS, **{"width": 16, **options})
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+FORMS = pytest.mark.parametrize("rank", [None, 3], ids=["paper", "light"])
+
+
+def test_the_defaults_are_the_papers():
+    with torch.device("meta"):
+        assert parameters(TextualCleaner()) == 118_215_680
+
+
+def test_the_light_form_is_much_smaller():
+    with torch.device("meta"):
+        assert parameters(TextualCleaner(rank=64)) < 0.1 * 118_215_680
+
+
+@FORMS
+@pytest.mark.parametrize("residual", [False, True])
+def test_words_keep_their_shape(rank, residual):
+    words = torch.randn(3, NUM_WORDS, WORD_DIM)
+    cleaned = cleaner(rank=rank, residual=residual)(words)
+    assert cleaned.shape == words.shape and cleaned.isfinite().all()
+
+
+@FORMS
+def test_a_residual_cleaner_starts_as_the_identity(rank):
+    words = torch.randn(3, NUM_WORDS, WORD_DIM)
+    assert torch.equal(cleaner(rank=rank, residual=True)(words), words)
+    assert not torch.allclose(cleaner(rank=rank)(words), words, atol=0.1)
+
+
+@FORMS
+def test_a_residual_cleaner_can_leave_the_identity(rank):
+    model, words = cleaner(rank=rank, residual=True), torch.randn(3, NUM_WORDS, WORD_DIM)
+    model(words).square().sum().backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.step()
+    assert not torch.allclose(model(words), words, atol=1e-4)
+
+
+@FORMS
+def test_words_do_not_talk_to_one_another(rank):
+    model, words = cleaner(rank=rank), torch.randn(2, NUM_WORDS, WORD_DIM)
+    changed = words.clone()
+    changed[:, 1] += 1
+    moved = (model(changed) - model(words)).abs().amax((0, 2)) > 1e-6
+    assert moved.tolist() == [False, True, False, False]
+
+
+@FORMS
+def test_the_same_word_is_cleaned_differently_at_each_place(rank):
+    cleaned = cleaner(rank=rank)(torch.randn(1, 1, WORD_DIM).expand(1, NUM_WORDS, WORD_DIM))[0]
+    assert all(not torch.allclose(cleaned[i], cleaned[j], atol=1e-3) for i in range(NUM_WORDS) for j in range(i))
+
+
+@pytest.mark.parametrize("shape", [(2, NUM_WORDS + 1, WORD_DIM), (2, NUM_WORDS, WORD_DIM - 1), (NUM_WORDS, WORD_DIM)])
+def test_words_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"`pseudo_words` must be \(B, {NUM_WORDS}, {WORD_DIM}\), got \({shape[0]}, "):
+        cleaner()(torch.zeros(shape))

@@ -1,0 +1,361 @@
+"""Degradations do what their formula says, draw from their generator alone, and recipes are read or refused."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import image
+from textir.degradations import (
+    RECIPES,
+    camera_path_kernel,
+    defocus,
+    degrade,
+    disc_kernel,
+    down_up,
+    gaussian_noise,
+    haze,
+    jpeg,
+    low_light,
+    motion_blur,
+    parse_recipe,
+    poisson_gaussian_noise,
+    rain,
+    random_depth,
+    smooth_field,
+)
+
+NOT_RANDOM = {"jpeg", "downup"}
+RANDOM = sorted(set(RECIPES) - NOT_RANDOM)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def roughness(picture: torch.Tensor) -> float:
+    """Mean squared difference of neighbouring pixels."""
+    return (picture.diff(dim=-1).square().mean() + picture.diff(dim=-2).square().mean()).item()
+
+
+# ---- what every degradation keeps
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (40, 24)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", RECIPES)
+def test_shape_and_range_stay_and_the_picture_changes(name, channels, size):
+    clean = image(*size, batch=2)[:, :channels]
+    degraded = degrade(clean, name, seeded())
+    assert degraded.shape == clean.shape and degraded.dtype == clean.dtype
+    assert degraded.isfinite().all()
+    assert not torch.allclose(degraded, clean, atol=0.01)
+    if name != "noise":
+        assert degraded.min() >= 0 and degraded.max() <= 1
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_ends_of_every_range_work_on_tiny_pictures(name, end):
+    degraded = degrade(image(16, 24), f"{name}:{getattr(RECIPES[name], end)}", seeded())
+    assert degraded.shape == (1, 3, 16, 24) and degraded.isfinite().all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_double_precision_stays(name):
+    assert degrade(image().double(), name, seeded()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_seed_gives_the_same_picture(name):
+    assert torch.equal(degrade(image(), name, seeded(1)), degrade(image(), name, seeded(1)))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_another_seed_gives_another_picture(name):
+    assert not torch.allclose(degrade(image(), name, seeded(1)), degrade(image(), name, seeded(2)), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_every_image_of_a_batch_has_its_own_draw(name):
+    ingredient = RECIPES[name]
+    twins = image().expand(2, -1, -1, -1)
+    first, second = ingredient.function(twins, **{ingredient.parameter: ingredient.levels["medium"]}, generator=seeded())
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_the_generator_is_drawn_from_and_the_input_left_as_it_was(name):
+    clean = image()
+    before, state = clean.clone(), torch.get_rng_state()
+    degraded = degrade(clean, name, seeded())
+    assert torch.equal(clean, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not degraded.requires_grad
+
+
+@pytest.mark.parametrize("name", ["noise", "haze", "blur", "defocus", "downup"])
+def test_gradients_flow_through_and_stay_finite(name):
+    clean = image().requires_grad_()
+    degrade(clean, name, seeded()).sum().backward()
+    assert clean.grad.isfinite().all() and clean.grad.abs().sum() > 0
+
+
+# ---- noise
+
+
+@pytest.mark.parametrize("sigma", [5, 25, 50])
+def test_noise_has_the_deviation_asked_for(sigma):
+    noise = gaussian_noise(torch.full((1, 3, 96, 128), 0.5), sigma, generator=seeded()) - 0.5
+    assert noise.std().item() * 255 == pytest.approx(sigma, rel=0.02)
+    assert abs(noise.mean().item()) * 255 < 0.02 * sigma + 0.05
+
+
+def test_noise_is_not_clipped():
+    noisy = gaussian_noise(torch.zeros(1, 3, 16, 24), 25, generator=seeded())
+    assert noisy.min() < 0
+
+
+def test_eight_bit_noise_lies_on_the_grid_of_a_file():
+    noisy = degrade(image(), "noise8:25", seeded()) * 255
+    torch.testing.assert_close(noisy, noisy.round(), atol=1e-4, rtol=0)
+    assert noisy.min() == 0 and noisy.max() == 255
+
+
+@pytest.mark.parametrize("signal", [0.1, 0.4, 0.8])
+def test_shot_noise_grows_with_the_signal(signal):
+    flat = torch.full((1, 1, 192, 256), signal)
+    noisy = poisson_gaussian_noise(flat, peak=500, read_sigma=0, generator=seeded())
+    assert noisy.mean().item() == pytest.approx(signal, rel=0.01)
+    assert noisy.var().item() == pytest.approx(signal / 500, rel=0.05)
+
+
+def test_read_noise_is_added_in_the_dark():
+    noisy = poisson_gaussian_noise(torch.zeros(1, 1, 192, 256), read_sigma=2, generator=seeded())
+    assert noisy[noisy > 0].square().mean().sqrt().item() * 255 == pytest.approx(2, rel=0.05)
+
+
+# ---- weather
+
+
+def test_haze_follows_its_formula():
+    clean, depth = image(), torch.linspace(0, 1, 40).expand(1, 1, 24, 40)
+    beta, light = 1.5, 0.8
+    transmission = torch.exp(-beta * depth)
+    black = haze(torch.zeros_like(clean), beta, (light, light), depth, seeded())
+    tinted = (black / (1 - transmission))[..., 1:].mean((2, 3), keepdim=True)  # camera excluded: no light there
+    assert ((tinted - light).abs() < 4 * 0.015).all() and tinted.std() > 0
+    expected = clean * transmission + tinted * (1 - transmission)
+    torch.testing.assert_close(haze(clean, beta, (light, light), depth, seeded()), expected)
+
+
+def test_haze_leaves_what_stands_at_the_camera():
+    clean = image()
+    torch.testing.assert_close(haze(clean, depth=torch.zeros(1, 1, 24, 40), generator=seeded()), clean)
+
+
+def test_depth_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"`depth` must be \(2, 1, 24, 40\) for this image, got \(2, 1, 40, 24\)"):
+        haze(image(batch=2), depth=torch.zeros(2, 1, 40, 24))
+
+
+def test_more_scattering_hides_more():
+    contrasts = [haze(image(), beta, generator=seeded()).std().item() for beta in (0.1, 0.5, 1.5, 4)]
+    assert contrasts == sorted(contrasts, reverse=True) and contrasts[0] > 3 * contrasts[-1]
+
+
+def test_rain_only_brightens_a_dark_scene():
+    scene = image() * 0.5
+    assert (rain(scene, 1.0, generator=seeded()) >= scene - 1e-6).all()
+
+
+def test_rain_grows_from_next_to_nothing():
+    scene = image(48, 64) * 0.5
+    changes = [(rain(scene, intensity, generator=seeded()) - scene).abs().mean().item() for intensity in (0, 0.3, 1)]
+    assert changes[0] < 0.015 and changes == sorted(changes) and changes[2] > 5 * changes[0]
+
+
+# ---- light and lens
+
+
+def test_a_stop_halves_the_light():
+    scene = image(48, 64)
+    for stops in (0, 1, 3):
+        dark = low_light(scene, stops, peak=(1e6, 1e6), cast=0, generator=seeded())
+        assert (dark**2.2).mean().item() == pytest.approx((scene**2.2).mean().item() / 2**stops, rel=0.02)
+
+
+def test_low_light_darkens_and_casts():
+    dark = low_light(torch.full((1, 3, 48, 64), 0.5), generator=seeded())
+    assert dark.mean() < 0.3
+    assert dark.mean((0, 2, 3)).std() > 1e-3
+
+
+@pytest.mark.parametrize("length", [0.0, 1.0, 7.0, 15.5, 40.0])
+def test_a_camera_path_spreads_the_light_over_its_length(length):
+    kernel = camera_path_kernel(length, seeded())
+    assert kernel.sum().item() == pytest.approx(1, abs=1e-5) and (kernel >= 0).all()
+    rows, columns = (kernel[0].sum(dim).nonzero().flatten() for dim in (1, 0))
+    extent = max(len(rows), len(columns))
+    assert extent >= length - 1 and extent <= max(length, 1) + 2
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5, 2.0, 4.7])
+def test_a_disc_has_sum_one_and_its_area(radius):
+    disc = disc_kernel(radius)
+    assert disc.sum().item() == pytest.approx(1, abs=1e-6)
+    assert (1 / disc.max()).item() == pytest.approx(max(1, np.pi * (radius**2 + 1 / 12)), rel=0.35)
+    torch.testing.assert_close(disc, disc.flip(1).mT)
+
+
+@pytest.mark.parametrize(
+    "blur",
+    [
+        lambda flat: motion_blur(flat, 9, generator=seeded()),
+        lambda flat: defocus(flat, 3, varying=False),
+        lambda flat: defocus(flat, 3, varying=True, generator=seeded()),
+        down_up,
+    ],
+    ids=["motion", "defocus", "varying defocus", "down and up"],
+)
+def test_blur_leaves_a_flat_picture_alone_and_smooths_another(blur):
+    flat = torch.full((2, 3, 24, 40), 0.3)
+    torch.testing.assert_close(blur(flat), flat)
+    rough = image(24, 40, batch=2)
+    assert roughness(blur(rough)) < 0.7 * roughness(rough)
+
+
+def test_varying_defocus_is_sharper_than_the_widest_disc():
+    rough = image(48, 64)
+    assert roughness(defocus(rough, 4, varying=True, generator=seeded())) > 3 * roughness(defocus(rough, 4, varying=False))
+
+
+# ---- files and resolution
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("quality", [5, 30, 95])
+def test_jpeg_is_that_of_pillow(quality, channels):
+    clean = image(17, 31)[:, :channels]
+    array = (clean[0] * 255).round().byte().movedim(0, -1).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array if channels == 3 else array[..., 0]).save(buffer, "JPEG", quality=quality)
+    expected = np.asarray(Image.open(buffer)).reshape(array.shape)
+    decoded = (jpeg(clean, quality)[0] * 255).round().byte().movedim(0, -1).numpy()
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_jpeg_takes_one_or_three_channels():
+    with pytest.raises(ValueError, match="JPEG stores 1 or 3 channels, got 2"):
+        jpeg(image()[:, :2])
+
+
+def test_a_greater_reduction_loses_more():
+    rough = image(48, 64)
+    kept = [roughness(down_up(rough, factor)) / roughness(rough) for factor in (1, 2, 3, 8)]
+    assert kept[0] == pytest.approx(1, abs=1e-3)
+    assert kept == sorted(kept, reverse=True) and kept[1] < 0.2
+
+
+# ---- what they are made of
+
+
+def test_a_smooth_field_spans_zero_to_one():
+    field = smooth_field(24, 40, seeded())
+    assert field.shape == (1, 1, 24, 40) and (field.min(), field.max()) == (0, 1)
+    assert roughness(field) < 0.05
+
+
+def test_depth_lies_between_camera_and_horizon_and_differs_between_images():
+    depth = random_depth(image(24, 40).expand(2, -1, -1, -1), seeded())
+    assert depth.shape == (2, 1, 24, 40)
+    assert depth.min() > 0.05 and depth.max() <= 1 + 1e-6
+    assert not torch.allclose(depth[0], depth[1], atol=0.01)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps"),
+    [
+        ("noise:25", [("noise", 25, 25)]),
+        ("noise:0..50", [("noise", 0, 50)]),
+        ("haze:0.5..1.5", [("haze", 0.5, 1.5)]),
+        ("rain:heavy+haze:0.8", [("rain", 1.0, 1.0), ("haze", 0.8, 0.8)]),
+        ("haze:0.8 + rain:heavy", [("haze", 0.8, 0.8), ("rain", 1.0, 1.0)]),
+        ("poisson:light..heavy", [("poisson", 300, 30)]),
+        ("jpeg", [("jpeg", 25, 25)]),
+        ("clean", []),
+        ("", []),
+        ("clean+noise8:light", [("noise8", 15, 15)]),
+    ],
+)
+def test_a_recipe_is_read(recipe, steps):
+    assert parse_recipe(recipe) == steps
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("snow", r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .*, clean\."),
+        ("noise:25+snow:3", "Unknown degradation 'snow' in recipe 'noise:25\\+snow:3'"),
+        ("noise:much", "'much' in recipe 'noise:much' is neither a number nor one of light, medium, heavy"),
+        ("noise:10..", "'' in recipe 'noise:10..' is neither a number"),
+        ("noise:-1", r"noise takes sigma from 0 to 255 \(0-255 scale, unclipped\), got -1"),
+        ("noise:0..300", "got 300"),
+        ("noise:nan", "got nan"),
+        ("rain:1.5", "rain takes intensity from 0 to 1"),
+        ("downup:0.5", r"downup takes factor from 1 to 64 \(reduction of each side\), got 0.5"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_level_lies_in_the_range_of_its_recipe(name):
+    ingredient = RECIPES[name]
+    assert set(ingredient.levels) == {"light", "medium", "heavy"}
+    assert all(ingredient.low <= value <= ingredient.high for value in ingredient.levels.values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_levels_grow_worse(name):
+    clean = down_up(image(64, 96, batch=4), 8)
+    light, medium, heavy = (
+        (degrade(clean, f"{name}:{level}", seeded()) - clean).square().mean() for level in ("light", "medium", "heavy")
+    )
+    assert light < medium < heavy
+
+
+def test_clean_returns_the_picture():
+    assert torch.equal(degrade(image(), "clean", seeded()), image())
+
+
+def test_steps_are_applied_in_order():
+    generator = seeded()
+    expected = down_up(gaussian_noise(image(), 25, generator=generator), 2)
+    assert torch.equal(degrade(image(), "noise:25+downup:2", seeded()), expected)
+    assert not torch.allclose(degrade(image(), "downup:2+noise:25", seeded()), expected, atol=0.01)
+
+
+def test_a_range_gives_every_image_its_own_value():
+    noise = degrade(torch.full((8, 3, 24, 40), 0.5), "noise:0..50", seeded()) - 0.5
+    sigmas = noise.std((1, 2, 3)) * 255
+    assert sigmas.min() >= 0 and sigmas.max() < 53
+    assert sigmas.std() > 5
+
+
+def test_a_batch_is_its_images_one_after_another():
+    batch, generator = image(batch=3), seeded()
+    singles = torch.cat([degrade(single, "rain:0.2..1+noise8:5..50", generator) for single in batch.split(1)])
+    assert torch.equal(degrade(batch, "rain:0.2..1+noise8:5..50", seeded()), singles)
+
+
+def test_an_image_without_batch_is_refused():
+    with pytest.raises(ValueError, match=r"`image` must be \(B, C, H, W\), got shape \(3, 24, 40\)"):
+        degrade(image()[0], "noise")

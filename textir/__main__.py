@@ -1,0 +1,5 @@
+"""`python -m textir`."""
+
+from textir.cli import app
+
+app(prog_name="textir")

@@ -1,0 +1,235 @@
+"""The command line: `python -m textir restore PHOTO --output restored`.
+
+Heavy libraries load inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Inputs = Annotated[list[Path], typer.Argument(help="Image files and folders.")]
+Output = Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")]
+Checkpoint = Annotated[str, typer.Option(help="mini (embedded), a folder in diffusers format, or a Hub id.")]
+Adapter = Annotated[str | None, typer.Option(help="LoRA: a name in the checkpoint, a folder or a Hub id.")]
+Task = Annotated[
+    str, typer.Option(help="auto, denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg, or an adapter's name.")
+]
+Guidance = Annotated[str, typer.Option(help="cleaned, degraded, prompt or none.")]
+Prompt = Annotated[str | None, typer.Option(help="Words joined to the pseudo-words.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the guidance should not show.")]
+Strength = Annotated[float, typer.Option(help="Weight of the guidance, 0 (none) to 1.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; the checkpoint's default if not given.")]
+Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; the checkpoint's default if not given.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Tile = Annotated[int | None, typer.Option(help="Side of tiles in pixels; 0 for none; chosen by free memory if not given.")]
+Recursive = Annotated[bool, typer.Option(help="Look into sub-folders and keep their tree.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+
+
+def fail(message: object) -> typer.Exit:
+    """Print an error and hand out the exception that ends the command."""
+    typer.secho(f"error: {message}", fg="red", err=True)
+    return typer.Exit(2)
+
+
+def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str):
+    """A pipeline ready to work, with an adapter if one is asked for."""
+    import torch
+    from diffusers.utils import logging
+
+    from pipelines import MINI, TextGuidedRestorationPipeline
+
+    dtypes = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise ValueError(f"`--dtype` must be one of {', '.join(dtypes)}, got {dtype!r}.")
+    logging.disable_progress_bar()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = dtypes[dtype] or (torch.float16 if device.startswith("cuda") else torch.float32)
+    folder = MINI if checkpoint == "mini" else checkpoint
+    if not Path(folder).is_dir() and (Path(folder).exists() or folder.count("/") != 1):
+        raise ValueError(f"{folder} is neither a folder in diffusers format nor a Hub id of the form user/name.")
+    try:
+        pipe = TextGuidedRestorationPipeline.from_pretrained(folder, dtype=precision).to(device)
+    except (OSError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{folder} could not be loaded on {device}: {error}") from error
+    if adapter is not None:
+        inside = Path(folder) / "adapters" / adapter
+        pipe.load_lora_weights(str(inside) if inside.is_dir() else adapter, adapter_name=Path(adapter).name.replace(".", "_"))
+    pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
+    return pipe
+
+
+@app.command()
+def restore(
+    inputs: Inputs,
+    output: Output,
+    task: Task = "auto",
+    checkpoint: Checkpoint = "mini",
+    adapter: Adapter = None,
+    guidance: Guidance = "cleaned",
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    strength: Strength = 1.0,
+    steps: Steps = None,
+    guidance_scale: Scale = None,
+    seed: Seed = 0,
+    tile: Tile = None,
+    intermediates: Annotated[bool, typer.Option(help="Also write guidance, match, influence and words.")] = False,
+    recursive: Recursive = False,
+    skip_existing: Annotated[bool, typer.Option(help="Leave alone what an earlier run has written.")] = False,
+    fail_fast: Annotated[bool, typer.Option(help="Stop at the first bad file.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its source."""
+    from textir.restoration import plan_jobs, restore_files, restore_picture
+
+    try:
+        jobs = plan_jobs(inputs, output, recursive)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        pipe.check_arguments(
+            task, guidance_strength=strength, num_inference_steps=1 if steps is None else steps, tile=tile or None
+        )
+        pipe.check_guidance(guidance, prompt, negative_prompt, guidance_scale=guidance_scale)
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    import torch
+
+    def run(picture):
+        return restore_picture(
+            pipe,
+            picture,
+            tile="auto" if tile is None else tile or None,
+            task=task,
+            guidance=guidance,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance_strength=strength,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    written, bad = 0, []
+    for job, target, problem in tqdm(restore_files(jobs, run, skip_existing, intermediates), total=len(jobs), unit="image", disable=None):
+        if problem is None:
+            written += 1
+            tqdm.write(str(target))
+            continue
+        bad.append(job.source)
+        tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
+        if fail_fast:
+            break
+    typer.echo(
+        f"{written} of {len(jobs)} images restored" + (f", {len(bad)} bad: {', '.join(map(str, bad))}" if bad else "") + "."
+    )
+    if written != len(jobs):
+        raise typer.Exit(1)
+
+
+@app.command()
+def degrade(
+    inputs: Inputs,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    recipe: Annotated[str, typer.Option(help="What to do to them, such as noise:25 or rain:heavy+haze:0.8.")] = "",
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a figure of all degradations (or of the recipe) of the first image.")
+    ] = None,
+    seed: Seed = 0,
+    recursive: Recursive = False,
+) -> None:
+    """Degrade clean images, or show what each degradation looks like (`--sheet figure.png`)."""
+    import zlib
+
+    import torch
+
+    from textir.degradations import RECIPES, degrade, parse_recipe
+    from textir.evaluation import contact_sheet
+    from textir.images import list_images, read_picture, write_picture
+    from textir.restoration import plan_jobs, restore_files
+
+    def run(picture):
+        generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
+        image = degrade(torch.from_numpy(picture.pixels).movedim(-1, 0)[None], recipe, generator)
+        return picture.with_pixels(image[0].clamp(0, 1).movedim(0, -1).numpy()), None
+
+    try:
+        if (output is None) == (sheet is None):
+            raise ValueError("Pass either --output (with --recipe) or --sheet.")
+        if sheet is not None:
+            first = list_images(inputs[0], recursive)[0]
+            typer.echo(write_picture(sheet, contact_sheet(read_picture(first), [recipe] if recipe else list(RECIPES), seed=seed)))
+            return
+        if not parse_recipe(recipe):
+            raise ValueError("Pass a `--recipe`, such as noise:25.")
+        jobs = plan_jobs(inputs, output, recursive)
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    bad = 0
+    for job, target, problem in restore_files(jobs, run):
+        typer.echo(str(target) if problem is None else f"error: {job.source}: {problem}", err=problem is not None)
+        bad += problem is not None
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with input/ and target/, or of clean images with --degradation.")],
+    degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
+    protocol: Annotated[str, typer.Option(help="rgb or y (luma, as deraining tables use).")] = "rgb",
+    border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
+    multiple: Annotated[int, typer.Option(help="Crop the centre to a multiple of this (16 in the PromptIR family).")] = 1,
+    checkpoint: Checkpoint = "mini",
+    adapter: Adapter = None,
+    task: Task = "auto",
+    guidance: Guidance = "cleaned",
+    strength: Strength = 1.0,
+    steps: Steps = None,
+    seed: Seed = 0,
+    tile: Tile = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all scores and settings here.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure PSNR and SSIM, before and after restoration."""
+    from textir.evaluation import evaluate
+    from textir.images import writing
+    from textir.metrics import Protocol
+
+    try:
+        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        result = evaluate(
+            pipe,
+            data,
+            degradation,
+            Protocol(protocol, border, multiple),
+            seed,
+            limit,
+            on_score=lambda s: typer.echo(f"{s.name:24} {s.input_psnr:6.2f} {s.input_ssim:.4f}  ->  {s.psnr:6.2f} {s.ssim:.4f}"),
+            task=task,
+            guidance=guidance,
+            guidance_strength=strength,
+            num_inference_steps=steps,
+            tile=tile or None,
+        )
+        if json_file is not None:
+            with writing(json_file) as temporary:
+                temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    mean = result.summary()
+    typer.echo(
+        f"\n{mean['images']} images of {data}{f' degraded by {degradation}' if degradation else ''} ({result.protocol}; seed {seed})\n"
+        f"input    {mean['input_psnr']:.2f} dB  {mean['input_ssim']:.4f}\n"
+        f"restored {mean['psnr']:.2f} dB  {mean['ssim']:.4f}   {mean['seconds']:.2f} s/image"
+    )

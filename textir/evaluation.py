@@ -1,0 +1,183 @@
+"""Measure a pipeline: PSNR and SSIM of what goes in and what comes out, with everything written down that a number needs."""
+
+import hashlib
+import platform
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from textir.degradations import degrade, parse_recipe
+from textir.images import Picture, list_images, read_picture
+from textir.metrics import Protocol, psnr, ssim
+
+
+class Pair(NamedTuple):
+    """A test image: its name, what the pipeline sees and what it should return, `(H, W, 3)`."""
+
+    name: str
+    degraded: np.ndarray
+    clean: np.ndarray
+    digest: str
+
+
+@dataclass
+class Score:
+    """PSNR in dB and SSIM of one image, before and after."""
+
+    name: str
+    input_psnr: float
+    input_ssim: float
+    psnr: float
+    ssim: float
+    seconds: float
+    input_sha256: str
+
+
+@dataclass
+class Evaluation:
+    """The scores of a data set and what they were measured with."""
+
+    data: str
+    degradation: str | None
+    protocol: str
+    seed: int
+    settings: dict
+    scores: list[Score] = field(default_factory=list)
+
+    def mean(self, name: str) -> float:
+        """Mean of a field of the scores; equal images count with 100 dB, so that one of them does not make the mean infinite."""
+        return float(np.mean([min(getattr(score, name), 100.0) for score in self.scores]))
+
+    def summary(self) -> dict[str, float]:
+        names = ("input_psnr", "input_ssim", "psnr", "ssim", "seconds")
+        return {"images": len(self.scores), **{name: round(self.mean(name), 4) for name in names}}
+
+    def to_dict(self) -> dict:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        return {"summary": self.summary(), **asdict(self), "versions": versions}
+
+
+def find_pairs(folder: str | Path) -> list[tuple[Path, Path]]:
+    """The (degraded, clean) files of a folder with `input/` and `target/`, matched by name without extension.
+
+    Raises:
+        ValueError: if a sub-folder is absent or empty, or a file has no twin.
+    """
+    folder = Path(folder)
+    missing = [name for name in ("input", "target") if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no folder {' and '.join(missing)}; pairs lie in input/ and target/. "
+            "For a folder of clean images pass a degradation recipe such as noise:25."
+        )
+    degraded = {path.stem: path for path in list_images(folder / "input")}
+    clean = {path.stem: path for path in list_images(folder / "target")}
+    if not degraded:
+        raise ValueError(f"No images in {folder / 'input'}.")
+    lonely = sorted(degraded.keys() ^ clean.keys())
+    if lonely:
+        raise ValueError(f"{len(lonely)} images of {folder} have no twin of the same name: {', '.join(lonely[:10])}.")
+    return [(degraded[name], clean[name]) for name in sorted(degraded)]
+
+
+def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0, limit: int | None = None) -> Iterator[Pair]:
+    """The test images of a folder, in sorted order.
+
+    Without `degradation` the folder holds `input/` and `target/`. With one it holds clean images (or a `target/` of them), and each
+    is degraded with a seed made of its file name, so that an image gets the same degradation whatever else is in the folder.
+
+    Raises:
+        ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not understood.
+    """
+    if degradation is None:
+        for degraded_path, clean_path in find_pairs(folder)[:limit]:
+            degraded, clean = read_picture(degraded_path).pixels, read_picture(clean_path).pixels
+            if degraded.shape != clean.shape:
+                raise ValueError(f"{degraded_path} is {_size(degraded)} but its twin {clean_path} is {_size(clean)}.")
+            yield Pair(degraded_path.stem, degraded, clean, _digest(degraded))
+        return
+    parse_recipe(degradation)
+    folder = Path(folder)
+    paths = list_images(folder / "target" if (folder / "target").is_dir() else folder)
+    if not paths:
+        raise ValueError(f"No images in {folder}.")
+    for path in paths[:limit]:
+        clean = read_picture(path).pixels
+        generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
+        image = degrade(torch.from_numpy(clean).movedim(-1, 0)[None], degradation, generator)
+        degraded = np.ascontiguousarray(image[0].movedim(0, -1).numpy())
+        yield Pair(path.stem, degraded, clean, _digest(degraded))
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[0]}"
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def evaluate(
+    pipe,
+    folder: str | Path,
+    degradation: str | None = None,
+    protocol: Protocol = Protocol(),
+    seed: int = 0,
+    limit: int | None = None,
+    on_score: Callable[[Score], None] = lambda score: None,
+    **options,
+) -> Evaluation:
+    """Restore every image of a folder and compare.
+
+    Args:
+        pipe: a restoration pipeline.
+        folder: `input/` and `target/`, or clean images if `degradation` is given.
+        degradation: recipe, see `textir.degradations.parse_recipe`.
+        protocol: how images are compared.
+        seed: added to the seed that each file name gives; also seeds the guidance.
+        limit: measure only the first images.
+        on_score: called after each image.
+        options: further arguments of the pipeline (task, guidance, tile, ...).
+    """
+    shown = {name: value for name, value in options.items() if value is not None}
+    result = Evaluation(str(folder), degradation, str(protocol), seed, shown)
+    for pair in load_pairs(folder, degradation, seed, limit):
+        start = time.perf_counter()
+        image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None]
+        generator = torch.Generator().manual_seed(seed)
+        output = pipe(image, output_type="np", generator=generator, **options)
+        seconds = time.perf_counter() - start
+        score = Score(
+            pair.name,
+            psnr(pair.degraded, pair.clean, protocol),
+            ssim(pair.degraded, pair.clean, protocol),
+            psnr(output.images[0], pair.clean, protocol),
+            ssim(output.images[0], pair.clean, protocol),
+            seconds,
+            pair.digest,
+        )
+        result.scores.append(score)
+        on_score(score)
+    return result
+
+
+def contact_sheet(photo: Picture, recipes: Sequence[str], width: int = 320, seed: int = 0) -> Picture:
+    """A figure of recipes: a row for each, the clean photo first, then its light, medium and heavy degradation (or four draws of a
+    recipe that names its own value)."""
+    clean = torch.from_numpy(photo.pixels).movedim(-1, 0)[None]
+    height = round(width * clean.shape[-2] / clean.shape[-1])
+    rows = []
+    for recipe in recipes:
+        variants = (
+            [recipe] * 3 if ":" in recipe or "+" in recipe else [f"{recipe}:{level}" for level in ("light", "medium", "heavy")]
+        )
+        cells = [clean] + [degrade(clean, text, torch.Generator().manual_seed(seed + i)) for i, text in enumerate(variants)]
+        cells = [torch.nn.functional.interpolate(cell.clamp(0, 1), (height, width), mode="area") for cell in cells]
+        rows.append(torch.cat(cells, dim=3))
+    return Picture(np.ascontiguousarray(torch.cat(rows, dim=2)[0].movedim(0, -1).numpy()))

@@ -1,0 +1,119 @@
+"""Files in, files out: a picture through a pipeline with nothing lost, and many pictures one after the other."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from textir.images import Picture, list_images, output_name, read_picture, write_picture, writing
+from textir.tiling import choose_tile
+
+
+def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **options) -> tuple[Picture, object]:
+    """Restore a picture at its own depth; alpha, profile and EXIF stay.
+
+    Args:
+        pipe: a restoration pipeline.
+        picture: what to restore.
+        tile: side of the tiles in pixels, `None` for the whole image at once, or `auto`: tiles only where memory asks for them.
+        options: further arguments of the pipeline.
+
+    Returns:
+        the restored picture and the pipeline's output, whose images are tensors.
+
+    Raises:
+        ValueError: what the pipeline raises.
+    """
+    image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
+    if tile == "auto":
+        tile = choose_tile(*image.shape[-2:], pipe.restorer) if pipe.restorer is not None else None
+    output = pipe(image, tile=tile, output_type="pt", **options)
+    restored = output.images[0].float().movedim(0, -1).cpu().numpy()
+    if restored.shape != picture.pixels.shape:  # a pipeline without restorer returns the guidance itself, in its own size
+        return Picture(np.ascontiguousarray(restored)), output
+    return picture.with_pixels(np.ascontiguousarray(restored)), output
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to restore and where the result goes."""
+
+    source: Path
+    target_folder: Path
+
+
+def plan_jobs(inputs: Sequence[str | Path], output: str | Path, recursive: bool = False) -> list[Job]:
+    """The files behind some paths; a folder keeps its tree below `output`.
+
+    Raises:
+        ValueError: if a path does not exist, holds no image, or two files would get the same name, or one would be overwritten.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; `--output` needs a folder.")
+    jobs = []
+    for path in map(Path, inputs):
+        files = list_images(path, recursive)
+        if not files:
+            hint = "" if recursive else "; use --recursive to look into its sub-folders"
+            raise ValueError(f"No images in {path}{hint}.")
+        jobs += [Job(file, output / (file.parent.relative_to(path) if path.is_dir() else "")) for file in files]
+    targets = {}
+    for job in jobs:
+        target = (job.target_folder / job.source.name).resolve()
+        if target == job.source.resolve():
+            raise ValueError(f"{job.source} would be overwritten by its own result; choose another `--output`.")
+        if target in targets:
+            raise ValueError(f"{targets[target]} and {job.source} would both be written to {target}; restore them apart.")
+        targets[target] = job.source
+    return jobs
+
+
+def restore_files(
+    jobs: Sequence[Job],
+    restore: Callable[[Picture], tuple[Picture, object]],
+    skip_existing: bool = False,
+    intermediates: bool = False,
+) -> Iterator[tuple[Job, Path | None, str | None]]:
+    """Restore file after file; a bad one does not stop the others.
+
+    Yields:
+        the job, the file written (or already there), and what went wrong if it was not written.
+    """
+    for job in jobs:
+        try:
+            picture = read_picture(job.source)
+            target = job.target_folder / output_name(job.source, picture)
+            if not (skip_existing and target.exists()):
+                restored, output = restore(picture)
+                write_picture(target, restored)
+                if intermediates:
+                    write_intermediates(target.with_name(target.stem + ".intermediates"), output)
+            yield job, target, None
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            yield job, None, str(error) or type(error).__name__
+
+
+def write_intermediates(folder: Path, output) -> None:
+    """Everything that a pipeline's output (of one image, as tensors) shows, as PNG files and `words.json`."""
+    pictures = {
+        "guidance": output.guidance_images[0] if output.guidance_images is not None else None,
+        "match_confidence": output.match_confidence[0] if output.match_confidence is not None else None,
+        "influence": output.influence[0] if output.influence is not None else None,
+    }
+    for name, tensor in pictures.items():
+        if tensor is not None:
+            pixels = tensor.detach().float().cpu().reshape(-1, *tensor.shape[-2:]).movedim(0, -1).numpy()
+            is_gray = pixels.shape[-1] == 1
+            write_picture(folder / f"{name}.png", Picture(pixels.repeat(3, -1) if is_gray else pixels, is_gray=is_gray))
+    words = {
+        "guidance": output.guidance,
+        "degradation": output.degradation and output.degradation[0],
+        "severity": output.severity and output.severity[0],
+        "nearest_tokens": output.nearest_tokens and output.nearest_tokens[0],
+    }
+    with writing(folder / "words.json") as temporary:
+        temporary.write_text(json.dumps(words, indent=2) + "\n")
