@@ -168,6 +168,15 @@ def example_files() -> list[list[str]]:
     return rows
 
 
+class Photo(gr.Image):
+    """An image input that hands over the uploaded file untouched: 16 bits, alpha and profile included, broken files too."""
+
+    is_template = True  # shown as its parent
+
+    def preprocess(self, payload) -> str | None:
+        return None if payload is None else payload.path
+
+
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 ABOUT = """# TextIR
 Restores photographs that suffer from **noise, rain, haze, low light, blur or compression**. A photo is put into words, the degradation is
@@ -180,7 +189,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     gr.Markdown(ABOUT + ("" if PAINTS else "\n\n" + UNGUIDED))
     with gr.Row():
         with gr.Column():
-            image = gr.Image(label="Degraded photo", type="filepath", image_mode=None, format="png", height=360)
+            image = Photo(label="Degraded photo", type="filepath", format="png", height=360)
             info = "Chooses the adapter of that name where the checkpoint has one."
             task = gr.Dropdown(["auto", *TASKS], value="auto", label="Task", info=info)
             with gr.Row():

@@ -866,16 +866,21 @@ def apply_tiled(
     overlap: int,
     on_tile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and blend the results linearly."""
+    """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and blend the results.
+
+    The outer quarter of an overlap is thrown away and its middle half blended linearly, so a function that sees no further than
+    `overlap // 4` pixels gives the same result as on the whole image.
+    """
     height, width = image.shape[-2:]
-    ramp = torch.arange(1, overlap + 1, device=image.device) / (overlap + 1)
     total, weight = None, torch.zeros(1, 1, height, width, device=image.device)
     for top in tile_starts(height, tile, overlap):
         for left in tile_starts(width, tile, overlap):
-            region = (..., slice(top, min(top + tile, height)), slice(left, min(left + tile, width)))
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            region = (..., slice(top, bottom), slice(left, right))
             result = function(image[region], None if reference is None else reference[region])
-            rows, columns = (blend_window(side, overlap, ramp) for side in result.shape[-2:])
-            window = rows[:, None] * columns[None]
+            rows = blend_window(bottom - top, overlap, fade_in=top > 0, fade_out=bottom < height)
+            columns = blend_window(right - left, overlap, fade_in=left > 0, fade_out=right < width)
+            window = (rows[:, None] * columns[None]).to(image.device)
             if total is None:
                 total = torch.zeros(*result.shape[:2], height, width, device=image.device)
             total[region] += result * window
@@ -884,13 +889,15 @@ def apply_tiled(
     return total / weight
 
 
-def blend_window(side: int, overlap: int, ramp: torch.Tensor) -> torch.Tensor:
-    """1 in the middle of a tile, falling linearly over `overlap` pixels towards both ends."""
-    window = torch.ones(side, device=ramp.device)
-    reach = min(overlap, side // 2)
-    if reach:
-        window[:reach] = ramp[:reach]
-        window[-reach:] = ramp[:reach].flip(0)
+def blend_window(side: int, overlap: int, fade_in: bool, fade_out: bool) -> torch.Tensor:
+    """Weights `(side,)` of a tile: 1, but fading from and to 0 over `overlap` pixels at ends that lie inside the image."""
+    margin = overlap // 4
+    ramp = ((torch.arange(overlap) - margin + 0.5) / max(overlap - 2 * margin, 1)).clamp(0, 1)
+    window = torch.ones(side)
+    if fade_in and overlap:
+        window[:overlap] *= ramp
+    if fade_out and overlap:
+        window[-overlap:] *= ramp.flip(0)
     return window
 
 

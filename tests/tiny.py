@@ -15,7 +15,7 @@ from pipelines import TextGuidedRestorationPipeline
 from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, NAFNet, TextualCleaner
 
 WORD_DIM, IMAGE_DIM, NUM_WORDS = 16, 24, 4
-WORDS = "a photo of the rainy hazy dark clean blurred noisy dog street , .".split()
+WORDS = ["a", "photo", "of", "the", "rainy", "hazy", "dark", "clean", "blurred", "noisy", "dog", "street", ",", "."]
 
 
 def tokenizer(length: int = 24) -> CLIPTokenizer:

@@ -119,7 +119,9 @@ def restore(
         )
 
     written, bad = 0, []
-    for job, target, problem in tqdm(restore_files(jobs, run, skip_existing, intermediates), total=len(jobs), unit="image", disable=None):
+    for job, target, problem in tqdm(
+        restore_files(jobs, run, skip_existing, intermediates), total=len(jobs), unit="image", disable=None
+    ):
         if problem is None:
             written += 1
             tqdm.write(str(target))

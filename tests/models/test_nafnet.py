@@ -137,6 +137,13 @@ def test_guidance_is_refused_by_a_network_without_it():
         restorer(guided=False)(image(), features())
 
 
+def test_its_repeated_blocks_can_be_compiled_alone():
+    model, degraded = restorer(), image()
+    before = model(degraded, features())
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(degraded, features()), before)
+
+
 # ---- what it is made of
 
 

@@ -1,0 +1,91 @@
+"""The rules that keep the house in order: who may import whom, and what travels to the Hub alone."""
+
+import ast
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CARRIED = sorted([*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")])
+MAY_TRAVEL = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub", "peft", "safetensors"}
+MINI = ROOT / "textir" / "checkpoints" / "mini"
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports; relative imports begin with a dot."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or ""))
+    return names
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if MINI not in path.parents]
+
+
+@pytest.mark.parametrize("path", CARRIED, ids=lambda path: path.name)
+def test_files_that_travel_to_the_hub_stand_alone(path):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert "" not in tops, "relative import"
+    assert tops - set(sys.stdlib_module_names) <= MAY_TRAVEL
+
+
+@pytest.mark.parametrize("path", sources("textir"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_face_of_the_package_imports_pipelines(path):
+    if path.relative_to(ROOT / "textir").as_posix() not in ("__init__.py", "cli.py"):
+        assert not any(name.split(".")[0] == "pipelines" for name in imports(path))
+
+
+def test_gradio_and_spaces_stay_in_the_app():
+    for path in sources("textir", "pipelines", "train_lora"):
+        assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_accelerate_stays_in_training_code():
+    for path in sources("textir", "pipelines"):
+        if path.name != "training.py":
+            assert "accelerate" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_modules_import_one_another_without_circles():
+    graph = {}
+    for path in sources("textir"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {target for target in imports(path) if target.startswith("textir.")}
+
+    def reach(name, seen):
+        assert name not in seen, f"circle: {' -> '.join([*seen, name])}"
+        for target in graph.get(name, ()):
+            reach(target, [*seen, name])
+
+    for name in graph:
+        reach(name, [])
+
+
+def test_torchvision_is_not_installed():
+    assert find_spec("torchvision") is None
+
+
+def test_no_requirement_asks_for_torchvision():
+    for file in ROOT.glob("requirements*.txt"):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert not any("torchvision" in line for line in lines), file
+
+
+def test_the_embedded_checkpoint_carries_the_present_code():
+    """Refresh with `python -m tests.refresh_mini` after a change of a carried file."""
+    assert (MINI / "pipeline.py").read_text() == (ROOT / "pipelines" / "pipeline_text_guided_restoration.py").read_text()
+    for copy in MINI.glob("*/*.py"):
+        assert copy.read_text() == (ROOT / "textir" / "models" / copy.name).read_text(), copy.name
+
+
+def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
+    files = [path for path in MINI.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size < 10e6 for path in files)
+    assert sum(path.stat().st_size for path in files) < 60e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
