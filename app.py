@@ -195,6 +195,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
             with gr.Row():
                 start = gr.Button("Restore", variant="primary")
                 stop = gr.Button("Stop")
+            gr.Examples(example_files(), [image, task], example_labels=list(EXAMPLES), label="Examples")
             with gr.Accordion("Advanced", open=False):
                 prompt = gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=PAINTS)
                 negative = gr.Textbox("", label="Negative prompt", info="What it should not show", visible=PAINTS)
@@ -209,7 +210,6 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
             file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
             inside = gr.Gallery(label="Inside", format="png", columns=3, object_fit="contain", interactive=False, visible=PAINTS)
             words = gr.Markdown(label="Words", visible=PAINTS)
-    gr.Examples(example_files(), [image, task], example_labels=list(EXAMPLES), label="Examples")
     event = start.click(
         restore,
         [image, task, prompt, negative, guidance, strength, steps, seed, tile],
@@ -218,6 +218,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
         concurrency_limit=1,
         concurrency_id="model",
         scroll_to_output=True,
+        show_progress_on=slider,
     )
     stop.click(None, cancels=[event], api_visibility="private")
 

@@ -36,6 +36,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.utils import validate_hf_hub_args
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BaseImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 logger = logging.get_logger(__name__)
@@ -97,21 +98,26 @@ class CarriesCodeMixin:
         """Save in diffusers format, with the source files of the pipeline and its own components.
 
         Raises:
-            ValueError: if LoRA adapters are attached; diffusers would write a checkpoint that cannot be read.
+            ValueError: if LoRA layers are attached; diffusers would write a checkpoint that cannot be read.
         """
-        attached = [name for name, part in self.components.items() if getattr(part, "peft_config", None)]
+        attached = [name for name, part in self.components.items() if has_lora_layers(part)]
         if attached:
             raise ValueError(
                 f"LoRA adapters are attached to {', '.join(attached)}. Save them with `save_lora_weights`, or make them permanent with "
                 "`fuse_lora()` and `unload_lora_weights()` before `save_pretrained`."
             )
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory, *args, **kwargs):
+        """Write `model_index.json` and the sources: the last thing that `save_pretrained` does before it uploads."""
+        super().save_config(save_directory, *args, **kwargs)
         self._write_sources(Path(save_directory))
 
     def _write_sources(self, folder: Path) -> None:
         index_file = folder / self.config_name
         index = json.loads(index_file.read_text())
         for name, part in self.components.items():
+            forget(folder / name / "config.json", "_name_or_path", "dtype")
             if part is None or type(part).__module__.split(".")[0] in ("diffusers", "transformers"):
                 continue
             source = Path(inspect.getsourcefile(type(part)))
@@ -139,6 +145,19 @@ class CarriesCodeMixin:
         return loaded
 
 
+def forget(config_file: Path, *keys: str) -> None:
+    """Take out of a component's config what is true of this machine only: its paths, and a dtype that a variant left behind."""
+    if config_file.is_file():
+        config = json.loads(config_file.read_text())
+        kept = {key: value for key, value in config.items() if key not in keys}
+        config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+def has_lora_layers(part) -> bool:
+    """True also where all adapters were deleted: their layers stay until they are unloaded."""
+    return isinstance(part, torch.nn.Module) and any(isinstance(module, BaseTunerLayer) for module in part.modules())
+
+
 class ChainLoraLoaderMixin(LoraBaseMixin):
     """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling conventions."""
 
@@ -154,7 +173,8 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         """
         weight_name = str(kwargs.get("weight_name") or "")
         source = str(pretrained_model_name_or_path_or_dict) if not isinstance(pretrained_model_name_or_path_or_dict, dict) else ""
-        if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in (weight_name, source)):
+        pickled = source.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        if pickled or (weight_name and not weight_name.endswith(".safetensors")):
             raise ValueError(
                 f"{weight_name or source} is a pickled file, which can run code when it is opened; only .safetensors are loaded. "
                 "Convert it where you trust it."
@@ -189,9 +209,24 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         if adapter_name is None:
             taken = {name for names in self.get_list_adapters().values() for name in names}
             adapter_name = next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
+        holders = {part for part, names in self.get_list_adapters().items() if adapter_name in names}
+        if hotswap and parts - holders:
+            raise ValueError(
+                f"`hotswap` needs an adapter named {adapter_name!r} in {', '.join(sorted(parts - holders))}; load it first."
+            )
+        if not hotswap and parts & holders:
+            raise ValueError(
+                f"The name {adapter_name!r} is already in use in {', '.join(sorted(parts & holders))}; choose another one."
+            )
         for part in sorted(parts):
+            described = any(key.startswith(f"{part}.") for key in metadata or {})
             getattr(self, part).load_lora_adapter(
-                state_dict, prefix=part, adapter_name=adapter_name, metadata=metadata, _pipeline=self, hotswap=hotswap
+                state_dict,
+                prefix=part,
+                adapter_name=adapter_name,
+                metadata=metadata if described else None,
+                _pipeline=self,
+                hotswap=hotswap,
             )
 
     @classmethod
@@ -394,10 +429,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
         references = self._references(guidance_image, count)
 
-        if len(batches) > 1:  # images of several sizes go through the chain one after the other
+        def one_by_one() -> RestorationOutput | tuple:
+            singles = [single for batch in batches for single in batch.split(1)]
             outputs = [
                 self(
-                    image=[pictures[i]],
+                    image=singles[i] if pictures[i] is None else [pictures[i]],
                     task=task,
                     prompt=prompts and prompts[i],
                     negative_prompt=negatives and negatives[i],
@@ -419,6 +455,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             ]
             output = join_outputs(outputs)
             return output if return_dict else (output.images, output.guidance_images)
+
+        if len(batches) > 1:
+            return one_by_one()
         degraded = batches[0].to(self._execution_device)
         shown = {}  # the intermediates
 
@@ -428,7 +467,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if self._can_detect:
             shown["degradation"], shown["severity"] = self.detect(tokens)
 
-        with self._adapters_for(task, shown.get("degradation")):
+        adapters = self._task_adapters(task, shown.get("degradation"))
+        if adapters is not None and any(names != adapters[0] for names in adapters):
+            return one_by_one()  # each image with the adapters that it needs
+
+        with self._with_adapters(adapters and adapters[0]):
             # 3. Put it in words, and clean the words
             prompt_embeds = None
             if needs_words:
@@ -648,24 +691,31 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     # ---- adapters
 
-    @contextlib.contextmanager
-    def _adapters_for(self, task: str, degradation: list[dict[str, float]] | None) -> Iterator[None]:
-        """Within the block the adapters of the task are active; other active adapters come back afterwards."""
+    def _task_adapters(self, task: str, degradation: list[dict[str, float]] | None) -> list[list[str]] | None:
+        """For each image the loaded adapters of its task; `None` where the task does not decide, so that nothing changes."""
         loaded = {name for names in self.get_list_adapters().values() for name in names}
-        if task == "auto":
-            seen = {name for image in degradation or [] for name, probability in image.items() if probability > 0.5}
-            chosen = [name for name, removes in TASKS.items() if removes in seen and name in loaded]
-        else:
-            chosen = [task] if task in loaded else []
-        if not chosen:
+        if task != "auto":
+            return [[task] if task in loaded else []] if loaded else None
+        if degradation is None or not loaded & set(TASKS):
+            return None
+        return [[name for name in TASKS if name in loaded and image.get(TASKS[name], 0) > 0.5] for image in degradation]
+
+    @contextlib.contextmanager
+    def _with_adapters(self, chosen: list[str] | None) -> Iterator[None]:
+        """Within the block the adapters chosen for a task are active, and those of other tasks are not; `None` changes nothing."""
+        if chosen is None:
             yield
             return
-        before = self.get_active_adapters()
-        self.set_adapters(chosen)
+        parts = [getattr(self, name) for name in self.get_list_adapters()]
+        layers = [module for part in parts for module in part.modules() if isinstance(module, BaseTunerLayer)]
+        before = [layer.active_adapters for layer in layers]  # layer by layer: parts may differ, and weights stay as they are
         try:
+            for layer, names in zip(layers, before):
+                layer.set_adapter(chosen + [name for name in names if name not in TASKS and name not in chosen])
             yield
         finally:
-            self.set_adapters(before)
+            for layer, names in zip(layers, before):
+                layer.set_adapter(names)
 
     @property
     def _can_detect(self) -> bool:

@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import image, restorer
 from textir.models import NAFNet
-from textir.models.nafnet import GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate
+from textir.models.nafnet import GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate, local_mean
 
 CHANNELS = (4, 6, 8)
 SMALL = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
@@ -172,3 +172,29 @@ def test_features_are_cropped_or_repeated_to_fit(size):
     fitted = fit(x, *size)
     rows, columns = (torch.arange(side).clamp(max=old - 1) for side, old in zip(size, (6, 10)))
     assert torch.equal(fitted, x[:, :, rows][..., columns])
+
+
+@pytest.mark.parametrize("window", [5, 8, 12])
+def test_local_mean_averages_a_square_around_each_pixel(window):
+    x = torch.rand(2, 3, 13, 21)
+    got = local_mean(x, window)
+    height = min(window, 13)
+    for row, column in ((0, 0), (6, 10), (12, 20), (3, 17)):
+        top = min(max(row - window // 2, 0), 13 - height)
+        left = min(max(column - window // 2, 0), 21 - window)
+        expected = x[..., top : top + height, left : left + window].mean((2, 3))
+        assert torch.allclose(got[..., row, column], expected, atol=1e-5)
+
+
+def test_a_large_pooling_window_is_the_global_one_and_a_small_one_is_not():
+    torch.manual_seed(0)
+    whole = restorer(guided=False)
+    photo = image(48, 80)
+    outputs = {}
+    for window in (16, 80):
+        model = NAFNet.from_config({**whole.config, "pooling_window": window})
+        model.load_state_dict(whole.state_dict())
+        outputs[window] = model.eval()(photo)
+        assert torch.equal(model.train()(photo), whole(photo))  # training averages over the crop
+    assert torch.equal(outputs[80], whole.eval()(photo))
+    assert (outputs[16] - outputs[80]).abs().max() > 1e-5

@@ -32,11 +32,31 @@ def gate(x: torch.Tensor) -> torch.Tensor:
     return left * right
 
 
+def local_mean(x: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, moved inwards at the border; over the whole image
+    where the window is larger, or `None`."""
+    if window is None or window >= max(x.shape[-2:]):
+        return x.mean((2, 3), keepdim=True)
+    return sliding_mean(sliding_mean(x.float(), window, -1), window, -2).to(x)
+
+
+def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    size = x.shape[dim]
+    if window >= size:
+        return x.mean(dim, keepdim=True)
+    sums = x.cumsum(dim)
+    first = sums.narrow(dim, window - 1, 1)
+    others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
+    centers = (torch.arange(size, device=x.device) - window // 2).clamp(0, size - window)
+    return torch.cat([first, others], dim).index_select(dim, centers) / window
+
+
 class NAFBlock(nn.Module):
     """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, window: int | None = None):
         super().__init__()
+        self.window = window
         self.norm1 = LayerNorm2d(channels)
         self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
@@ -50,7 +70,7 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = gate(self.depthwise(self.expand1(self.norm1(x))))
-        y = y * self.channel_attention(y.mean((2, 3), keepdim=True))
+        y = y * self.channel_attention(local_mean(y, None if self.training else self.window))
         x = x + self.project1(y) * self.scale1.to(y)
         y = gate(self.expand2(self.norm2(x)))
         return x + self.project2(y) * self.scale2.to(y)
@@ -59,9 +79,9 @@ class NAFBlock(nn.Module):
 class GuidanceFusion(nn.Module):
     """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
 
-    def __init__(self, channels: int, guidance_channels: int):
+    def __init__(self, channels: int, guidance_channels: int, window: int | None = None):
         super().__init__()
-        self.block = NAFBlock(channels + guidance_channels)
+        self.block = NAFBlock(channels + guidance_channels, window)
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -90,6 +110,9 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         guidance_channels: channels of the guidance features, one for each encoder level and one for the middle; `None` builds
             a network that takes no guidance.
         fusion: where guidance enters: `encoder` (and middle), `decoder`, or `both`.
+        pooling_window: side in pixels of the neighbourhood over which channel attention averages outside training, some times the
+            training crop; `None` averages over the whole image, however large (Chu et al., *Improving Image Restoration by Revisiting
+            Global Information Aggregation*, ECCV 2022).
     """
 
     _supports_gradient_checkpointing = True
@@ -107,6 +130,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         downscale: int = 1,
         guidance_channels: tuple[int, ...] | None = None,
         fusion: str = "both",
+        pooling_window: int | None = None,
     ):
         super().__init__()
         depth = len(encoder_depths)
@@ -119,22 +143,25 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the middle), got {len(guidance_channels)}."
             )
         widths = [width * 2**level for level in range(depth + 1)]
+        windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
         pixels = in_channels * downscale**2
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(_blocks(c, n) for c, n in zip(widths, encoder_depths))
+        self.encoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths, encoder_depths, windows))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
-        self.middle = _blocks(widths[-1], middle_depth)
+        self.middle = _blocks(widths[-1], middle_depth, windows[-1])
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in reversed(widths[:-1])
         )
-        self.decoders = nn.ModuleList(_blocks(c, n) for c, n in zip(reversed(widths[:-1]), decoder_depths))
+        self.decoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths[-2::-1], decoder_depths, windows[-2::-1]))
         self.outro = nn.Conv2d(width, pixels, 3, padding=1)
 
         encoder_fusions, decoder_fusions = [], []
         if guidance_channels is not None and fusion != "decoder":
-            encoder_fusions = [GuidanceFusion(c, g) for c, g in zip(widths, guidance_channels)]
+            encoder_fusions = [GuidanceFusion(c, g, w) for c, g, w in zip(widths, guidance_channels, windows)]
         if guidance_channels is not None and fusion != "encoder":
-            decoder_fusions = [GuidanceFusion(c, g) for c, g in zip(widths[-2::-1], guidance_channels[-2::-1])]
+            decoder_fusions = [
+                GuidanceFusion(c, g, w) for c, g, w in zip(widths[-2::-1], guidance_channels[-2::-1], windows[-2::-1])
+            ]
         self.encoder_fusions = nn.ModuleList(encoder_fusions)
         self.decoder_fusions = nn.ModuleList(decoder_fusions)
         self.gradient_checkpointing = False
@@ -207,5 +234,5 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return x
 
 
-def _blocks(channels: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(NAFBlock(channels) for _ in range(count))
+def _blocks(channels: int, count: int, window: int | None) -> nn.ModuleList:
+    return nn.ModuleList(NAFBlock(channels, window) for _ in range(count))

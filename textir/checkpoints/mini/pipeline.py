@@ -1,0 +1,1032 @@
+"""Restore photographs with the help of a guidance image painted from cleaned words.
+
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, arXiv
+2312.17334): a degraded image is mapped to pseudo-words, the degradation is removed from the words, Stable Diffusion paints a
+clean guidance image from them, and the guidance, matched to the degraded image, helps a restoration network.
+
+This one file travels inside every saved checkpoint; it needs nothing but diffusers, transformers, peft, torch, numpy and
+Pillow.
+"""
+
+import contextlib
+import inspect
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+    PNDMScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub.utils import validate_hf_hub_args
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import BaseImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+logger = logging.get_logger(__name__)
+
+MIN_SIDE = 16
+GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# task -> the degradation that it removes, as the detector calls it
+TASKS = {
+    "denoise": "noise",
+    "derain": "rain",
+    "dehaze": "haze",
+    "deblur": "blur",
+    "defocus": "defocus",
+    "lowlight": "lowlight",
+    "dejpeg": "jpeg",
+}
+
+
+@dataclass
+class RestorationOutput(BaseOutput):
+    """What a restoration returns; fields that do not apply are `None`. Tensors become lists where images differ in size.
+
+    Attributes:
+        images: restored images, in the form that `output_type` asks for.
+        guidance_images: what the guidance looked like, in the same form.
+        guidance: where the guidance came from: cleaned, degraded, prompt, reference or none.
+        degradation: for each image the probability of each degradation.
+        severity: for each image the severity of each degradation in [0, 1].
+        pseudo_words: `(B, N, D)`.
+        cleaned_words: `(B, N, D)`.
+        nearest_tokens: for each image and word the nearest vocabulary tokens, `{"before": [...], "after": [...]}` cleaning.
+        match_confidence: `(B, 1, H, W)` in [0, 1], how well guidance matched.
+        influence: `(B, 1, H, W)`, how far guidance moved each pixel: mean over channels of |restored - unguided|.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
+    guidance_images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None = None
+    guidance: str = "none"
+    degradation: list[dict[str, float]] | None = None
+    severity: list[dict[str, float]] | None = None
+    pseudo_words: torch.Tensor | None = None
+    cleaned_words: torch.Tensor | None = None
+    nearest_tokens: list[list[dict[str, list[str]]]] | None = None
+    match_confidence: torch.Tensor | list[torch.Tensor] | None = None
+    influence: torch.Tensor | list[torch.Tensor] | None = None
+
+
+class CarriesCodeMixin:
+    """Saved pipelines carry their source, so that they load anywhere with `trust_remote_code=True`.
+
+    `_own_components` maps class names to modules of the installed package. It is filled where the package is installed; then
+    repositories load into the package's classes and none of their code runs. In the carried copy it is empty.
+    """
+
+    _own_components: dict[str, str] = {}
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save in diffusers format, with the source files of the pipeline and its own components.
+
+        Raises:
+            ValueError: if LoRA layers are attached; diffusers would write a checkpoint that cannot be read.
+        """
+        attached = [name for name, part in self.components.items() if has_lora_layers(part)]
+        if attached:
+            raise ValueError(
+                f"LoRA adapters are attached to {', '.join(attached)}. Save them with `save_lora_weights`, or make them permanent with "
+                "`fuse_lora()` and `unload_lora_weights()` before `save_pretrained`."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory, *args, **kwargs):
+        """Write `model_index.json` and the sources: the last thing that `save_pretrained` does before it uploads."""
+        super().save_config(save_directory, *args, **kwargs)
+        self._write_sources(Path(save_directory))
+
+    def _write_sources(self, folder: Path) -> None:
+        index_file = folder / self.config_name
+        index = json.loads(index_file.read_text())
+        for name, part in self.components.items():
+            forget(folder / name / "config.json", "_name_or_path", "dtype")
+            if part is None or type(part).__module__.split(".")[0] in ("diffusers", "transformers"):
+                continue
+            source = Path(inspect.getsourcefile(type(part)))
+            shutil.copyfile(source, folder / name / source.name)
+            index[name] = [source.stem, type(part).__name__]
+        shutil.copyfile(inspect.getsourcefile(type(self)), folder / "pipeline.py")
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        index.pop("_name_or_path", None)
+        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        config = super()._dict_from_json_file(json_file)
+        if cls._own_components and isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][1]
+        return config
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        loaded = super().load_config(*args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, value in config.items():
+            if isinstance(value, (list, tuple)) and len(value) == 2 and value[1] in cls._own_components:
+                config[name] = [cls._own_components[value[1]], value[1]]
+        return loaded
+
+
+def forget(config_file: Path, *keys: str) -> None:
+    """Take out of a component's config what is true of this machine only: its paths, and a dtype that a variant left behind."""
+    if config_file.is_file():
+        config = json.loads(config_file.read_text())
+        kept = {key: value for key, value in config.items() if key not in keys}
+        config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+def has_lora_layers(part) -> bool:
+    """True also where all adapters were deleted: their layers stay until they are unloaded."""
+    return isinstance(part, torch.nn.Module) and any(isinstance(module, BaseTunerLayer) for module in part.modules())
+
+
+class ChainLoraLoaderMixin(LoraBaseMixin):
+    """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling conventions."""
+
+    _lora_loadable_modules = ["unet", "mapper", "cleaner", "restorer"]
+
+    @classmethod
+    @validate_hf_hub_args
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict, **kwargs):
+        """Read LoRA weights from the Hub, a folder, a file or a dict; safetensors only.
+
+        Raises:
+            ValueError: if the file is pickled.
+        """
+        weight_name = str(kwargs.get("weight_name") or "")
+        source = str(pretrained_model_name_or_path_or_dict) if not isinstance(pretrained_model_name_or_path_or_dict, dict) else ""
+        pickled = source.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        if pickled or (weight_name and not weight_name.endswith(".safetensors")):
+            raise ValueError(
+                f"{weight_name or source} is a pickled file, which can run code when it is opened; only .safetensors are loaded. "
+                "Convert it where you trust it."
+            )
+        with_metadata = kwargs.pop("return_lora_metadata", False)
+        keys = ("weight_name", "local_files_only", "cache_dir", "force_download", "proxies", "token", "revision", "subfolder")
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict=pretrained_model_name_or_path_or_dict,
+            use_safetensors=True,
+            allow_pickle=False,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            **{key: kwargs.pop(key, None) for key in keys},
+        )
+        return (state_dict, metadata) if with_metadata else state_dict
+
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs):
+        """Attach LoRA weights to every component that the file has weights for, under one adapter name.
+
+        Raises:
+            ValueError: if the file holds other weights, or weights for a component that this pipeline lacks.
+        """
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs)
+        other = [key for key in state_dict if "lora" not in key]
+        if other:
+            raise ValueError(f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without `lora` in them.")
+        parts = {key.split(".", 1)[0] for key in state_dict}
+        present = {part for part in self._lora_loadable_modules if getattr(self, part, None) is not None}
+        if parts - present:
+            raise ValueError(
+                f"The file has weights for {', '.join(sorted(parts - present))}; this pipeline takes {', '.join(sorted(present))}."
+            )
+        if adapter_name is None:
+            taken = {name for names in self.get_list_adapters().values() for name in names}
+            adapter_name = next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
+        holders = {part for part, names in self.get_list_adapters().items() if adapter_name in names}
+        if hotswap and parts - holders:
+            raise ValueError(
+                f"`hotswap` needs an adapter named {adapter_name!r} in {', '.join(sorted(parts - holders))}; load it first."
+            )
+        if not hotswap and parts & holders:
+            raise ValueError(
+                f"The name {adapter_name!r} is already in use in {', '.join(sorted(parts & holders))}; choose another one."
+            )
+        for part in sorted(parts):
+            described = any(key.startswith(f"{part}.") for key in metadata or {})
+            getattr(self, part).load_lora_adapter(
+                state_dict,
+                prefix=part,
+                adapter_name=adapter_name,
+                metadata=metadata if described else None,
+                _pipeline=self,
+                hotswap=hotswap,
+            )
+
+    @classmethod
+    def save_lora_weights(
+        cls, save_directory, is_main_process=True, weight_name=None, save_function=None, safe_serialization=True, **parts
+    ):
+        """Write LoRA weights of several components into one file.
+
+        Args:
+            save_directory: folder.
+            parts: `{component}_lora_layers` (state dicts of peft) and `{component}_lora_adapter_metadata`, as
+                `diffusers.training_utils._collate_lora_metadata` names them.
+
+        Raises:
+            ValueError: if no component is given, an argument is not understood, or a pickled file is asked for.
+        """
+        if not safe_serialization:
+            raise ValueError("Weights are saved as safetensors only; leave `safe_serialization` at True.")
+        layers = {part: parts.pop(f"{part}_lora_layers", None) for part in cls._lora_loadable_modules}
+        metadata = {part: parts.pop(f"{part}_lora_adapter_metadata", None) for part in cls._lora_loadable_modules}
+        layers = {part: value for part, value in layers.items() if value}
+        if parts or not layers:
+            known = ", ".join(f"{part}_lora_layers" for part in cls._lora_loadable_modules)
+            raise ValueError(f"Pass at least one of {known}" + (f"; not understood: {', '.join(parts)}." if parts else "."))
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers=layers,
+            lora_metadata={part: metadata[part] for part in layers},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=True,
+        )
+
+    def fuse_lora(self, components=None, **kwargs):
+        super().fuse_lora(components=components or list(self.get_list_adapters()), **kwargs)
+
+    def unfuse_lora(self, components=None, **kwargs):
+        super().unfuse_lora(components=components or list(self.get_list_adapters()), **kwargs)
+
+
+class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, DiffusionPipeline):
+    """Restores degraded photographs; every component may be absent, and what can be done without it still works.
+
+    With `restorer` alone it restores without guidance. Without `restorer` it returns the guidance. A Stable Diffusion
+    checkpoint becomes a whole one with `from_pretrained(SD, image_encoder=..., image_processor=..., mapper=..., ...)`.
+
+    Args:
+        image_encoder: CLIP vision tower; its last hidden state feeds mapper and detector.
+        image_processor: holds the mean and deviation that the image encoder expects.
+        tokenizer: of the text encoder.
+        text_encoder: CLIP text tower; its embedding table is the vocabulary that `nearest_tokens` reads.
+        mapper: image tokens `(B, 1 + P, Di)` -> pseudo-words `(B, N, D)`.
+        cleaner: pseudo-words -> cleaned pseudo-words.
+        unet: of Stable Diffusion 1.5, 2.1, Turbo or one of the same kind.
+        vae: `AutoencoderKL` or `AutoencoderTiny`.
+        scheduler: any of diffusers; PNDM, which needs many steps, is replaced by DPM-Solver++.
+        matcher: brings guidance into the geometry of the degraded image.
+        restorer: degraded image and guidance features -> restored image.
+        detector: image tokens -> degradations and their severity.
+        template: the sentence that the pseudo-words complete.
+        default_num_inference_steps: of a call that does not say.
+        default_guidance_scale: of a call that does not say; above 1 is classifier-free guidance.
+        guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
+    """
+
+    model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
+    _optional_components = [
+        "image_encoder",
+        "image_processor",
+        "tokenizer",
+        "text_encoder",
+        "mapper",
+        "cleaner",
+        "unet",
+        "vae",
+        "scheduler",
+        "matcher",
+        "restorer",
+        "detector",
+    ]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+
+    def __init__(
+        self,
+        image_encoder: CLIPVisionModel = None,
+        image_processor: BaseImageProcessor = None,
+        tokenizer: CLIPTokenizer = None,
+        text_encoder: CLIPTextModel = None,
+        mapper: ModelMixin = None,
+        cleaner: ModelMixin = None,
+        unet: UNet2DConditionModel = None,
+        vae: AutoencoderKL | AutoencoderTiny = None,
+        scheduler: SchedulerMixin = None,
+        matcher: ModelMixin = None,
+        restorer: ModelMixin = None,
+        detector: ModelMixin = None,
+        template: str = "a photo of a",
+        default_num_inference_steps: int = 8,
+        default_guidance_scale: float = 5.0,
+        guidance_size: int | None = None,
+    ):
+        super().__init__()
+        if isinstance(scheduler, PNDMScheduler):
+            scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
+        self.register_modules(
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            mapper=mapper,
+            cleaner=cleaner,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            matcher=matcher,
+            restorer=restorer,
+            detector=detector,
+        )
+        self.register_to_config(
+            template=template,
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+            guidance_size=guidance_size,
+        )
+        self._num_timesteps = 0
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of the guidance for each latent."""
+        widths = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.encoder_block_out_channels
+        return 2 ** (len(widths) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor,
+        task: str = "auto",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance: str = "cleaned",
+        guidance_image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor | None = None,
+        guidance_init: str = "noise",
+        init_strength: float = 0.6,
+        guidance_strength: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        tile: int | None = None,
+        overlap: int = 32,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> RestorationOutput | tuple:
+        """Restore images.
+
+        Args:
+            image: an image, a list of images of any sizes, or a tensor `(B, 3, H, W)` in [0, 1]; sides of at least 16 pixels.
+            task: `auto`, a task (denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg) or the name of a loaded adapter. A task
+                chooses the adapter of its name if one is loaded; `auto` chooses by what the detector sees.
+            prompt: words of the user, joined to the pseudo-words; one for all images or one each.
+            negative_prompt: what the guidance should not show; acts through classifier-free guidance (`guidance_scale` > 1).
+            guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded` words, the `prompt` only, or `none`.
+                A pipeline that has a restorer but no UNet restores without guidance.
+            guidance_image: a reference to be used instead of a painted guidance; any size, one for all or one each.
+            guidance_init: `noise` (the paper), or `image`: start from the latents of the degraded image, which fixes the layout.
+            init_strength: how much of the way to noise those latents are taken, in (0, 1].
+            guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit.
+            num_inference_steps: denoising steps; the checkpoint's default if not given.
+            guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
+            generator: source of randomness, or one for each image.
+            tile: side in pixels of the tiles that the restorer works on; `None` does the image at once. All tiles share one guidance.
+            overlap: pixels that neighbouring tiles share and blend over.
+            output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`, `pt` `(B, 3, H, W)`, or `latent`:
+                stop before decoding and return the latents of the guidance.
+            return_dict: return a `RestorationOutput`, otherwise the tuple `(images, guidance_images)`.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; returns a dict of tensors
+                to be replaced.
+            callback_on_step_end_tensor_inputs: which of `latents` and `prompt_embeds` it gets.
+
+        Raises:
+            ValueError: if an argument is out of range, does not fit the others or needs a component that is missing.
+        """
+        # 1. Check everything at the door
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type)
+        guidance = self.check_guidance(guidance, prompt, negative_prompt, guidance_image, scale, output_type)
+        self._check_callback(callback_on_step_end_tensor_inputs)
+        batches, pictures = self._undress(image)
+        count = len(pictures)
+        prompts = self._one_each(prompt, count, "prompt")
+        negatives = self._one_each(negative_prompt, count, "negative_prompt")
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
+        references = self._references(guidance_image, count)
+
+        def one_by_one() -> RestorationOutput | tuple:
+            singles = [single for batch in batches for single in batch.split(1)]
+            outputs = [
+                self(
+                    image=singles[i] if pictures[i] is None else [pictures[i]],
+                    task=task,
+                    prompt=prompts and prompts[i],
+                    negative_prompt=negatives and negatives[i],
+                    guidance=guidance if references is None else "none",
+                    guidance_image=references and references[i],
+                    guidance_init=guidance_init,
+                    init_strength=init_strength,
+                    guidance_strength=guidance_strength,
+                    num_inference_steps=steps,
+                    guidance_scale=scale,
+                    generator=generator[i] if isinstance(generator, list) else generator,
+                    tile=tile,
+                    overlap=overlap,
+                    output_type=output_type,
+                    callback_on_step_end=callback_on_step_end,
+                    callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                )
+                for i in range(count)
+            ]
+            output = join_outputs(outputs)
+            return output if return_dict else (output.images, output.guidance_images)
+
+        if len(batches) > 1:
+            return one_by_one()
+        degraded = batches[0].to(self._execution_device)
+        shown = {}  # the intermediates
+
+        # 2. See: image tokens of the whole image, and what is wrong with it
+        needs_words = guidance in ("cleaned", "degraded")
+        tokens = self.encode_image(degraded) if needs_words or self._can_detect else None
+        if self._can_detect:
+            shown["degradation"], shown["severity"] = self.detect(tokens)
+
+        adapters = self._task_adapters(task, shown.get("degradation"))
+        if adapters is not None and any(names != adapters[0] for names in adapters):
+            return one_by_one()  # each image with the adapters that it needs
+
+        with self._with_adapters(adapters and adapters[0]):
+            # 3. Put it in words, and clean the words
+            prompt_embeds = None
+            if needs_words:
+                words = shown["pseudo_words"] = self.mapper(tokens.to(self.mapper.dtype))
+                if self.cleaner is not None:
+                    shown["cleaned_words"] = self.cleaner(words.to(self.cleaner.dtype))
+                shown["nearest_tokens"] = self.nearest_tokens(words, shown.get("cleaned_words"))
+                prompt_embeds = self.encode_words(shown["cleaned_words"] if guidance == "cleaned" else words, prompts)
+            elif guidance == "prompt":
+                prompt_embeds = self.encode_text(prompts)
+
+            # 4. Paint the guidance
+            if prompt_embeds is not None:
+                negative_embeds = self.encode_text(negatives or [""] * count) if scale > 1 else None
+                latents = self.prepare_latents(degraded, guidance_init, init_strength, steps, generator)
+                latents = self.paint(
+                    latents,
+                    prompt_embeds,
+                    negative_embeds,
+                    scale,
+                    generator,
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                )
+                if output_type != "latent":
+                    references = list(self.decode_latents(latents).split(1))
+
+            # 5. Restore, with what the guidance knows
+            if output_type == "latent":
+                restored = latents
+            elif self.restorer is None:
+                restored = torch.cat(references)
+            else:
+                restored, _ = self.restore(degraded, tile=tile, overlap=overlap)
+            if references is not None and self.restorer is not None and guidance_strength > 0:
+                unguided = restored
+                aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
+                restored, shown["match_confidence"] = self.restore(degraded, aligned, guidance_strength, tile, overlap)
+                shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
+
+        # 6. Give everything the form that was asked for
+        images = convert(list(restored.split(1)), output_type, pictures)
+        guidance_images = None if references is None else convert(references, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, guidance_images
+        return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
+
+    # ---- the steps, each usable on its own
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Image tokens `(B, 1 + P, Di)` of images `(B, 3, H, W)` in [0, 1]; the whole image is squeezed into the encoder's square."""
+        side = self.image_encoder.config.image_size
+        pixels = resize(image.float().clamp(0, 1), (side, side))
+        mean = torch.tensor(self.image_processor.image_mean, device=image.device)[:, None, None]
+        std = torch.tensor(self.image_processor.image_std, device=image.device)[:, None, None]
+        return self.image_encoder(pixel_values=((pixels - mean) / std).to(self.image_encoder.dtype)).last_hidden_state
+
+    def detect(self, image_tokens: torch.Tensor) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        """Probability and severity of each degradation, a dict for each image."""
+        seen = self.detector(image_tokens.to(self.detector.dtype))
+        labels = self.detector.config.labels
+        probability, severity = seen.logits.float().sigmoid().tolist(), seen.severity.float().tolist()
+        return [dict(zip(labels, row)) for row in probability], [dict(zip(labels, row)) for row in severity]
+
+    def encode_words(self, words: torch.Tensor, prompt: list[str] | None = None) -> torch.Tensor:
+        """Prompt embeddings `(B, L, D)` of "a photo of a" and the words `(B, N, D)`, followed by the user's prompt."""
+        batch, count, _ = words.shape
+        length = self.tokenizer.model_max_length
+        opening = self._token_ids(self.config.template)
+        if len(opening) + count + 2 > length:
+            raise ValueError(f"{count} pseudo-words and the template {self.config.template!r} do not fit into {length} tokens.")
+        rows = []
+        for text in prompt or [None] * batch:
+            extra = self._token_ids(f", {text}") if text else []
+            room = length - 2 - len(opening) - count
+            if len(extra) > room:
+                logger.warning(
+                    "The prompt has %d tokens beside the pseudo-words; the last %d are cut.", len(extra), len(extra) - room
+                )
+            row = [self.tokenizer.bos_token_id, *opening, *opening[-1:] * count, *extra[:room], self.tokenizer.eos_token_id]
+            rows.append(row + [self._pad_id] * (length - len(row)))
+        ids = torch.tensor(rows, device=words.device)
+        positions = torch.arange(count, device=words.device) + 1 + len(opening)
+        with inject_words(self.text_encoder, words, positions):
+            return self.text_encoder(ids).last_hidden_state
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Prompt embeddings `(B, L, D)` of plain texts."""
+        length = self.tokenizer.model_max_length
+        rows = []
+        for text in texts:
+            ids = self._token_ids(text)
+            if len(ids) > length - 2:
+                logger.warning("%r has %d tokens; the last %d are cut.", text[:40], len(ids), len(ids) - length + 2)
+            row = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
+            rows.append(row + [self._pad_id] * (length - len(row)))
+        return self.text_encoder(torch.tensor(rows, device=self._execution_device)).last_hidden_state
+
+    def nearest_tokens(
+        self, before: torch.Tensor, after: torch.Tensor | None = None, count: int = 3
+    ) -> list[list[dict[str, list[str]]]]:
+        """The vocabulary tokens nearest by cosine to each word `(B, N, D)`, before and after cleaning."""
+        table = F.normalize(self.text_encoder.get_input_embeddings().weight.float(), dim=-1)
+
+        def read(words: torch.Tensor) -> list[list[list[str]]]:
+            nearest = (F.normalize(words.to(table), dim=-1) @ table.T).topk(min(count, len(table))).indices
+            return [[self._readable(ids) for ids in image] for image in nearest.tolist()]
+
+        old = read(before)
+        new = read(after) if after is not None else [[[] for _ in image] for image in old]
+        return [[{"before": b, "after": a} for b, a in zip(*pair)] for pair in zip(old, new)]
+
+    def prepare_latents(
+        self, degraded: torch.Tensor, init: str, strength: float, steps: int, generator: torch.Generator | list | None
+    ) -> torch.Tensor:
+        """Starting latents for the guidance of `degraded` `(B, 3, H, W)`; sets the scheduler's timesteps."""
+        height, width = self.guidance_shape(*degraded.shape[-2:])
+        shape = (len(degraded), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        noise = randn_tensor(shape, generator=generator, device=degraded.device, dtype=self.unet.dtype)
+        self.scheduler.set_timesteps(steps, device=degraded.device)
+        if init == "noise":
+            self._timesteps = self.scheduler.timesteps
+            return noise * self.scheduler.init_noise_sigma
+        order = getattr(self.scheduler, "order", 1)
+        kept = max(1, min(steps, round(steps * strength)))
+        self._timesteps = self.scheduler.timesteps[(steps - kept) * order :]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index((steps - kept) * order)
+        pixels = resize(degraded.float().clamp(0, 1), (height, width)) * 2 - 1
+        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        latents = (latents * self.vae.config.scaling_factor).to(self.unet.dtype)
+        return self.scheduler.add_noise(latents, noise, self._timesteps[:1])
+
+    def guidance_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the guidance for an image: its aspect at the area that the UNet is used to."""
+        native = self.config.guidance_size or self.unet.config.sample_size * self.vae_scale_factor
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        multiple = min(multiple, native)
+        ratio = math.sqrt(height / width)
+        sides = (native * ratio, native / ratio)
+        tall, wide = (min(max(round(side / multiple), 1) * multiple, 4 * native) for side in sides)
+        return tall, wide
+
+    def paint(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        negative_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list | None = None,
+        callback: Callable | None = None,
+        callback_inputs: list[str] = ["latents"],
+    ) -> torch.Tensor:
+        """Denoise latents; both branches of classifier-free guidance go through the UNet in one call."""
+        timesteps = self._timesteps
+        self._num_timesteps = len(timesteps)
+        takes = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in takes else {}
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for i, t in enumerate(timesteps):
+                guided = negative_embeds is not None
+                both = torch.cat([latents, latents]) if guided else latents
+                embeds = torch.cat([negative_embeds, prompt_embeds]) if guided else prompt_embeds
+                both = self.scheduler.scale_model_input(both, t)
+                noise = self.unet(both, t, encoder_hidden_states=embeds.to(self.unet.dtype), return_dict=False)[0]
+                if guided:
+                    negative, positive = noise.chunk(2)
+                    noise = negative + guidance_scale * (positive - negative)
+                latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0].to(self.unet.dtype)
+                if callback is not None:
+                    tensors = {}
+                    for name in callback_inputs:
+                        tensors[name] = locals()[name]
+                    replaced = callback(self, i, t, tensors) or {}
+                    latents = replaced.pop("latents", latents)
+                    prompt_embeds = replaced.pop("prompt_embeds", prompt_embeds)
+                bar.update()
+        return latents
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents -> images `(B, 3, h, w)` in [0, 1]."""
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def restore(
+        self,
+        degraded: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+        strength: float = 1.0,
+        tile: int | None = None,
+        overlap: int = 32,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one.
+
+        Returns:
+            restored images in [0, 1], and the confidence of the match `(B, 1, H, W)` or `None`.
+        """
+
+        def run(region: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+            region = region.to(self.restorer.dtype)
+            if reference is None:
+                return self.restorer(region).float()
+            matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
+            features = [f.to(self.restorer.dtype) for f in matched.features]
+            restored = self.restorer(region, guidance_features=features, strength=strength)
+            return torch.cat([restored.float(), matched.confidence.float()], dim=1)
+
+        if tile is None or tile >= max(degraded.shape[-2:]):
+            result = run(degraded, guidance)
+        else:
+            with self.progress_bar(total=count_tiles(*degraded.shape[-2:], tile, overlap)) as bar:
+                result = apply_tiled(run, degraded, guidance, tile, overlap, on_tile=bar.update)
+        restored, confidence = result[:, :3].clamp(0, 1), result[:, 3:]
+        return restored, confidence if guidance is not None else None
+
+    # ---- adapters
+
+    def _task_adapters(self, task: str, degradation: list[dict[str, float]] | None) -> list[list[str]] | None:
+        """For each image the loaded adapters of its task; `None` where the task does not decide, so that nothing changes."""
+        loaded = {name for names in self.get_list_adapters().values() for name in names}
+        if task != "auto":
+            return [[task] if task in loaded else []] if loaded else None
+        if degradation is None or not loaded & set(TASKS):
+            return None
+        return [[name for name in TASKS if name in loaded and image.get(TASKS[name], 0) > 0.5] for image in degradation]
+
+    @contextlib.contextmanager
+    def _with_adapters(self, chosen: list[str] | None) -> Iterator[None]:
+        """Within the block the adapters chosen for a task are active, and those of other tasks are not; `None` changes nothing."""
+        if chosen is None:
+            yield
+            return
+        parts = [getattr(self, name) for name in self.get_list_adapters()]
+        layers = [module for part in parts for module in part.modules() if isinstance(module, BaseTunerLayer)]
+        before = [layer.active_adapters for layer in layers]  # layer by layer: parts may differ, and weights stay as they are
+        try:
+            for layer, names in zip(layers, before):
+                layer.set_adapter(chosen + [name for name in names if name not in TASKS and name not in chosen])
+            yield
+        finally:
+            for layer, names in zip(layers, before):
+                layer.set_adapter(names)
+
+    @property
+    def _can_detect(self) -> bool:
+        return self.detector is not None and self.image_encoder is not None and self.image_processor is not None
+
+    # ---- tokens
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _token_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _readable(self, ids: list[int]) -> list[str]:
+        return [token.removesuffix("</w>") for token in self.tokenizer.convert_ids_to_tokens(ids)]
+
+    # ---- the door
+
+    def check_guidance(
+        self,
+        guidance: str = "cleaned",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_image=None,
+        guidance_scale: float | None = None,
+        output_type: str = "pil",
+    ) -> str:
+        """What the guidance of a call will come from: cleaned, degraded, prompt, reference or none.
+
+        Raises:
+            ValueError: if the arguments contradict each other or need a component that is missing.
+        """
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        if guidance not in GUIDANCE_MODES:
+            raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}.")
+        if guidance == "prompt" and prompt is None and guidance_image is None:
+            raise ValueError("`guidance='prompt'` paints from your words alone; pass a `prompt`.")
+        if guidance_image is not None:
+            source, needed = "reference", []
+        elif guidance == "cleaned" and self.unet is None and self.restorer is not None and not (prompt or negative_prompt):
+            if not getattr(self, "_told_unguided", False):
+                logger.warning("This checkpoint has no guidance chain (no UNet); it restores without guidance.")
+                self._told_unguided = True
+            source, needed = "none", []
+        else:
+            source = guidance
+            needed = [] if guidance == "none" else ["tokenizer", "text_encoder", "unet", "vae", "scheduler"]
+            needed += ["image_encoder", "image_processor", "mapper"] if guidance in ("cleaned", "degraded") else []
+            needed += ["cleaner"] if guidance == "cleaned" else []
+        if source == "none":
+            needed = ["restorer"]
+            if prompt is not None or negative_prompt is not None:
+                raise ValueError("`prompt` and `negative_prompt` speak through the guidance, which `guidance='none'` turns off.")
+        elif self.restorer is not None and output_type != "latent":
+            needed = [*needed, "matcher"]
+        if negative_prompt is not None and scale <= 1:
+            raise ValueError(
+                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
+            )
+        missing = [name for name in needed if getattr(self, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"Guidance {source!r} needs {', '.join(missing)}, which this pipeline lacks; load a checkpoint that has them"
+                + (", or pass `guidance='none'`." if self.restorer is not None else ".")
+            )
+        if source == "reference" and self.restorer is None:
+            raise ValueError("`guidance_image` guides a restorer, and this pipeline has none.")
+        if source in ("reference", "none") and (prompt is not None or negative_prompt is not None):
+            raise ValueError("`prompt` and `negative_prompt` shape a painted guidance; with `guidance_image` nothing is painted.")
+        if output_type == "latent" and source in ("none", "reference"):
+            raise ValueError(
+                "`output_type='latent'` returns the latents of a painted guidance; choose cleaned, degraded or prompt."
+            )
+        if source not in ("none", "reference") and self.unet.config.in_channels != self.vae.config.latent_channels:
+            raise ValueError(
+                f"The UNet takes {self.unet.config.in_channels} channels and the VAE makes {self.vae.config.latent_channels}; "
+                "load a text-to-image base, not an inpainting one."
+            )
+        return source
+
+    def check_arguments(
+        self,
+        task: str = "auto",
+        guidance_init: str = "noise",
+        init_strength: float = 0.6,
+        guidance_strength: float = 1.0,
+        num_inference_steps: int = 1,
+        tile: int | None = None,
+        overlap: int = 32,
+        output_type: str = "pil",
+    ) -> None:
+        """Check the arguments of a call that do not depend on its images.
+
+        Raises:
+            ValueError: if one is unknown or out of range.
+        """
+        adapters = {name for names in self.get_list_adapters().values() for name in names}
+        known = ["auto", *TASKS, *sorted(adapters - set(TASKS))]
+        if task not in known:
+            raise ValueError(f"`task` must be one of {', '.join(known)}, got {task!r}.")
+        if guidance_init not in ("noise", "image"):
+            raise ValueError(f"`guidance_init` must be noise or image, got {guidance_init!r}.")
+        if not 0 < init_strength <= 1:
+            raise ValueError(f"`init_strength` must lie in (0, 1], got {init_strength}.")
+        if not 0 <= guidance_strength <= 1:
+            raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {num_inference_steps}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        if tile is not None and tile < 64:
+            raise ValueError(f"`tile` must be at least 64 pixels, got {tile}.")
+        if tile is not None and not 0 <= overlap <= tile // 2:
+            raise ValueError(f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}.")
+
+    def _check_callback(self, names: list[str]) -> None:
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}."
+            )
+
+    def _one_each(self, text: str | list[str] | None, count: int, name: str) -> list[str] | None:
+        if text is None:
+            return None
+        texts = [text] * count if isinstance(text, str) else list(text)
+        if len(texts) != count:
+            raise ValueError(f"`{name}` must be one text or a list of {count}, got a list of {len(texts)}.")
+        return texts
+
+    def _references(self, image, count: int) -> list[torch.Tensor] | None:
+        if image is None:
+            return None
+        batches, _ = self._undress(image, name="guidance_image")
+        singles = [single for batch in batches for single in batch.split(1)]
+        if len(singles) not in (1, count):
+            raise ValueError(f"`guidance_image` must be one image or {count}, got {len(singles)}.")
+        return singles if len(singles) == count else singles * count
+
+    def _undress(self, image, name: str = "image") -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
+        """Batches `(B, 3, H, W)` in [0, 1], each of one size, and the Pillow images whose mode the results shall have again."""
+        if isinstance(image, torch.Tensor):
+            check_tensor(image, name)
+            return [image.float()], [None] * len(image)
+        pictures = image if isinstance(image, (list, tuple)) else [image]
+        if not pictures or not all(isinstance(picture, PIL.Image.Image) for picture in pictures):
+            kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures})) or "an empty list"
+            raise ValueError(f"`{name}` must be a PIL image, a list of them or a tensor (B, 3, H, W) in [0, 1], got {kinds}.")
+        pictures = [PIL.ImageOps.exif_transpose(picture) for picture in pictures]
+        tensors = [tensor_from_pil(picture, name) for picture in pictures]
+        same = all(tensor.shape == tensors[0].shape for tensor in tensors)
+        return [torch.cat(tensors)] if same else tensors, pictures
+
+
+@contextlib.contextmanager
+def inject_words(text_encoder: CLIPTextModel, words: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Within the block the token embeddings at `positions` `(N,)` are `words` `(B, N, D)`; the encoder's own `forward` stays the
+    entry, so offloading and LoRA hooks keep working. One call at a time for each text encoder."""
+
+    def replace(module, args, embeddings):
+        embeddings = embeddings.clone()
+        embeddings[:, positions.to(embeddings.device)] = words.to(embeddings)
+        return embeddings
+
+    handle = text_encoder.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bicubic with anti-aliasing, `(B, C, H, W)` in [0, 1] -> `(B, C, *size)` in [0, 1]."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side; the last one ends with the image."""
+    if side <= tile:
+        return [0]
+    steps = math.ceil((side - tile) / (tile - overlap))
+    return [round(i * (side - tile) / steps) for i in range(steps + 1)]
+
+
+def count_tiles(height: int, width: int, tile: int, overlap: int) -> int:
+    return len(tile_starts(height, tile, overlap)) * len(tile_starts(width, tile, overlap))
+
+
+def apply_tiled(
+    function: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    image: torch.Tensor,
+    reference: torch.Tensor | None,
+    tile: int,
+    overlap: int,
+    on_tile: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and blend the results.
+
+    The outer quarter of an overlap is thrown away and its middle half blended linearly, so a function that sees no further than
+    `overlap // 4` pixels gives the same result as on the whole image.
+    """
+    height, width = image.shape[-2:]
+    total, weight = None, torch.zeros(1, 1, height, width, device=image.device)
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            region = (..., slice(top, bottom), slice(left, right))
+            result = function(image[region], None if reference is None else reference[region])
+            rows = blend_window(bottom - top, overlap, fade_in=top > 0, fade_out=bottom < height)
+            columns = blend_window(right - left, overlap, fade_in=left > 0, fade_out=right < width)
+            window = (rows[:, None] * columns[None]).to(image.device)
+            if total is None:
+                total = torch.zeros(*result.shape[:2], height, width, device=image.device)
+            total[region] += result * window
+            weight[region] += window
+            on_tile()
+    return total / weight
+
+
+def blend_window(side: int, overlap: int, fade_in: bool, fade_out: bool) -> torch.Tensor:
+    """Weights `(side,)` of a tile: 1, but fading from and to 0 over `overlap` pixels at ends that lie inside the image."""
+    margin = overlap // 4
+    ramp = ((torch.arange(overlap) - margin + 0.5) / max(overlap - 2 * margin, 1)).clamp(0, 1)
+    window = torch.ones(side)
+    if fade_in and overlap:
+        window[:overlap] *= ramp
+    if fade_out and overlap:
+        window[-overlap:] *= ramp.flip(0)
+    return window
+
+
+def check_tensor(image: torch.Tensor, name: str) -> None:
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"`{name}` must be (B, 3, H, W), got shape {tuple(image.shape)}.")
+    if not image.is_floating_point():
+        raise ValueError(f"`{name}` must hold floating-point values in [0, 1], got {image.dtype}; divide 8-bit values by 255.")
+    check_size(image.shape[-2], image.shape[-1], name)
+    if not torch.isfinite(image).all():
+        raise ValueError(f"`{name}` holds NaN or infinite values.")
+    if image.max() > 4 or image.min() < -3:  # unclipped noise may leave [0, 1], but not so far
+        low, high = image.min().item(), image.max().item()
+        raise ValueError(f"`{name}` must lie in [0, 1], got values from {low:.3g} to {high:.3g}.")
+
+
+def check_size(height: int, width: int, name: str) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"`{name}` must be at least {MIN_SIDE} pixels on each side, got {width} x {height}; enlarge it first.")
+
+
+def tensor_from_pil(picture: PIL.Image.Image, name: str) -> torch.Tensor:
+    """`(1, 3, H, W)` in [0, 1] of a Pillow image of any mode; gray is repeated, alpha is left out."""
+    check_size(picture.height, picture.width, name)
+    if picture.mode.startswith("I"):
+        array = np.asarray(picture).astype(np.float32) / 65535
+    elif picture.mode == "F":
+        array = np.asarray(picture)
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError(f"`{name}` is a floating-point image; its values must lie in [0, 1].")
+    else:
+        array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    array = array[..., None].repeat(3, axis=-1) if array.ndim == 2 else array
+    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)[None]
+
+
+def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PIL.Image.Image:
+    """A Pillow image of `(H, W, 3)` in [0, 1] with mode, alpha, profile and EXIF of the image it came from."""
+    mode = like.mode if like is not None else "RGB"
+    if mode == "F":
+        return PIL.Image.fromarray(array.mean(-1))
+    if mode.startswith("I"):
+        return PIL.Image.fromarray((array.mean(-1) * 65535).round().astype(np.uint16))
+    image = PIL.Image.fromarray((array * 255).round().astype(np.uint8))
+    if mode in ("1", "L", "LA", "La"):
+        image = PIL.Image.fromarray((array.mean(-1) * 255).round().astype(np.uint8))
+    if like is None:
+        return image
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in like.info:
+        image.putalpha(like.convert("RGBA").getchannel("A"))
+    kept = ("icc_profile", "exif", "dpi") if mode != "CMYK" else ("exif", "dpi")
+    image.info.update({key: like.info[key] for key in kept if key in like.info})
+    return image
+
+
+def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
+    """One output of the outputs of single images; tensors of different sizes become lists."""
+
+    def join(values: list):
+        if values[0] is None:
+            return None
+        if isinstance(values[0], torch.Tensor):
+            same = all(value.shape == values[0].shape for value in values)
+            return torch.cat(values) if same else values
+        if isinstance(values[0], np.ndarray):
+            return [image for value in values for image in value]
+        return [item for value in values for item in value]
+
+    names = [field.name for field in fields(RestorationOutput) if field.name != "guidance"]
+    joined = {name: join([getattr(output, name) for output in outputs]) for name in names}
+    return RestorationOutput(guidance=outputs[0].guidance, **joined)
+
+
+def convert(images: list[torch.Tensor], output_type: str, dress: list | None = None):
+    """Single images `(1, C, H, W)` in the form that `output_type` names; lists where sizes differ."""
+    same = all(image.shape == images[0].shape for image in images)
+    if output_type in ("pt", "latent"):
+        return torch.cat(images) if same else images
+    arrays = [image.float().clamp(0, 1).movedim(1, -1).cpu().numpy() for image in images]
+    if output_type == "np":
+        return np.concatenate(arrays) if same else arrays
+    return [pil_from_array(array[0], like) for array, like in zip(arrays, dress or [None] * len(arrays))]

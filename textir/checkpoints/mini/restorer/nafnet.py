@@ -1,0 +1,238 @@
+"""NAFNet, a restoration network without activation functions, that can also listen to a guidance image.
+
+Chen et al., *Simple Baselines for Image Restoration* (ECCV 2022, arXiv 2204.04676), written from the paper. Guidance enters
+as in *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 5):
+`F <- F + alpha * B([F, F_g])` with `alpha` zero at the start, so a fresh guided network is its backbone to the bit.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import nn
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of every pixel of `(B, C, H, W)`; free of copies in channels_last memory."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, eps=1e-6)
+        return x.permute(0, 3, 1, 2)
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """SimpleGate: one half of the channels times the other, `(B, 2C, H, W)` -> `(B, C, H, W)`."""
+    left, right = x.chunk(2, dim=1)
+    return left * right
+
+
+def local_mean(x: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, moved inwards at the border; over the whole image
+    where the window is larger, or `None`."""
+    if window is None or window >= max(x.shape[-2:]):
+        return x.mean((2, 3), keepdim=True)
+    return sliding_mean(sliding_mean(x.float(), window, -1), window, -2).to(x)
+
+
+def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    size = x.shape[dim]
+    if window >= size:
+        return x.mean(dim, keepdim=True)
+    sums = x.cumsum(dim)
+    first = sums.narrow(dim, window - 1, 1)
+    others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
+    centers = (torch.arange(size, device=x.device) - window // 2).clamp(0, size - window)
+    return torch.cat([first, others], dim).index_select(dim, centers) / window
+
+
+class NAFBlock(nn.Module):
+    """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward."""
+
+    def __init__(self, channels: int, window: int | None = None):
+        super().__init__()
+        self.window = window
+        self.norm1 = LayerNorm2d(channels)
+        self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.channel_attention = nn.Conv2d(channels, channels, 1)
+        self.project1 = nn.Conv2d(channels, channels, 1)
+        self.scale1 = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.norm2 = LayerNorm2d(channels)
+        self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
+        self.project2 = nn.Conv2d(channels, channels, 1)
+        self.scale2 = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = gate(self.depthwise(self.expand1(self.norm1(x))))
+        y = y * self.channel_attention(local_mean(y, None if self.training else self.window))
+        x = x + self.project1(y) * self.scale1.to(y)
+        y = gate(self.expand2(self.norm2(x)))
+        return x + self.project2(y) * self.scale2.to(y)
+
+
+class GuidanceFusion(nn.Module):
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+
+    def __init__(self, channels: int, guidance_channels: int, window: int | None = None):
+        super().__init__()
+        self.block = NAFBlock(channels + guidance_channels, window)
+        self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
+        self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float) -> torch.Tensor:
+        guidance = fit(guidance, *x.shape[-2:]).to(x)
+        return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
+
+
+def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Crop features at the right and bottom, or repeat their border there, until they are `height` x `width`."""
+    features = features[..., :height, :width]
+    missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
+    return F.pad(features, missing, mode="replicate") if any(missing) else features
+
+
+class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Restores degraded images of any size, alone or with the features of a guidance image.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the finest level; each deeper level doubles them.
+        encoder_depths: blocks of each encoder level, finest first; each is followed by a halving of the size.
+        middle_depth: blocks below the deepest level.
+        decoder_depths: blocks of each decoder level, deepest first.
+        downscale: fold squares of this many pixels into channels first (pixel unshuffle); 1 is the network of the paper.
+        guidance_channels: channels of the guidance features, one for each encoder level and one for the middle; `None` builds
+            a network that takes no guidance.
+        fusion: where guidance enters: `encoder` (and middle), `decoder`, or `both`.
+        pooling_window: side in pixels of the neighbourhood over which channel attention averages outside training, some times the
+            training crop; `None` averages over the whole image, however large (Chu et al., *Improving Image Restoration by Revisiting
+            Global Information Aggregation*, ECCV 2022).
+    """
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["NAFBlock"]
+    _no_split_modules = ["NAFBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 32,
+        encoder_depths: tuple[int, ...] = (1, 1, 1, 28),
+        middle_depth: int = 1,
+        decoder_depths: tuple[int, ...] = (1, 1, 1, 1),
+        downscale: int = 1,
+        guidance_channels: tuple[int, ...] | None = None,
+        fusion: str = "both",
+        pooling_window: int | None = None,
+    ):
+        super().__init__()
+        depth = len(encoder_depths)
+        if len(decoder_depths) != depth:
+            raise ValueError(f"`decoder_depths` must have {depth} entries like `encoder_depths`, got {len(decoder_depths)}.")
+        if fusion not in ("encoder", "decoder", "both"):
+            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+        if guidance_channels is not None and len(guidance_channels) != depth + 1:
+            raise ValueError(
+                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the middle), got {len(guidance_channels)}."
+            )
+        widths = [width * 2**level for level in range(depth + 1)]
+        windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
+        pixels = in_channels * downscale**2
+        self.intro = nn.Conv2d(pixels, width, 3, padding=1)
+        self.encoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths, encoder_depths, windows))
+        self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
+        self.middle = _blocks(widths[-1], middle_depth, windows[-1])
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in reversed(widths[:-1])
+        )
+        self.decoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths[-2::-1], decoder_depths, windows[-2::-1]))
+        self.outro = nn.Conv2d(width, pixels, 3, padding=1)
+
+        encoder_fusions, decoder_fusions = [], []
+        if guidance_channels is not None and fusion != "decoder":
+            encoder_fusions = [GuidanceFusion(c, g, w) for c, g, w in zip(widths, guidance_channels, windows)]
+        if guidance_channels is not None and fusion != "encoder":
+            decoder_fusions = [
+                GuidanceFusion(c, g, w) for c, g, w in zip(widths[-2::-1], guidance_channels[-2::-1], windows[-2::-1])
+            ]
+        self.encoder_fusions = nn.ModuleList(encoder_fusions)
+        self.decoder_fusions = nn.ModuleList(decoder_fusions)
+        self.gradient_checkpointing = False
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides are padded to a multiple of this many pixels."""
+        return self.config.downscale * 2 ** len(self.config.encoder_depths)
+
+    def forward(
+        self,
+        degraded: torch.Tensor,
+        guidance_features: list[torch.Tensor] | None = None,
+        strength: float = 1.0,
+    ) -> torch.Tensor:
+        """Restore images.
+
+        Args:
+            degraded: `(B, C, H, W)` in [0, 1], any size.
+            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone.
+
+        Returns:
+            restored images `(B, C, H, W)`, not clipped.
+
+        Raises:
+            ValueError: if guidance is given to a network built without it, or with another number of levels.
+        """
+        guidance = self._check_guidance(guidance_features) if strength else None
+        height, width = degraded.shape[-2:]
+        multiple = self.size_multiple
+        image = fit(degraded, height + -height % multiple, width + -width % multiple)
+
+        x = self.intro(F.pixel_unshuffle(image, self.config.downscale))
+        skips = []
+        for level, (blocks, down) in enumerate(zip(self.encoders, self.downs)):
+            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+            x = self._run(blocks, x)
+            skips.append(x)
+            x = down(x)
+        x = self._fuse(self.encoder_fusions, len(self.encoders), x, guidance, len(self.encoders), strength)
+        x = self._run(self.middle, x)
+        for i, (up, blocks) in enumerate(zip(self.ups, self.decoders)):
+            x = up(x) + skips.pop()
+            x = self._fuse(self.decoder_fusions, i, x, guidance, len(self.encoders) - 1 - i, strength)
+            x = self._run(blocks, x)
+        restored = image + F.pixel_shuffle(self.outro(x), self.config.downscale)
+        return restored[..., :height, :width]
+
+    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
+        expected = self.config.guidance_channels
+        if features is None:
+            return None
+        if expected is None:
+            raise ValueError("This NAFNet takes no guidance; build it with `guidance_channels`, or pass no `guidance_features`.")
+        channels = [f.shape[1] for f in features]
+        if channels != list(expected):
+            raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
+        return features
+
+    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
+        return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
+
+    def _run(self, blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+        for block in blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+def _blocks(channels: int, count: int, window: int | None) -> nn.ModuleList:
+    return nn.ModuleList(NAFBlock(channels, window) for _ in range(count))
