@@ -151,6 +151,12 @@ def test_haze_follows_its_formula():
     torch.testing.assert_close(haze(clean, beta, (light, light), depth, seeded()), expected)
 
 
+def test_every_image_has_an_airlight_of_the_range():
+    far = haze(torch.zeros(16, 3, 16, 24), 10, (0.3, 0.9), torch.ones(16, 1, 16, 24), seeded())
+    lights = far.mean((1, 2, 3))
+    assert lights.min() > 0.25 and lights.max() < 0.95 and lights.std() > 0.1
+
+
 def test_haze_leaves_what_stands_at_the_camera():
     clean = image()
     torch.testing.assert_close(haze(clean, depth=torch.zeros(1, 1, 24, 40), generator=seeded()), clean)
@@ -169,6 +175,11 @@ def test_more_scattering_hides_more():
 def test_rain_only_brightens_a_dark_scene():
     scene = image() * 0.5
     assert (rain(scene, 1.0, generator=seeded()) >= scene - 1e-6).all()
+
+
+def test_streaks_without_a_veil_darken_nothing():
+    scene = image()
+    assert (rain(scene, 1.0, veil=(0, 0), generator=seeded()) >= scene - 1e-6).all()
 
 
 def test_rain_grows_from_next_to_nothing():

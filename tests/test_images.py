@@ -132,9 +132,11 @@ def test_tiff_comes_back_with_every_channel_and_bit(channels, dtype, layout):
     extra = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
     picture = read_picture(tiff(array, **color, **extra, **layout))
     assert (picture.bits, picture.is_gray) == (array.itemsize * 8, channels < 3)
-    again = tifffile.imread(io.BytesIO(encode_picture(picture, ".tif")))
+    with tifffile.TiffFile(io.BytesIO(encode_picture(picture, ".tif"))) as written:
+        again, extra = written.asarray(), written.pages[0].extrasamples
     assert again.dtype == dtype
     np.testing.assert_array_equal(again, array)
+    assert extra == ((2,) if channels in (2, 4) else ())  # 2: alpha that is not multiplied into the colours
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -535,6 +537,15 @@ def test_an_exception_while_writing_leaves_the_old_file_as_it_was(tmp_path):
     with pytest.raises(ValueError, match=r"\.png cannot hold floating-point pixels; write a \.tif"):
         write_picture(path, FLOAT)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_who_reads_the_old_file_meanwhile_reads_it_whole(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"old" * 1000)
+    with path.open("rb") as reader:
+        assert reader.read(3) == b"old"
+        write_picture(path, OPAQUE)
+        assert reader.read() == b"old" * 999
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):

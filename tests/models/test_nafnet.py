@@ -174,10 +174,10 @@ def test_features_are_cropped_or_repeated_to_fit(size):
     assert torch.equal(fitted, x[:, :, rows][..., columns])
 
 
-@pytest.mark.parametrize("window", [5, 8, 12])
+@pytest.mark.parametrize("window", [5, 8, 12, 17])
 def test_local_mean_averages_a_square_around_each_pixel(window):
     x = torch.rand(2, 3, 13, 21)
-    got = local_mean(x, window)
+    got = local_mean(x, window).expand_as(x)
     height = min(window, 13)
     for row, column in ((0, 0), (6, 10), (12, 20), (3, 17)):
         top = min(max(row - window // 2, 0), 13 - height)
@@ -187,14 +187,30 @@ def test_local_mean_averages_a_square_around_each_pixel(window):
 
 
 def test_a_large_pooling_window_is_the_global_one_and_a_small_one_is_not():
-    torch.manual_seed(0)
-    whole = restorer(guided=False)
-    photo = image(48, 80)
+    whole, photo = restorer(guided=False), image(48, 80)
     outputs = {}
     for window in (16, 80):
-        model = NAFNet.from_config({**whole.config, "pooling_window": window})
+        model = NAFNet(**SMALL, pooling_window=window)
         model.load_state_dict(whole.state_dict())
-        outputs[window] = model.eval()(photo)
         assert torch.equal(model.train()(photo), whole(photo))  # training averages over the crop
+        outputs[window] = model.eval()(photo)
     assert torch.equal(outputs[80], whole.eval()(photo))
     assert (outputs[16] - outputs[80]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("window", [1, 16])
+@pytest.mark.parametrize("size", [(17, 31), (16, 100), (3, 40)])
+def test_local_pooling_keeps_any_size(size, window):
+    model = open_gates(NAFNet(**SMALL, pooling_window=window)).eval()
+    restored = model(image(*size))
+    assert restored.shape == (1, 3, *size) and restored.isfinite().all()
+
+
+@pytest.mark.parametrize("downscale", [1, 2])
+def test_the_pooling_window_shrinks_with_the_level(downscale):
+    model = NAFNet(**SMALL, downscale=downscale, guidance_channels=CHANNELS, pooling_window=16)
+    windows = [16 // downscale, 8 // downscale, 4 // downscale]
+    assert [level[0].window for level in (*model.encoders, model.middle)] == windows
+    assert [fusion.block.window for fusion in model.encoder_fusions] == windows
+    assert [level[0].window for level in model.decoders] == windows[-2::-1]
+    assert [fusion.block.window for fusion in model.decoder_fusions] == windows[-2::-1]

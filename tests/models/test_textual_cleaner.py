@@ -44,6 +44,14 @@ def test_a_residual_cleaner_starts_as_the_identity(rank):
 
 
 @FORMS
+def test_a_residual_cleaner_adds_what_the_other_returns(rank):
+    plain, residual = cleaner(rank=rank), cleaner(rank=rank, residual=True)
+    residual.load_state_dict(plain.state_dict())
+    words = torch.randn(3, NUM_WORDS, WORD_DIM)
+    torch.testing.assert_close(residual(words), words + plain(words))
+
+
+@FORMS
 def test_a_residual_cleaner_can_leave_the_identity(rank):
     model, words = cleaner(rank=rank, residual=True), torch.randn(3, NUM_WORDS, WORD_DIM)
     model(words).square().sum().backward()
