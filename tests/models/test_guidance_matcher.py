@@ -64,9 +64,6 @@ def test_features_are_weighted_by_confidence():
     assert score.std() > 0
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NotImplementedError, reason="PyTorch has no antialiased interpolation for these on the CPU"
-)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_guidance_of_another_size_is_taken_in_half_precision(dtype):
     matched = matcher().to(dtype)(image().to(dtype), image(64, 100).to(dtype))

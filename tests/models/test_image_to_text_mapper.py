@@ -63,6 +63,17 @@ def test_words_differ_from_one_another(rank):
     assert all(not torch.allclose(words[i], words[j], atol=1e-3) for i in range(NUM_WORDS) for j in range(i))
 
 
+def test_every_word_of_the_light_form_has_its_own_head():
+    model, tokens = mapper(rank=3), torch.randn(2, 5, IMAGE_DIM)
+    words = model(tokens)
+    with torch.no_grad():
+        for part in (model.from_class, model.from_patches):
+            part.expand[1] = 0
+    changed = model(tokens)
+    assert (changed[:, 1] == 0).all()
+    torch.testing.assert_close(changed[:, [0, 2, 3]], words[:, [0, 2, 3]])
+
+
 @pytest.mark.parametrize("shape", [(2, 5, IMAGE_DIM + 1), (2, 1, IMAGE_DIM), (5, IMAGE_DIM)])
 def test_tokens_of_another_shape_are_refused(shape):
     expected = (

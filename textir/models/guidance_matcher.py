@@ -82,7 +82,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes and aspects."""
         height, width = degraded.shape[-2:]
         if guidance.shape[-2:] != degraded.shape[-2:]:
-            guidance = F.interpolate(guidance, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+            resized = F.interpolate(guidance.float(), (height, width), mode="bicubic", antialias=True)
+            guidance = resized.clamp(0, 1).to(guidance.dtype)
         queries = self.encode(degraded)
         sources = self.encode(guidance)
         rows, columns, score = self.match(queries[-1], sources[-1])
