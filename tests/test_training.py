@@ -58,10 +58,10 @@ def test_a_perfect_image_has_a_finite_loss_and_gradient(kind):
 
 @pytest.mark.parametrize("kind", ["l1", "psnr"])
 def test_a_loss_is_taken_in_single_precision(kind):
-    restored = image().bfloat16()
-    loss = restoration_loss(restored, image(seed=1), kind)
+    restored, clean = image().bfloat16(), image(seed=1).bfloat16()
+    loss = restoration_loss(restored, clean, kind)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, restoration_loss(restored.float(), image(seed=1), kind))
+    assert torch.equal(loss, restoration_loss(restored.float(), clean.float(), kind))
 
 
 def test_an_unknown_loss_is_refused():

@@ -211,8 +211,8 @@ def down_up(image: torch.Tensor, factor: float = 2.0, generator: torch.Generator
         generator: unused; every degradation takes one.
     """
     size = image.shape[-2:]
-    small = F.interpolate(image, [max(1, round(side / factor)) for side in size], mode="bicubic", antialias=True)
-    return F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1)
+    small = F.interpolate(image.float(), [max(1, round(side / factor)) for side in size], mode="bicubic", antialias=True)
+    return F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1).to(image.dtype)
 
 
 # ---- fields and kernels that the degradations are made of
@@ -276,7 +276,7 @@ def _streak_layer(
 ) -> torch.Tensor:
     length = int(6 + 40 * nearness * _uniform((0.5, 1.0), generator)) | 1
     thickness = 0.3 + 0.9 * nearness * _uniform((0.4, 1.0), generator)
-    density = (0.002 + 0.02 * intensity) * (1.3 - nearness) * _uniform((0.4, 1.2), generator)
+    density = (0.002 + 0.02 * intensity) * min(1, 10 * intensity) * (1.3 - nearness) * _uniform((0.4, 1.2), generator)
     drops = (torch.rand(1, 1, height, width, generator=generator) < density).float()
     drops = drops * torch.rand(1, 1, height, width, generator=generator)
     line = get_motion_kernel2d(length, angle + 90, direction=_uniform((-0.6, 0.6), generator), mode="bilinear")

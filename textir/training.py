@@ -71,6 +71,8 @@ def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit:
     """Save the whole state of a run as `checkpoint-STEP`: written beside, then moved into place; the oldest make room."""
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f".checkpoint-{step}.part"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted save has left
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()

@@ -112,6 +112,12 @@ def test_a_window_over_everything_finds_the_best_place_of_all():
     assert torch.equal(rows.flatten() * 8 + columns.flatten(), place.flatten())
 
 
+def test_opposite_features_match_with_no_confidence():
+    query = torch.ones(1, 5, 8, 12)
+    _, _, score = matcher().match(query, -query)
+    assert torch.equal(score, torch.zeros(1, 8, 12))
+
+
 def test_what_is_found_lies_in_the_guidance():
     rows, columns, _ = matcher().match(torch.randn(2, 5, 7, 13), torch.randn(2, 5, 7, 13))
     assert rows.min() >= 0 and rows.max() < 7 and columns.min() >= 0 and columns.max() < 13

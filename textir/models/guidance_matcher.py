@@ -80,6 +80,11 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:
         """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes and aspects."""
+        if degraded.ndim != 4 or degraded.shape[:2] != guidance.shape[:2]:
+            raise ValueError(
+                "`degraded` and `guidance` must be (B, C, H, W) with one batch size and number of channels, "
+                f"got {tuple(degraded.shape)} and {tuple(guidance.shape)}."
+            )
         height, width = degraded.shape[-2:]
         if guidance.shape[-2:] != degraded.shape[-2:]:
             resized = F.interpolate(guidance.float(), (height, width), mode="bicubic", antialias=True)
@@ -139,11 +144,13 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         bordered_source = F.pad(source[None], (1, 1, 1, 1))[0]
         query_rows = torch.arange(grid[0], device=query.device).repeat_interleave(grid[1]) * size
         query_columns = torch.arange(grid[1], device=query.device).repeat(grid[0]) * size
+        steps = torch.arange(side, device=query.device)
+        inside = ((steps < height)[:, None] & (steps < width)).flatten()  # a window may be larger than the source
         rows, columns, scores = [], [], []
         for part in torch.arange(len(top), device=query.device).split(blocks_at_once):
             q = cut_squares(bordered_query, query_rows[part], query_columns[part], size + 2)
             s = cut_squares(bordered_source, top[part], left[part], side + 2)
-            similarity = patch_cosine(q, s)  # (blocks, size², side²)
+            similarity = patch_cosine(q, s).masked_fill(~inside, -1)  # (blocks, size², side²)
             score, best = similarity.max(-1)
             rows.append((top[part, None] + best // side).clamp(max=height - 1))
             columns.append((left[part, None] + best % side).clamp(max=width - 1))

@@ -190,6 +190,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Raises:
             ValueError: if guidance is given to a network built without it, or with another number of levels.
         """
+        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
+            raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
         guidance = self._check_guidance(guidance_features) if strength else None
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
