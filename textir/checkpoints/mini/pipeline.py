@@ -575,7 +575,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         self, before: torch.Tensor, after: torch.Tensor | None = None, count: int = 3
     ) -> list[list[dict[str, list[str]]]]:
         """The vocabulary tokens nearest by cosine to each word `(B, N, D)`, before and after cleaning."""
-        table = F.normalize(self.text_encoder.get_input_embeddings().weight.float(), dim=-1)
+        known = len(self.tokenizer)  # an embedding table may be padded beyond the vocabulary
+        table = F.normalize(self.text_encoder.get_input_embeddings().weight[:known].float(), dim=-1)
 
         def read(words: torch.Tensor) -> list[list[list[str]]]:
             nearest = (F.normalize(words.to(table), dim=-1) @ table.T).topk(min(count, len(table))).indices
