@@ -552,8 +552,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 logger.warning(
                     "The prompt has %d tokens beside the pseudo-words; the last %d are cut.", len(extra), len(extra) - room
                 )
-            row = [self.tokenizer.bos_token_id, *opening, *opening[-1:] * count, *extra[:room], self.tokenizer.eos_token_id]
-            rows.append(row + [self._pad_id] * (length - len(row)))
+            rows.append(self._framed([*opening, *opening[-1:] * count, *extra[:room]]))
         ids = torch.tensor(rows, device=words.device)
         positions = torch.arange(count, device=words.device) + 1 + len(opening)
         with inject_words(self.text_encoder, words, positions):
@@ -567,8 +566,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             ids = self._token_ids(text)
             if len(ids) > length - 2:
                 logger.warning("%r has %d tokens; the last %d are cut.", text[:40], len(ids), len(ids) - length + 2)
-            row = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
-            rows.append(row + [self._pad_id] * (length - len(row)))
+            rows.append(self._framed(ids[: length - 2]))
         return self.text_encoder(torch.tensor(rows, device=self._execution_device)).last_hidden_state
 
     def nearest_tokens(
@@ -724,10 +722,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     # ---- tokens
 
-    @property
-    def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Token ids between begin and end of text, padded to the length that the text encoder takes."""
+        begin, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        row = [begin, *ids, end]
+        return row + [end if pad is None else pad] * (self.tokenizer.model_max_length - len(row))
 
     def _token_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

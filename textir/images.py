@@ -20,7 +20,6 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
-MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 BITS_TAG, ICC_TAG = 258, 34675
 DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
