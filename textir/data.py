@@ -88,6 +88,8 @@ class DegradedCrops(Dataset):
         recipes: weighted degradation recipes, see `parse_mixture`; one is drawn for each sample.
         crop_size: side of the square crop in pixels.
         max_reduction: a photo is reduced by up to this factor before it is cropped (half of the time not at all).
+        low_key: share of the photos that are darkened (gamma up to 2.5) before they are degraded, where the recipe has no `lowlight`:
+            a dark photo need not be an under-exposed one.
         length: number of samples; an index is never repeated within it.
         seed: of the stream; its lowest 32 bits count.
 
@@ -100,10 +102,12 @@ class DegradedCrops(Dataset):
         recipes: Sequence[str],
         crop_size: int = 128,
         max_reduction: float = 2.0,
+        low_key: float = 0.0,
         length: int = 1_000_000,
         seed: int = 0,
     ):
-        self.photos, self.crop_size, self.max_reduction, self.length, self.seed = photos, crop_size, max_reduction, length, seed
+        self.photos, self.crop_size, self.max_reduction, self.low_key = photos, crop_size, max_reduction, low_key
+        self.length, self.seed = length, seed
         self.mixture = parse_mixture(recipes)
         self.shares = torch.tensor([share for _, share in self.mixture])
 
@@ -118,7 +122,10 @@ class DegradedCrops(Dataset):
         if torch.rand((), generator=generator) < 0.5:
             clean = clean.flip(-1)
         task = int(torch.multinomial(self.shares, 1, generator=generator))
-        degraded = degrade(clean[None], self.mixture[task][0], generator)[0]
+        recipe = self.mixture[task][0]
+        if self.low_key and "lowlight" not in recipe and torch.rand((), generator=generator) < self.low_key:
+            clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
+        degraded = degrade(clean[None], recipe, generator)[0]
         return {"degraded": degraded, "clean": clean, "task": torch.tensor(task)}
 
     def _crop(self, photo: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

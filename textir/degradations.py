@@ -227,21 +227,36 @@ def smooth_field(height: int, width: int, generator: torch.Generator | None = No
 
 
 def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards and smooth masses, with the
-    edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010)."""
+    """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards, smooth masses and flat objects, with
+    the edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010)."""
     height, width = image.shape[-2:]
-    luminance = image.detach().float().mean(1, keepdim=True).cpu()
     size = max(3, min(height, width) // 8 | 1)
     depths = []
-    for guide in luminance.split(1):
-        ramp = torch.linspace(1, 0, height)[None, None, :, None] * _uniform((0, 1), generator)
-        depth = ramp + smooth_field(height, width, generator) * _uniform((0.2, 1), generator)
+    for single in image.detach().float().cpu().split(1):
+        guide = single.mean(1, keepdim=True)
+        depth = torch.linspace(1, 0, height)[None, None, :, None] * _uniform((0, 1), generator)
+        depth = depth + smooth_field(height, width, generator) * _uniform((0, 1), generator)
+        depth = depth + flat_objects(single, generator) * _uniform((0, 1), generator)
         depth = depth + _uniform((-0.6, 0.6), generator) * guide
         depth = guided_blur(guide, depth, size, 0.005)
         depth = (depth - depth.amin()) / (depth.amax() - depth.amin()).clamp(min=1e-6)
-        near = _uniform((0.1, 0.5), generator)
+        near = _uniform((0.05, 0.5), generator)
         depths.append(near + (1 - near) * depth)
     return torch.cat(depths).to(image)
+
+
+def flat_objects(image: torch.Tensor, generator: torch.Generator | None = None, count: int = 24) -> torch.Tensor:
+    """A field `(1, 1, H, W)` in [0, 1] of regions of one value each that follow the objects of a photo `(1, C, H, W)`: every pixel
+    belongs to the nearest of `count` random ones in place and colour (a step of SLIC, Achanta et al. 2012)."""
+    height, width = image.shape[-2:]
+    scale = min(1.0, 64 / min(height, width))
+    small = F.interpolate(image, [max(1, round(side * scale)) for side in (height, width)], mode="bilinear", antialias=True)
+    rows, columns = small.shape[-2:]
+    place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")) / max(rows, columns)
+    pixels = torch.cat([place, _uniform((0.5, 2.0), generator) * small[0]]).flatten(1).T
+    seeds = pixels[torch.randint(len(pixels), (count,), generator=generator)]
+    values = torch.rand(count, generator=generator)[torch.cdist(pixels, seeds).argmin(1)]
+    return F.interpolate(values.reshape(1, 1, rows, columns), (height, width), mode="bilinear", align_corners=False)
 
 
 def camera_path_kernel(length: float, generator: torch.Generator | None = None) -> torch.Tensor:

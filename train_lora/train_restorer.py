@@ -46,6 +46,7 @@ class Config:
     train_batch_size: list[int] = field(default_factory=lambda: [8], metadata={"help": "crops a process in each phase"})
     phase_ends: list[int] = field(default_factory=list, metadata={"help": "steps at which all but the last phase end"})
     max_reduction: float = field(default=2.0, metadata={"help": "photos are reduced by up to this before cropping"})
+    low_key: float = field(default=0.0, metadata={"help": "share of photos darkened, so that dark is not always under-exposed"})
     max_train_steps: int = 100_000
     learning_rate: float = 1e-3  # NAFNet's; 2e-4 for the transformers
     lr_warmup_steps: int = 500
@@ -163,7 +164,7 @@ def batches(config: Config, photos: CleanPhotos, start: int, accelerator: Accele
         index, begin = index + (end - begin) * taken, end
         if not len(todo):
             continue
-        crops = DegradedCrops(photos, config.degradations, size, config.max_reduction, index, config.seed)
+        crops = DegradedCrops(photos, config.degradations, size, config.max_reduction, config.low_key, index, config.seed)
         loader = DataLoader(
             crops,
             batch_size=batch_size,
