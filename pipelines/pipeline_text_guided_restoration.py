@@ -161,7 +161,7 @@ def has_lora_layers(part) -> bool:
 class ChainLoraLoaderMixin(LoraBaseMixin):
     """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling conventions."""
 
-    _lora_loadable_modules = ["unet", "mapper", "cleaner", "restorer"]
+    _lora_loadable_modules = ["unet", "mapper", "cleaner", "matcher", "restorer", "detector"]
 
     @classmethod
     @validate_hf_hub_args
@@ -600,11 +600,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         self._timesteps = self.scheduler.timesteps[(steps - kept) * order :]
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index((steps - kept) * order)
-        pixels = resize(degraded.float().clamp(0, 1), (height, width)) * 2 - 1
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        latents = (latents * self.vae.config.scaling_factor).to(self.unet.dtype)
+        latents = self.encode_latents(resize(degraded.float().clamp(0, 1), (height, width))).to(self.unet.dtype)
         return self.scheduler.add_noise(latents, noise, self._timesteps[:1])
+
+    def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] -> latents, in the scale that the UNet works in."""
+        encoded = self.vae.encode((image * 2 - 1).to(self.vae.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents * self.vae.config.scaling_factor
 
     def guidance_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the guidance for an image: its aspect at the area that the UNet is used to."""

@@ -4,6 +4,7 @@ Heavy libraries load inside the commands, so that `--help` answers at once.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -185,7 +186,9 @@ def degrade(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder with input/ and target/, or of clean images with --degradation.")],
+    data: Annotated[
+        str, typer.Option(help="Folder with input/ and target/, a benchmark as gopro:ROOT, or clean images with --degradation.")
+    ],
     degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
     protocol: Annotated[str, typer.Option(help="rgb or y (luma, as deraining tables use).")] = "rgb",
     border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
@@ -204,7 +207,9 @@ def evaluate(
     dtype: Dtype = "auto",
 ) -> None:
     """Measure PSNR and SSIM, before and after restoration."""
+    from pipelines import MINI
     from textir.evaluation import evaluate
+    from textir.hub import weights_digest
     from textir.images import writing
     from textir.metrics import Protocol
 
@@ -225,8 +230,12 @@ def evaluate(
             tile=tile or None,
         )
         if json_file is not None:
+            folders = {"checkpoint": MINI if checkpoint == "mini" else checkpoint, "adapter": adapter}
+            weights = {name: weights_digest(folder) for name, folder in folders.items() if folder and Path(folder).is_dir()}
+            made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
+            json_file.parent.mkdir(parents=True, exist_ok=True)
             with writing(json_file) as temporary:
-                temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+                temporary.write_text(json.dumps({**result.to_dict(), **made}, indent=2) + "\n")
     except (ValueError, OSError) as error:
         raise fail(error) from None
     mean = result.summary()
@@ -235,3 +244,23 @@ def evaluate(
         f"input    {mean['input_psnr']:.2f} dB  {mean['input_ssim']:.4f}\n"
         f"restored {mean['psnr']:.2f} dB  {mean['ssim']:.4f}   {mean['seconds']:.2f} s/image"
     )
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint in diffusers format, or folder of an adapter.")],
+    repo: Annotated[str, typer.Argument(help="user/name on the Hub; `name` alone goes to the owner of the token.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private if it is new.")] = False,
+    token: Annotated[str | None, typer.Option(help="Hub token, instead of the one that `hf auth login` has stored.")] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, such as apache-2.0 or openrail++.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with textir",
+) -> None:
+    """Publish a trained checkpoint or adapter, with a card made of its training record and its measured evaluations."""
+    from textir.hub import push
+
+    try:
+        typer.echo(push(folder, repo, token, private, license_name, message))
+    except ValueError as error:
+        raise fail(error) from None

@@ -1,22 +1,35 @@
-"""Training and test pictures: clean photos degraded on the fly, or pairs from two folders.
+"""Training and test pictures: clean photos degraded on the fly, pairs from two folders, published benchmarks, data sets of the Hub.
 
-A training sample is a pure function of `(seed, index)`: photo, crop, flip and degradation are all drawn from a generator with that
-seed. So a run resumed at step k sees just what the uninterrupted run would have seen, on any number of workers or processes.
+A training sample is a pure function of `(seed, index)`: source, photo, crop, flip and degradation are all drawn from a generator
+with that seed. So a run resumed at step k sees just what the uninterrupted run would have seen, on any number of workers or
+processes.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
+from tqdm import tqdm
 
-from textir.degradations import degrade, parse_recipe
-from textir.images import list_images, read_picture
+from textir.benchmarks import BENCHMARKS, Entry, find_benchmark
+from textir.degradations import RECIPES, apply_steps, draw_recipe, parse_recipe
+from textir.images import list_images, picture_from_pil, read_picture
 
 logger = logging.getLogger(__name__)
+
+LABELS = tuple(dict.fromkeys(ingredient.label for ingredient in RECIPES.values()))
+"""What a sample can suffer from, in the order of its `severity`."""
 
 
 def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
@@ -42,103 +55,401 @@ def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
     return [(recipe, share / total) for recipe, share in mixture]
 
 
-class CleanPhotos:
-    """Clean photos of one or more folders (searched recursively), decoded once and kept in memory as 8-bit RGB.
+# ---- which files
+
+
+def find_entries(source: str | Path, split: str = "train", guidance_dir: str | Path | None = None) -> list[Entry]:
+    """The images of a source, sorted.
 
     Args:
-        folders: where to look.
-        min_size: smallest side that a photo may have.
-        skip_bad: leave out files that cannot be used (each is logged) instead of raising.
+        source: `gopro:/data/GoPro` (a published benchmark by name and root, see `textir.benchmarks`); a folder with `input/` and
+            `target/` (pairs by name, and `guidance/` if it is there); or a folder of clean photos, searched recursively.
+        split: of a benchmark.
+        guidance_dir: guidance images named like the degraded ones.
 
     Raises:
-        ValueError: if there is no photo, or (without `skip_bad`) one is broken or too small; all such files are named.
+        ValueError: if there is nothing, or an image lacks its twin or its guidance.
     """
-
-    def __init__(self, folders: Sequence[str | Path], min_size: int = 64, skip_bad: bool = False):
-        self.paths: list[Path] = []
-        self.photos: list[torch.Tensor] = []
-        bad = []
-        for path in (path for folder in folders for path in list_images(folder, recursive=True)):
-            try:
-                pixels = read_picture(path).pixels
-            except ValueError as error:
-                bad.append(str(error))
-                continue
-            if min(pixels.shape[:2]) < min_size:
-                bad.append(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}, smaller than {min_size}.")
-                continue
-            self.paths.append(path)
-            self.photos.append(torch.from_numpy((pixels * 255).round().astype(np.uint8)).movedim(-1, 0).contiguous())
-        if bad and not skip_bad:
-            raise ValueError(f"{len(bad)} files cannot be used (`skip_bad` leaves them out):\n" + "\n".join(bad[:20]))
-        for message in bad:
-            logger.warning("left out: %s", message)
-        if not self.photos:
-            raise ValueError(f"No photos found in {', '.join(map(str, folders))}.")
-
-    def __len__(self) -> int:
-        return len(self.photos)
+    name, colon, root = str(source).partition(":")
+    if colon and name in BENCHMARKS:
+        entries = find_benchmark(name, root, split)
+    elif Path(source).is_dir() and ((Path(source) / "input").is_dir() or (Path(source) / "target").is_dir()):
+        entries = _pairs(Path(source))
+        beside = Path(source) / "guidance"
+        guidance_dir = guidance_dir or (beside if beside.is_dir() else None)
+    elif colon and re.fullmatch(r"\w{2,}", name) and not Path(source).exists():
+        raise ValueError(f"Unknown benchmark {name!r} in {source!r}; known are {', '.join(BENCHMARKS)}.")
+    else:
+        entries = [Entry(path) for path in list_images(source, recursive=True)]
+    if not entries:
+        raise ValueError(f"No photos found in {source}.")
+    if guidance_dir is None:
+        return entries
+    guidance = {path.stem: path for path in list_images(guidance_dir)}
+    names = entry_names(entries)
+    lonely = [name for name in names if name not in guidance]
+    if lonely:
+        raise ValueError(f"{len(lonely)} images of {source} have no guidance in {guidance_dir}: {', '.join(lonely[:10])}.")
+    return [entry._replace(guidance=guidance[name]) for entry, name in zip(entries, names)]
 
 
-class DegradedCrops(Dataset):
-    """Endless stream of training pairs made from clean photos; sample `index` depends on `(seed, index)` alone.
+def entry_names(entries: Sequence[Entry]) -> list[str]:
+    """A name of its own for each entry: that of its file, with its folders where files of several folders are called alike."""
+    names = [entry.name for entry in entries]
+    if len(set(names)) == len(names):
+        return names
+    files = [(entry.degraded or (entry.clean,))[0].resolve() for entry in entries]
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    return ["_".join(file.relative_to(root).with_suffix("").parts) for file in files]
+
+
+def _pairs(folder: Path) -> list[Entry]:
+    missing = [name for name in ("input", "target") if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no folder {' and '.join(missing)}; pairs lie in input/ and target/. "
+            "For a folder of clean images pass a degradation recipe such as noise:25."
+        )
+    degraded = {path.stem: path for path in list_images(folder / "input")}
+    clean = {path.stem: path for path in list_images(folder / "target")}
+    if not degraded:
+        raise ValueError(f"No images in {folder / 'input'}.")
+    lonely = sorted(degraded.keys() ^ clean.keys())
+    if lonely:
+        raise ValueError(f"{len(lonely)} images of {folder} have no twin of the same name: {', '.join(lonely[:10])}.")
+    return [Entry(clean[name], (degraded[name],)) for name in sorted(degraded)]
+
+
+# ---- their pixels
+
+
+class Images(NamedTuple):
+    """Pixels of an entry, integers `(H, W, C)` at the depth of their files; views of a degraded image are joined along C."""
+
+    clean: np.ndarray
+    degraded: np.ndarray | None = None
+    guidance: np.ndarray | None = None
+
+
+class Photos:
+    """The images behind entries, all checked when this is built; as many as fit into `memory` stay decoded.
 
     Args:
-        photos: where the crops come from.
-        recipes: weighted degradation recipes, see `parse_mixture`; one is drawn for each sample.
-        crop_size: side of the square crop in pixels.
-        max_reduction: a photo is reduced by up to this factor before it is cropped (half of the time not at all).
-        low_key: share of the photos that are darkened (gamma up to 2.5) before they are degraded, where the recipe has no `lowlight`:
-            a dark photo need not be an under-exposed one.
-        length: number of samples; an index is never repeated within it.
-        seed: of the stream; its lowest 32 bits count.
+        entries: which files, see `find_entries`.
+        min_size: smallest side that a photo may have.
+        skip_bad: leave out entries that cannot be used (each is logged) instead of raising.
+        memory: bytes that decoded photos may take; a quarter of the free memory by default.
+        record: a JSON file in which checks are remembered, so that a resumed run need not decode a large set again.
 
-    Each item is `{"degraded": (3, S, S), "clean": (3, S, S), "task": int}`; `task` is the index of the recipe.
+    Raises:
+        ValueError: if a file is broken or too small or differs in size from its twin; all such files are named.
     """
 
     def __init__(
         self,
-        photos: CleanPhotos,
-        recipes: Sequence[str],
-        crop_size: int = 128,
-        max_reduction: float = 2.0,
-        low_key: float = 0.0,
-        length: int = 1_000_000,
-        seed: int = 0,
+        entries: Sequence[Entry],
+        min_size: int = 16,
+        skip_bad: bool = False,
+        memory: int | None = None,
+        record: str | Path | None = None,
     ):
-        self.photos, self.crop_size, self.max_reduction, self.low_key = photos, crop_size, max_reduction, low_key
-        self.length, self.seed = length, seed
-        self.mixture = parse_mixture(recipes)
-        self.shares = torch.tensor([share for _, share in self.mixture])
+        self.min_size = min_size
+        self.room = psutil.virtual_memory().available // 4 if memory is None else memory
+        self.lock = threading.Lock()
+        self.kept: dict[Entry, Images] = {}
+        known = _read_record(record)
+        with ThreadPoolExecutor() as pool:
+            checks = pool.map(lambda entry: self._check(entry, self._stamp(entry) in known), entries)
+            problems = list(tqdm(checks, "checking images", len(entries), leave=False, disable=None))
+        bad = {entry: problem for entry, problem in zip(entries, problems) if problem is not None}
+        if bad and not skip_bad:
+            raise ValueError(
+                f"{len(bad)} images cannot be used (`--skip_bad` leaves them out):\n" + "\n".join([*bad.values()][:20])
+            )
+        for message in bad.values():
+            logger.warning("left out: %s", message)
+        self.entries = [entry for entry in entries if entry not in bad]
+        if not self.entries:
+            raise ValueError(f"None of {len(entries)} images can be used.")
+        if record is not None:
+            _write_record(record, {self._stamp(entry) for entry in self.entries})
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        # The CPU generator heeds 32 bits of its seed; the golden ratio spreads the streams of neighbouring seeds over them.
-        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + index) % 2**32)
-        photo = self.photos.photos[int(torch.randint(len(self.photos), (), generator=generator))]
-        clean = self._crop(photo, generator)
+    def __getitem__(self, index: int) -> Images:
+        entry = self.entries[index]
+        return self.kept[entry] if entry in self.kept else _decode(entry)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}  # workers only read
+
+    def _check(self, entry: Entry, known_as_good: bool) -> str | None:
+        """What is wrong with an entry; a good one is kept while there is room."""
+        if known_as_good and not self.room:
+            return None
+        try:
+            images = _decode(entry)
+        except ValueError as error:
+            return str(error)
+        height, width = images.clean.shape[:2]
+        if min(height, width) < self.min_size:
+            return f"{entry.clean} is {width} x {height}, smaller than {self.min_size}."
+        if images.degraded is not None and images.degraded.shape[:2] != (height, width):
+            size = f"{images.degraded.shape[1]} x {images.degraded.shape[0]}"
+            return f"{entry.degraded[0]} is {size} but its twin {entry.clean} is {width} x {height}."
+        size = sum(array.nbytes for array in images if array is not None)
+        with self.lock:
+            if size <= self.room:
+                self.room -= size
+                self.kept[entry] = images
+            else:
+                self.room = 0
+        return None
+
+    def _stamp(self, entry: Entry) -> str:
+        files = [entry.clean, *entry.degraded, *([entry.guidance] if entry.guidance else [])]
+        stats = [path.stat() if path.exists() else None for path in files]
+        return json.dumps([[str(path), s and s.st_size, s and s.st_mtime_ns] for path, s in zip(files, stats)] + [self.min_size])
+
+
+def _decode(entry: Entry) -> Images:
+    views = [_integers(path) for path in entry.degraded]
+    if any(view.shape != views[0].shape for view in views):
+        raise ValueError(f"The views {' and '.join(map(str, entry.degraded))} differ in size.")
+    guidance = None if entry.guidance is None else _integers(entry.guidance)
+    return Images(_integers(entry.clean), np.concatenate(views, axis=-1) if views else None, guidance)
+
+
+def _integers(path: Path) -> np.ndarray:
+    picture = read_picture(path)
+    kind = np.uint8 if picture.bits == 8 else np.uint16
+    return (picture.pixels * np.iinfo(kind).max).round().astype(kind)
+
+
+def _read_record(record: str | Path | None) -> set[str]:
+    try:
+        return set(json.loads(Path(record).read_text())) if record is not None and Path(record).is_file() else set()
+    except ValueError:
+        return set()  # cut short by a crash: the images are checked again
+
+
+def _write_record(record: str | Path, stamps: set[str]) -> None:
+    Path(record).parent.mkdir(parents=True, exist_ok=True)
+    Path(record).write_text(json.dumps(sorted(stamps)))
+
+
+class HubPhotos:
+    """A data set of the `datasets` library, from the Hub or a local folder that it understands (imagefolder), as photos.
+
+    Args:
+        name: Hub id, or a folder.
+        split: of the data set.
+        clean_column: holds the clean image.
+        degraded_column: holds the degraded image; without one degradation is synthetic.
+        streaming: do not download it whole; then it is read in its order, and samples come from `StreamedCrops`.
+        revision: of the Hub repository.
+
+    Raises:
+        ValueError: if `datasets` is not installed, the data set cannot be had or lacks a column.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        clean_column: str = "image",
+        degraded_column: str | None = None,
+        streaming: bool = False,
+        revision: str | None = None,
+    ):
+        try:
+            import datasets
+        except ImportError:
+            raise ValueError("Data sets of the Hub need the package `datasets`: pip install -r requirements-train.txt") from None
+        self.clean_column, self.degraded_column = clean_column, degraded_column
+        try:
+            self.rows = datasets.load_dataset(name, split=split, streaming=streaming, revision=revision)
+        except Exception as error:  # of many kinds: no network, no repository, no such split, bad metadata
+            raise ValueError(f"The data set {name} ({split}) cannot be loaded: {error}") from error
+        columns = self.rows.column_names or list(next(iter(self.rows)))
+        missing = [column for column in (clean_column, degraded_column) if column and column not in columns]
+        if missing:
+            raise ValueError(f"The data set {name} has no column {', '.join(missing)}; it has {', '.join(columns)}.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Images:
+        return self.read(self.rows[index])
+
+    def read(self, row: dict) -> Images:
+        def integers(column: str) -> np.ndarray:
+            picture = picture_from_pil(row[column])
+            return (picture.pixels * 255).round().astype(np.uint8)
+
+        return Images(integers(self.clean_column), self.degraded_column and integers(self.degraded_column))
+
+
+# ---- samples
+
+
+class Sampler:
+    """Turns the images of an entry into a training sample; a pure function of images and generator.
+
+    Args:
+        recipes: weighted degradation recipes for clean photos, see `parse_mixture`; pairs need none.
+        crop_size: side of the square crop in pixels.
+        max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
+        low_key: share of the clean photos that are darkened (gamma up to 2.5) before they are degraded, where the recipe has no
+            `lowlight`: a dark photo need not be an under-exposed one.
+
+    A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
+    one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known.
+    """
+
+    def __init__(self, recipes: Sequence[str] = (), crop_size: int = 128, max_reduction: float = 2.0, low_key: float = 0.0):
+        self.crop_size, self.max_reduction, self.low_key = crop_size, max_reduction, low_key
+        self.mixture = parse_mixture(recipes) if recipes else []
+        self.shares = torch.tensor([share for _, share in self.mixture])
+
+    def __call__(self, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if images.degraded is None and not self.mixture:
+            raise ValueError("These are clean photos; pass `--degradations` to say how they are to be degraded.")
+        clean, degraded, guidance = self._crop(images, generator)
         if torch.rand((), generator=generator) < 0.5:
-            clean = clean.flip(-1)
-        task = int(torch.multinomial(self.shares, 1, generator=generator))
-        recipe = self.mixture[task][0]
-        if self.low_key and "lowlight" not in recipe and torch.rand((), generator=generator) < self.low_key:
-            clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
-        degraded = degrade(clean[None], recipe, generator)[0]
-        return {"degraded": degraded, "clean": clean, "task": torch.tensor(task)}
+            clean, degraded, guidance = (x if x is None else x.flip(-1) for x in (clean, degraded, guidance))
+        severity = torch.full((len(LABELS),), float("nan"))
+        if degraded is None:
+            recipe = self.mixture[int(torch.multinomial(self.shares, 1, generator=generator))][0]
+            if self.low_key and "lowlight" not in recipe and torch.rand((), generator=generator) < self.low_key:
+                clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
+            steps = draw_recipe(recipe, generator)
+            degraded = apply_steps(clean[None], steps, generator)[0]
+            severity = severities(steps)
+        sample = {"degraded": degraded, "clean": clean, "severity": severity}
+        return sample if guidance is None else {**sample, "guidance": guidance}
 
-    def _crop(self, photo: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        height, width = photo.shape[-2:]
-        largest = min(self.max_reduction, min(height, width) / self.crop_size)
-        if largest < 1:
+    def _crop(self, images: Images, generator: torch.Generator) -> list[torch.Tensor | None]:
+        height, width = images.clean.shape[:2]
+        largest = min(self.max_reduction if images.degraded is None else 1.0, min(height, width) / self.crop_size)
+        if min(height, width) < self.crop_size:
             raise ValueError(f"A photo of {width} x {height} is smaller than the crop of {self.crop_size}.")
         draw = torch.rand(3, generator=generator)
         reduction = largest ** (2 * draw[0].item() - 1) if draw[0] > 0.5 else 1.0
         window = int(self.crop_size * reduction)
         top = int(draw[1] * (height - window + 1))
         left = int(draw[2] * (width - window + 1))
-        crop = photo[:, top : top + window, left : left + window].float() / 255
-        if window == self.crop_size:
-            return crop
-        return F.interpolate(crop[None], self.crop_size, mode="bilinear", antialias=True)[0]
+
+        def cut(array: np.ndarray | None) -> torch.Tensor | None:
+            if array is None:
+                return None
+            if array.shape[:2] != (height, width):  # guidance has a size of its own and shows the whole image
+                array = resize_pixels(array, height, width)
+            crop = to_tensor(array[top : top + window, left : left + window])
+            return (
+                crop
+                if window == self.crop_size
+                else F.interpolate(crop[None], self.crop_size, mode="bilinear", antialias=True)[0]
+            )
+
+        return [cut(array) for array in images]
+
+
+def severities(steps: Sequence[tuple[str, float]]) -> torch.Tensor:
+    """The severity `(len(LABELS),)` in [0, 1] of each degradation in the drawn steps of a recipe; 0 where there is none."""
+    severity = torch.zeros(len(LABELS))
+    for name, value in steps:
+        at = LABELS.index(RECIPES[name].label)
+        severity[at] = max(severity[at], RECIPES[name].severity(value))
+    return severity
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Integers `(H, W, C)` -> `(C, H, W)` in [0, 1]."""
+    return torch.from_numpy(array.astype(np.float32) / np.iinfo(array.dtype).max).movedim(-1, 0).contiguous()
+
+
+def resize_pixels(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Integers `(h, w, C)` -> `(height, width, C)` of the same kind, bicubic."""
+    largest = np.iinfo(array.dtype).max
+    resized = F.interpolate(to_tensor(array)[None], (height, width), mode="bicubic", antialias=True)[0]
+    return (resized.clamp(0, 1) * largest).round().movedim(0, -1).numpy().astype(array.dtype)
+
+
+def sample_generator(seed: int, index: int) -> torch.Generator:
+    """The source of all randomness of a sample. The CPU generator heeds 32 bits of its seed; the golden ratio spreads the streams of
+    neighbouring seeds over them."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**32)
+
+
+class TrainingCrops(Dataset):
+    """Endless stream of training pairs; sample `index` depends on `(seed, index)` alone.
+
+    Args:
+        sources: where the crops come from, each a `Photos` or `HubPhotos`.
+        sampler: how they are cut and degraded.
+        weights: share of each source; by default photos count alike, whatever their source.
+        length: number of samples; an index is never repeated within it.
+        seed: of the stream; its lowest 32 bits count.
+
+    Items are the sampler's, with their `index`.
+    """
+
+    def __init__(
+        self, sources: Sequence, sampler: Sampler, weights: Sequence[float] | None = None, length: int = 2**31, seed: int = 0
+    ):
+        self.sources, self.sampler, self.length, self.seed = list(sources), sampler, length, seed
+        self.weights = torch.tensor([float(w) for w in (weights or map(len, self.sources))])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = sample_generator(self.seed, index)
+        one = len(self.sources) == 1
+        source = self.sources[0 if one else int(torch.multinomial(self.weights, 1, generator=generator))]
+        images = source[int(torch.randint(len(source), (), generator=generator))]
+        return {**self.sampler(images, generator), "index": torch.tensor(index)}
+
+
+class StreamedCrops(IterableDataset):
+    """Training pairs from a streamed data set, read in its order, again and again.
+
+    Args:
+        source: a `HubPhotos` with `streaming=True`.
+        sampler: how images are cut and degraded.
+        start: first sample; those before are passed over.
+        length: number of samples from there.
+        seed: of crops and degradations.
+    """
+
+    def __init__(self, source: HubPhotos, sampler: Sampler, start: int = 0, length: int = 2**31, seed: int = 0):
+        self.source, self.sampler, self.start, self.length, self.seed = source, sampler, start, length, seed
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        index = 0
+        end = self.start + self.length
+        while index < end:
+            begin = index
+            for row in self.source.rows:
+                if index >= end:
+                    return
+                if index >= self.start:
+                    yield {
+                        **self.sampler(self.source.read(row), sample_generator(self.seed, index)),
+                        "index": torch.tensor(index),
+                    }
+                index += 1
+            if index == begin:
+                raise ValueError("The data set has no rows.")
+
+
+def parse_source(text: str) -> tuple[str, float | None]:
+    """`gopro:/data/GoPro@2` -> the source and its weight (`None` without one)."""
+    match = re.fullmatch(r"(.+)@(\d*\.?\d+)", text)
+    if match is None:
+        return text, None
+    if not float(match[2]) > 0:
+        raise ValueError(f"The weight in {text!r} must be a positive number, as in `{match[1]}@2`.")
+    return match[1], float(match[2])

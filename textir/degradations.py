@@ -327,6 +327,13 @@ class Ingredient(NamedTuple):
     low: float
     high: float
     levels: dict[str, float]  # light, medium, heavy
+    label: str  # what a detector calls it
+
+    def severity(self, value: float) -> float:
+        """A value on a common scale: light 0.25, medium 0.5, heavy 0.75, in between and beyond linear, within [0, 1]."""
+        light, medium, heavy = self.levels.values()
+        step = (medium - light) if abs(value - light) < abs(value - heavy) else (heavy - medium)
+        return min(max(0.5 + 0.25 * (value - medium) / step, 0.0), 1.0)
 
 
 def _eight_bit_noise(image: torch.Tensor, sigma: float, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -338,16 +345,16 @@ def _levels(light: float, medium: float, heavy: float) -> dict[str, float]:
 
 
 RECIPES = {
-    "noise": Ingredient(gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50)),
-    "noise8": Ingredient(_eight_bit_noise, "sigma", "0-255 scale, clipped to 8 bits", 0, 255, _levels(15, 25, 50)),
-    "poisson": Ingredient(poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30)),
-    "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0)),
-    "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0)),
-    "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31)),
-    "defocus": Ingredient(defocus, "radius", "pixels", 0, 50, _levels(2, 4, 8)),
-    "lowlight": Ingredient(low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0)),
-    "jpeg": Ingredient(jpeg, "quality", "libjpeg quality", 1, 95, _levels(50, 25, 10)),
-    "downup": Ingredient(down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4)),
+    "noise": Ingredient(gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50), "noise"),
+    "noise8": Ingredient(_eight_bit_noise, "sigma", "0-255 scale, clipped to 8 bits", 0, 255, _levels(15, 25, 50), "noise"),
+    "poisson": Ingredient(poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30), "noise"),
+    "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0), "rain"),
+    "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0), "haze"),
+    "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31), "blur"),
+    "defocus": Ingredient(defocus, "radius", "pixels", 0, 50, _levels(2, 4, 8), "defocus"),
+    "lowlight": Ingredient(low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0), "lowlight"),
+    "jpeg": Ingredient(jpeg, "quality", "libjpeg quality", 1, 95, _levels(50, 25, 10), "jpeg"),
+    "downup": Ingredient(down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4), "downup"),
 }
 
 
@@ -387,6 +394,19 @@ def _parse_value(name: str, text: str, recipe: str) -> float:
     return value
 
 
+def draw_recipe(recipe: str, generator: torch.Generator | None = None) -> list[tuple[str, float]]:
+    """The steps of a recipe with one value each; where the recipe gives a range, the value is drawn from it."""
+    return [(name, _uniform((low, high), generator) if low != high else low) for name, low, high in parse_recipe(recipe)]
+
+
+def apply_steps(image: torch.Tensor, steps: list[tuple[str, float]], generator: torch.Generator | None = None) -> torch.Tensor:
+    """Apply drawn steps, see `draw_recipe`, to images `(B, C, H, W)`."""
+    for name, value in steps:
+        ingredient = RECIPES[name]
+        image = ingredient.function(image, **{ingredient.parameter: value}, generator=generator)
+    return image
+
+
 def degrade(image: torch.Tensor, recipe: str, generator: torch.Generator | None = None) -> torch.Tensor:
     """Apply a recipe to images; each image draws its own values where the recipe gives ranges.
 
@@ -403,12 +423,4 @@ def degrade(image: torch.Tensor, recipe: str, generator: torch.Generator | None 
     """
     if image.ndim != 4:
         raise ValueError(f"`image` must be (B, C, H, W), got shape {tuple(image.shape)}.")
-    steps = parse_recipe(recipe)
-    degraded = []
-    for single in image.split(1):
-        for name, low, high in steps:
-            ingredient = RECIPES[name]
-            value = _uniform((low, high), generator) if low != high else low
-            single = ingredient.function(single, **{ingredient.parameter: value}, generator=generator)
-        degraded.append(single)
-    return torch.cat(degraded)
+    return torch.cat([apply_steps(single, draw_recipe(recipe, generator), generator) for single in image.split(1)])

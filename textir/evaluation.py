@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from textir.data import find_entries
 from textir.degradations import degrade, parse_recipe
-from textir.images import Picture, list_images, read_picture
+from textir.images import Picture, read_picture
 from textir.metrics import Protocol, psnr, ssim
 
 
@@ -63,51 +64,32 @@ class Evaluation:
         return {"summary": self.summary(), **asdict(self), "versions": versions}
 
 
-def find_pairs(folder: str | Path) -> list[tuple[Path, Path]]:
-    """The (degraded, clean) files of a folder with `input/` and `target/`, matched by name without extension.
-
-    Raises:
-        ValueError: if a sub-folder is absent or empty, or a file has no twin.
-    """
-    folder = Path(folder)
-    missing = [name for name in ("input", "target") if not (folder / name).is_dir()]
-    if missing:
-        raise ValueError(
-            f"{folder} has no folder {' and '.join(missing)}; pairs lie in input/ and target/. "
-            "For a folder of clean images pass a degradation recipe such as noise:25."
-        )
-    degraded = {path.stem: path for path in list_images(folder / "input")}
-    clean = {path.stem: path for path in list_images(folder / "target")}
-    if not degraded:
-        raise ValueError(f"No images in {folder / 'input'}.")
-    lonely = sorted(degraded.keys() ^ clean.keys())
-    if lonely:
-        raise ValueError(f"{len(lonely)} images of {folder} have no twin of the same name: {', '.join(lonely[:10])}.")
-    return [(degraded[name], clean[name]) for name in sorted(degraded)]
-
-
 def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0, limit: int | None = None) -> Iterator[Pair]:
-    """The test images of a folder, in sorted order.
+    """The test images of a folder or a published benchmark, in sorted order.
 
-    Without `degradation` the folder holds `input/` and `target/`. With one it holds clean images (or a `target/` of them), and each
-    is degraded with a seed made of its file name, so that an image gets the same degradation whatever else is in the folder.
+    Without `degradation` these are pairs: a folder with `input/` and `target/`, or `sots_indoor:/data/SOTS` (see `textir.benchmarks`).
+    With one they are the clean images, and each is degraded with a seed made of its file name, so that an image gets the same
+    degradation whatever else is in the folder.
 
     Raises:
         ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not understood.
     """
+    entries = find_entries(folder, split="test")
     if degradation is None:
-        for degraded_path, clean_path in find_pairs(folder)[:limit]:
-            degraded, clean = read_picture(degraded_path).pixels, read_picture(clean_path).pixels
-            if degraded.shape != clean.shape:
-                raise ValueError(f"{degraded_path} is {_size(degraded)} but its twin {clean_path} is {_size(clean)}.")
-            yield Pair(degraded_path.stem, degraded, clean, _digest(degraded))
+        if not all(entry.degraded for entry in entries):
+            raise ValueError(
+                f"{folder} has no folder input and target; pairs lie in input/ and target/. "
+                "For a folder of clean images pass a degradation recipe such as noise:25."
+            )
+        for entry in entries[:limit]:
+            views = [read_picture(path).pixels for path in entry.degraded]
+            degraded, clean = np.concatenate(views, axis=-1), read_picture(entry.clean).pixels
+            if degraded.shape[:2] != clean.shape[:2]:
+                raise ValueError(f"{entry.degraded[0]} is {_size(degraded)} but its twin {entry.clean} is {_size(clean)}.")
+            yield Pair(entry.name, degraded, clean, _digest(degraded))
         return
     parse_recipe(degradation)
-    folder = Path(folder)
-    paths = list_images(folder / "target" if (folder / "target").is_dir() else folder)
-    if not paths:
-        raise ValueError(f"No images in {folder}.")
-    for path in paths[:limit]:
+    for path in [entry.clean for entry in entries][:limit]:
         clean = read_picture(path).pixels
         generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
         image = degrade(torch.from_numpy(clean).movedim(-1, 0)[None], degradation, generator)

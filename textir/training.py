@@ -1,37 +1,419 @@
-"""What every training stage shares: losses, and checkpoints that are whole or absent.
+"""What every training stage shares: its command line, and a run that can be killed at any time and goes on to the same bits.
 
-Losses are pure functions of a batch; loops live in `train_lora/`.
+The stages themselves, one script and one visible loop each, are in `train_lora/`; what they minimise is in `textir/losses.py`.
 """
 
+import contextlib
+import json
+import logging
 import os
 import re
 import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import HfArgumentParser, get_scheduler
+
+from textir.hub import check_access
+
+logger = logging.getLogger("textir.training")
+
+WEIGHTS = "trainable.safetensors"
 
 
-def restoration_loss(restored: torch.Tensor, clean: torch.Tensor, kind: str = "l1") -> torch.Tensor:
-    """Distance of restored images from their clean twins.
+def knob(default, text: str, **metadata):
+    """A field of a configuration with its help text; lists and other mutable defaults are copied."""
+    metadata = {"help": text, **metadata}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
-    Args:
-        restored: `(B, C, H, W)`.
-        clean: `(B, C, H, W)` in [0, 1].
-        kind: `l1` (the paper), or `psnr`: the mean logarithm of each image's squared error (Chen et al. 2022), which weighs
-            slight and heavy degradations alike; errors below 40 dB count less and less.
 
-    Returns:
-        a scalar.
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """The knobs that all stages share, named as in diffusers' scripts."""
+
+    output_dir: str = field(metadata={"help": "where checkpoints and the result go"})
+    seed: int = knob(0, "of everything random; sample k of a run depends on it and k alone")
+    max_train_steps: int = knob(10_000, "optimizer steps")
+    train_batch_size: int = knob(4, "samples for each process and forward pass")
+    gradient_accumulation_steps: int = knob(1, "forward passes for each optimizer step")
+    gradient_checkpointing: bool = knob(False, "recompute activations in the backward pass: less memory, more time")
+    learning_rate: float = knob(1e-4, "of AdamW, after warm-up")
+    lr_scheduler: str = knob("constant_with_warmup", "of transformers: constant, cosine, linear, warmup_stable_decay, ...")
+    lr_warmup_steps: int = knob(0, "steps of linear warm-up")
+    lr_decay_steps: int | None = knob(None, "final steps of the decay of warmup_stable_decay; a third of the run by default")
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = knob(1.0, "gradients are clipped to this norm")
+    use_ema: bool = knob(False, "keep and publish a moving average of the weights")
+    ema_decay: float = 0.999
+    rank: int | None = knob(None, "train LoRA layers of this rank instead of the weights themselves")
+    lora_alpha: float | None = knob(None, "LoRA is scaled by alpha / rank; alpha is the rank by default")
+    mixed_precision: str = knob("no", "no, bf16 (twice as fast where a CPU has it) or fp16 (GPU only); what trains stays fp32")
+    allow_tf32: bool = knob(False, "faster, less exact matrix products on Ampere GPUs and later")
+    dataloader_num_workers: int = knob(1, "processes that prepare samples")
+    checkpointing_steps: int = knob(500, "a run that is killed loses at most so many steps")
+    checkpoints_total_limit: int | None = knob(2, "the oldest checkpoints make room")
+    resume_from_checkpoint: str | None = knob(None, "latest, or a checkpoint folder")
+    validation_data_dir: str | None = knob(None, "photos that are not trained on: clean ones, or input/ and target/")
+    validation_degradations: list[str] = knob(["noise:25"], "what is done to clean ones, one recipe after the other")
+    validation_steps: int = knob(500, "steps between validations")
+    num_validation_images: int = knob(8, "of each validation")
+    report_to: str = knob("none", "tensorboard, trackio, wandb or none; one that is not installed is an error")
+    tracker_project_name: str = "textir"
+    logging_dir: str = knob("logs", "of trackers, below the output folder")
+    logging_steps: int = 50
+    push_to_hub: bool = knob(False, "publish the result")
+    hub_model_id: str | None = knob(None, "where: user/name; the name of the output folder by default")
+    hub_token: str | None = knob(None, "instead of the one that `hf auth login` has stored")
+    hub_private_repo: bool = False
+
+    def __post_init__(self):
+        for name in (
+            "max_train_steps",
+            "gradient_accumulation_steps",
+            "checkpointing_steps",
+            "validation_steps",
+            "logging_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"`--rank` must be at least 1, got {self.rank}; leave it out to train the weights themselves.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"`--mixed_precision` must be no, bf16 or fp16, got {self.mixed_precision!r}.")
+        if self.mixed_precision == "fp16" and not torch.cuda.is_available():
+            raise ValueError("`--mixed_precision fp16` needs a GPU; take bf16.")
+        if self.report_to == "wandb" and self.hub_token:
+            raise ValueError("`--hub_token` would be logged to wandb; log in with `hf auth login` instead.")
+        available = [str(tracker.value) for tracker in get_available_trackers()]
+        if self.report_to != "none" and self.report_to not in available:
+            raise ValueError(
+                f"The tracker {self.report_to!r} is not installed: pip install {self.report_to}, or pass `--report_to none`."
+                f" Installed: {', '.join(available) or 'none'}."
+            )
+
+
+def parse_config(kind: type, arguments: Sequence[str] | None = None):
+    """A configuration from the command line; `--config recipe.yaml` gives defaults that flags override.
 
     Raises:
-        ValueError: if `kind` is neither.
+        ValueError: if the file cannot be read or has a key that `kind` lacks, or the configuration contradicts itself.
     """
-    error = restored.float() - clean.float()
-    if kind == "l1":
-        return error.abs().mean()
-    if kind == "psnr":
-        return (error.square().mean((1, 2, 3)) + 1e-4).log().mean() / 2
-    raise ValueError(f"`kind` must be l1 or psnr, got {kind!r}.")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        path = arguments[at + 1 : at + 2]
+        if not path:
+            raise ValueError("`--config` needs a YAML file.")
+        arguments = recipe_arguments(path[0], kind) + arguments[:at] + arguments[at + 2 :]
+    parser = HfArgumentParser(kind, description=(sys.modules[kind.__module__].__doc__ or "").strip().split("\n")[0])
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
+
+
+def recipe_arguments(path: str | Path, kind: type) -> list[str]:
+    """The flags that a YAML file stands for."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    known = {item.name: item for item in fields(kind)}
+    if not isinstance(values, dict) or not values.keys() <= known.keys():
+        unknown = ", ".join(map(str, values.keys() - known.keys())) if isinstance(values, dict) else "no keys at all"
+        raise ValueError(f"{path} must set knobs of {kind.__module__.rsplit('.', 1)[-1]}; it has {unknown}.")
+    arguments = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def run_script(main: Callable, kind: type) -> None:
+    """Run a training script: errors that a user can mend are one line, without a trace."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    for noisy in ("accelerate", "httpx", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+    try:
+        main(parse_config(kind))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+class TrainingRun:
+    """One run: what trains, its optimizer, and everything that has to survive a kill.
+
+    Args:
+        config: the knobs.
+        models: what trains, by the name of the pipeline's component; of their parameters those with `requires_grad`.
+        learning_rates: of components that differ from `config.learning_rate`.
+
+    Attributes:
+        models: the same, ready for several processes and mixed precision; call these in the loop.
+        trainable: the one list of parameters that optimizer, clipping, averaging and checkpoints go by.
+        step: optimizer steps done.
+
+    Raises:
+        ValueError: if nothing trains, the output folder cannot be written, or the checkpoint to resume from does not fit.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, models: dict[str, torch.nn.Module], learning_rates: dict[str, float] | None = None
+    ):
+        self.config, self.output_dir = config, Path(config.output_dir)
+        make_folder(self.output_dir)
+        if config.push_to_hub:
+            check_access(config.hub_token)  # better now than after days of training
+        tracker = None if config.report_to == "none" else config.report_to
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=tracker,
+            project_config=ProjectConfiguration(
+                project_dir=str(self.output_dir), logging_dir=str(self.output_dir / config.logging_dir)
+            ),
+            cpu=not torch.cuda.is_available(),
+        )
+        self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        logger.setLevel(logging.INFO if self.is_main else logging.ERROR)
+        torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+        set_seed(config.seed)
+
+        groups = [
+            {
+                "params": [p for p in model.parameters() if p.requires_grad],
+                "lr": (learning_rates or {}).get(name, config.learning_rate),
+            }
+            for name, model in models.items()
+        ]
+        self.trainable = [parameter for group in groups for parameter in group["params"]]
+        if not self.trainable:
+            raise ValueError("Nothing to train: no parameter requires a gradient.")
+        self.optimizer = torch.optim.AdamW(
+            groups, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+        )
+        self.scheduler = get_scheduler(
+            config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps, self._decay()
+        )
+        self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
+        prepared = self.accelerator.prepare(*models.values(), self.optimizer)
+        *wrapped, self.optimizer = prepared
+        self.bare = dict(models)
+        self.models = dict(zip(models, wrapped))
+        if self.ema is not None:
+            self.ema.to(self.device)
+        self.accelerator.register_for_checkpointing(*filter(None, [self.ema, self.scheduler]))
+        self.accelerator.register_save_state_pre_hook(self._save_trainable)
+        self.accelerator.register_load_state_pre_hook(self._load_trainable)
+
+        self.step, self.saved, self.samples, self.losses, self.clock = 0, None, 0, [], time.perf_counter()
+        self._resume()
+        if self.is_main:
+            (self.output_dir / "config.json").write_text(json.dumps(public(config), indent=2) + "\n")
+            self.accelerator.init_trackers(config.tracker_project_name, {k: str(v) for k, v in public(config).items()})
+        count = sum(parameter.numel() for parameter in self.trainable)
+        logger.info(
+            "%s train: %.3f M parameters, steps %d to %d", ", ".join(models), count / 1e6, self.step, config.max_train_steps
+        )
+
+    def _decay(self) -> dict | None:
+        if self.config.lr_scheduler != "warmup_stable_decay":
+            return None
+        steps = self.config.max_train_steps // 3 if self.config.lr_decay_steps is None else self.config.lr_decay_steps
+        return {"num_decay_steps": steps, "min_lr_ratio": 0.01}
+
+    # ---- the loop
+
+    def batches(self, phases: Sequence[tuple[torch.utils.data.Dataset, int, int]]) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches from the present step to the end.
+
+        Args:
+            phases: `(samples, batch size, last step)`, one after the other; sample indices go on where the phase before ended.
+        """
+        first, begin = 0, 0
+        for samples, batch_size, end in phases:
+            taken = batch_size * self.accelerator.num_processes * self.config.gradient_accumulation_steps
+            todo = range(first + max(self.step - begin, 0) * taken, first + (end - begin) * taken)
+            first, begin = first + (end - begin) * taken, end
+            if len(todo):
+                yield from self._loader(samples, batch_size, todo)
+
+    def _loader(self, samples, batch_size: int, todo: range):
+        workers = self.config.dataloader_num_workers
+        if isinstance(samples, IterableDataset):
+            samples.start, samples.length = todo.start, len(todo)
+            loader = DataLoader(samples, batch_size, num_workers=min(workers, 1))
+        else:
+            loader = DataLoader(samples, batch_size, sampler=todo, num_workers=workers, prefetch_factor=8 if workers else None)
+        return self.accelerator.prepare(loader)
+
+    def accumulate(self):
+        """Around one forward and backward pass: gradients of processes and passes are joined when a step is complete."""
+        return self.accelerator.accumulate(*self.models.values())
+
+    def update(self, loss: torch.Tensor, count: int) -> None:
+        """Learn from the loss of `count` samples; after a whole step count, log and save.
+
+        Raises:
+            ValueError: if losses are no longer finite.
+        """
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.trainable, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss.detach())
+        self.samples += count * self.accelerator.num_processes
+        if not self.accelerator.sync_gradients:
+            return
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.trainable)
+        self.step += 1
+        if self.due(self.config.logging_steps):
+            self._log_loss()
+        if self.due(self.config.checkpointing_steps):
+            self.save()
+
+    def due(self, steps: int) -> bool:
+        """Whether a step that is a multiple of `steps` has just been completed."""
+        return self.accelerator.sync_gradients and self.step % steps == 0
+
+    def _mean_loss(self) -> float:
+        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        if not abs(mean) < float("inf"):
+            raise ValueError(
+                f"The loss is {mean} at step {self.step}; take a lower `--learning_rate` and resume from {self.output_dir}, "
+                "whose checkpoints are from before."
+            )
+        return mean
+
+    def _log_loss(self) -> None:
+        rate = self.samples / (time.perf_counter() - self.clock)
+        loss, lr = self._mean_loss(), self.scheduler.get_last_lr()[0]
+        logger.info("step %d loss %.4f lr %.2e %.1f samples/s", self.step, loss, lr, rate)
+        self.accelerator.log({"loss": loss, "lr": lr, "samples_per_second": rate}, step=self.step)
+        self.samples, self.losses, self.clock = 0, [], time.perf_counter()
+
+    def report(self, scores: dict[str, float]) -> None:
+        """Log validation scores."""
+        logger.info("step %d validation %s", self.step, " ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+        self.accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=self.step)
+        self.samples, self.clock = 0, time.perf_counter()
+
+    def save(self) -> None:
+        """Save a checkpoint now, unless this step has one."""
+        if self.saved == self.step:
+            return
+        if self.losses:
+            self._mean_loss()  # never save what is not finite
+        save_checkpoint(self.accelerator, self.output_dir, self.step, self.config.checkpoints_total_limit)
+        self.saved = self.step
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the models hold their averaged weights, if an average is kept."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.trainable)
+        self.ema.copy_to(self.trainable)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.trainable)
+
+    # ---- what is saved: the trainable weights only, by name
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return {
+            f"{part}.{name}": p for part, model in self.bare.items() for name, p in model.named_parameters() if p.requires_grad
+        }
+
+    def _save_trainable(self, models, weights, folder) -> None:
+        weights.clear()  # the frozen networks are not written again and again
+        if self.is_main:
+            save_file({name: p.detach().cpu().contiguous() for name, p in self._named().items()}, Path(folder) / WEIGHTS)
+
+    def _load_trainable(self, models, folder) -> None:
+        models.clear()
+        saved, named = load_file(Path(folder) / WEIGHTS), self._named()
+        different = sorted(saved.keys() ^ named.keys()) + [
+            f"{name} {tuple(saved[name].shape)} instead of {tuple(p.shape)}"
+            for name, p in named.items()
+            if name in saved and saved[name].shape != p.shape
+        ]
+        if different:
+            raise ValueError(
+                f"{folder} is a checkpoint of another model; {len(different)} weights do not fit, such as {different[0]}. "
+                "Resume with the settings it was made with (config.json), or choose another `--output_dir`."
+            )
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(saved[name])
+
+    def _resume(self) -> None:
+        checkpoint = find_checkpoint(self.output_dir, self.config.resume_from_checkpoint)
+        if checkpoint is None:
+            found = list_checkpoints(self.output_dir)
+            if found:
+                raise ValueError(
+                    f"{self.output_dir} holds checkpoints of an earlier run ({found[-1].name}); pass `--resume_from_checkpoint latest` "
+                    "to go on, or choose another `--output_dir`."
+                )
+            return
+        before, now = self.output_dir / "config.json", public(self.config)
+        if before.is_file() and self.is_main:
+            old = json.loads(before.read_text())
+            changed = [
+                f"{k} {old[k]} -> {now[k]}" for k in now if k in old and old[k] != now[k] and k != "resume_from_checkpoint"
+            ]
+            if changed:
+                logger.info("changed since the checkpoint was made: %s", "; ".join(changed))
+        self.accelerator.load_state(str(checkpoint))
+        self.step = self.saved = checkpoint_step(checkpoint)
+        logger.info("resumed from %s", checkpoint)
+        if self.step > self.config.max_train_steps:
+            raise ValueError(f"{checkpoint} is beyond `--max_train_steps` {self.config.max_train_steps}.")
+
+
+def public(config) -> dict:
+    """A configuration as a dict, without its secrets."""
+    return {name: value for name, value in asdict(config).items() if name != "hub_token"}
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, or say that it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; choose another `--output_dir`.") from None
+
+
+# ---- checkpoints: whole or absent
 
 
 def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
@@ -46,29 +428,29 @@ def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
         found = list_checkpoints(output_dir)
         return found[-1] if found else None
     path = Path(resume)
-    if _step(path) is None or not (path / "optimizer.bin").is_file():
+    if checkpoint_step_or_none(path) is None or not (path / "optimizer.bin").is_file():
         raise ValueError(f"{path} is not a checkpoint: a folder `checkpoint-STEP` with optimizer.bin was expected.")
     return path
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
-    return sorted(folders, key=_step)
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if checkpoint_step_or_none(path) is not None]
+    return sorted(folders, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
     """The number of optimizer steps behind a checkpoint folder."""
-    return _step(path)
+    return int(path.name.removeprefix("checkpoint-"))
 
 
-def _step(path: Path) -> int | None:
+def checkpoint_step_or_none(path: Path) -> int | None:
     match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and path.is_dir() else None
 
 
 def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit: int | None = None) -> Path:
-    """Save the whole state of a run as `checkpoint-STEP`: written beside, then moved into place; the oldest make room."""
+    """Save the whole state of a run as `checkpoint-STEP`: written beside, then moved into place; older ones make room."""
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f".checkpoint-{step}.part"
     if accelerator.is_main_process:
@@ -79,7 +461,8 @@ def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit:
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in list_checkpoints(output_dir)[: -total_limit if total_limit else 0]:
+        others = [path for path in list_checkpoints(output_dir) if path != final]
+        for old in others[: max(len(others) + 1 - total_limit, 0)] if total_limit else []:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final

@@ -35,6 +35,8 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
         width: width of the hidden layer.
     """
 
+    _lora_layers = ["hidden", "presence", "severity"]
+
     @register_to_config
     def __init__(
         self,

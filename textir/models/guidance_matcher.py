@@ -56,6 +56,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
 
+    _lora_layers = ["conv1", "conv2"]
+
     @register_to_config
     def __init__(
         self,

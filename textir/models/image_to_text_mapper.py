@@ -69,6 +69,8 @@ class ImageToTextMapper(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
 
+    _lora_layers = r".*(fc[123]|reduce|outputs\.\d+)"
+
     @register_to_config
     def __init__(
         self,

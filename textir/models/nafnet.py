@@ -85,7 +85,7 @@ class GuidanceFusion(nn.Module):
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
-    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
         guidance = fit(guidance, *x.shape[-2:]).to(x)
         return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
 
@@ -118,6 +118,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["NAFBlock"]
     _no_split_modules = ["NAFBlock"]
+
+    _lora_layers = ["expand1", "expand2", "project1", "project2"]
 
     @register_to_config
     def __init__(
@@ -175,14 +177,14 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self,
         degraded: torch.Tensor,
         guidance_features: list[torch.Tensor] | None = None,
-        strength: float = 1.0,
+        strength: float | torch.Tensor = 1.0,
     ) -> torch.Tensor:
         """Restore images.
 
         Args:
             degraded: `(B, C, H, W)` in [0, 1], any size.
             guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
-            strength: multiplies what guidance adds; 0 leaves the bare backbone.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
 
         Returns:
             restored images `(B, C, H, W)`, not clipped.
@@ -192,7 +194,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
             raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
-        guidance = self._check_guidance(guidance_features) if strength else None
+        guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)

@@ -42,6 +42,8 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
             this rank; `None` gives every word an MLP of its own (the paper).
     """
 
+    _lora_layers = ["fc1", "fc2", "fc3", "output"]
+
     @register_to_config
     def __init__(
         self,

@@ -1,0 +1,102 @@
+"""What each training stage minimises, as pure functions of tensors and networks; the loops that call them live in `train_lora/`."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
+
+
+def diffusion_loss(
+    unet,
+    scheduler,
+    latents: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """How badly the UNet, told `prompt_embeds`, predicts the noise in noised latents (Lin et al., eq. 4 and 5).
+
+    Args:
+        unet: the network.
+        scheduler: adds the noise and says what is predicted: `epsilon`, `v_prediction` or `sample`.
+        latents: `(B, C, h, w)` of the image that the words shall describe.
+        prompt_embeds: `(B, L, D)`.
+        noise: `(B, C, h, w)`, standard normal.
+        timesteps: `(B,)`.
+        snr_gamma: weighs timesteps by min(SNR, gamma) / SNR (Hang et al., *Efficient Diffusion Training via Min-SNR Weighting Strategy*,
+            ICCV 2023); `None` weighs them alike.
+
+    Raises:
+        ValueError: if the scheduler predicts something else.
+    """
+    dtype = next(unet.parameters()).dtype
+    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
+    predicted = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds.to(dtype)).sample
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        target = noise
+    elif kind == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    elif kind == "sample":
+        target = latents
+    else:
+        raise ValueError(f"The scheduler must predict epsilon, v_prediction or sample, got {kind!r}.")
+    error = (predicted.float() - target.float()).square().mean((1, 2, 3))
+    if snr_gamma is None:
+        return error.mean()
+    snr = compute_snr(scheduler, timesteps)
+    weight = snr.clamp(max=snr_gamma)
+    if kind == "epsilon":
+        weight = weight / snr.clamp(min=1e-8)
+    elif kind == "v_prediction":
+        weight = weight / (snr + 1)
+    return (weight * error).mean()
+
+
+def word_loss(words: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Distance of pseudo-words `(B, N, D)` from those of the clean twin, in units of their variance; it trains a cleaner without a
+    UNet."""
+    return F.mse_loss(words.float(), target.float()) / target.float().var().clamp(min=1e-8)
+
+
+def restoration_loss(restored: torch.Tensor, clean: torch.Tensor, kind: str = "l1", fft_weight: float = 0.0) -> torch.Tensor:
+    """Distance of restored images from their clean twins.
+
+    Args:
+        restored: `(B, C, H, W)`.
+        clean: `(B, C, H, W)` in [0, 1].
+        kind: `l1` (the paper), or `psnr`: the mean logarithm of each image's squared error (Chen et al. 2022), which weighs
+            slight and heavy degradations alike; errors below 40 dB count less and less.
+        fft_weight: weight of the mean absolute distance of the Fourier coefficients (Cho et al., *Rethinking Coarse-to-Fine Approach in
+            Single Image Deblurring*, ICCV 2021; SFNet takes 0.1).
+
+    Returns:
+        a scalar.
+
+    Raises:
+        ValueError: if `kind` is neither.
+    """
+    error = restored.float() - clean.float()
+    if kind == "l1":
+        loss = error.abs().mean()
+    elif kind == "psnr":
+        loss = (error.square().mean((1, 2, 3)) + 1e-4).log().mean() / 2
+    else:
+        raise ValueError(f"`kind` must be l1 or psnr, got {kind!r}.")
+    if fft_weight:
+        loss = loss + fft_weight * torch.view_as_real(torch.fft.rfft2(error)).abs().mean()
+    return loss
+
+
+def detection_loss(logits: torch.Tensor, predicted_severity: torch.Tensor, severity: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each degradation's presence, and the squared error of its severity where it is present.
+
+    Args:
+        logits: `(B, L)`.
+        predicted_severity: `(B, L)` in [0, 1].
+        severity: `(B, L)`, 0 where the degradation is absent.
+    """
+    present = (severity > 0).float()
+    presence = F.binary_cross_entropy_with_logits(logits.float(), present)
+    error = (predicted_severity.float() - severity).square() * present
+    return presence + error.sum() / present.sum().clamp(min=1)

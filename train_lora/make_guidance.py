@@ -1,0 +1,157 @@
+"""Paint the guidance of a data set once, for stage 3 to read.
+
+    accelerate launch -m train_lora.make_guidance --pretrained_model_name_or_path runs/cleaner/pipeline \
+        --data PHOTOS --degradations noise:0..50 rain:0.2..1 --variants 4 --output_dir runs/guidance
+
+Clean photos are degraded (`--variants` times each) and written to `OUTPUT_DIR/input` and `target`, their guidance to `guidance`: a
+folder that `train_restorer.py` takes as it is. Of pairs only the guidance is written; pass it with `--guidance_dir`. Processes share
+the work, and a run that was killed goes on where it was.
+"""
+
+import json
+import logging
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from textir.data import entry_names, find_entries, parse_mixture
+from textir.degradations import degrade
+from textir.images import Picture, read_picture, write_picture
+from textir.training import knob, make_folder, public, run_script
+from textir.words import without_degradations
+from train_lora.stage import load_chain, painter
+
+logger = logging.getLogger("textir.training")
+
+
+@dataclass(kw_only=True)
+class Config:
+    data: str = field(
+        metadata={"help": "clean photos, a folder with input/ and target/, or a benchmark such as gopro:/data/GoPro"}
+    )
+    output_dir: str = field(metadata={"help": "where the pictures go"})
+    split: str = "train"
+    degradations: list[str] = knob([], "weighted recipes for clean photos")
+    variants: int = knob(1, "degraded versions of each clean photo")
+    pretrained_model_name_or_path: str = "mini"
+    revision: str | None = None
+    variant: str | None = None
+    adapter: str | None = knob(None, "LoRA to be used: a folder or a Hub id")
+    guidance: str = knob("cleaned", "painted from cleaned words, degraded words, or a prompt (see --captions)")
+    captions: str | None = knob(
+        None, "JSON lines with file_name and text: explicit words, of which those for degradations are deleted"
+    )
+    guidance_init: str = knob("noise", "noise (the paper) or image")
+    init_strength: float = 0.6
+    num_inference_steps: int | None = knob(None, "the checkpoint's default otherwise")
+    guidance_scale: float | None = knob(None, "the checkpoint's default otherwise")
+    mixed_precision: str = knob("no", "no, bf16 or fp16 (GPU only)")
+    seed: int = 0
+    max_images: int | None = knob(None, "only the first images")
+
+    def __post_init__(self):
+        if self.variants < 1:
+            raise ValueError(f"`--variants` must be at least 1, got {self.variants}.")
+        if (self.guidance == "prompt") != (self.captions is not None):
+            raise ValueError("`--guidance prompt` paints from `--captions`, and only it does.")
+
+
+def main(config: Config) -> None:
+    state = PartialState(cpu=not torch.cuda.is_available())
+    entries = find_entries(config.data, config.split)
+    names = entry_names(entries)
+    entries = entries[: config.max_images]
+    clean_only = not entries[0].degraded
+    if clean_only and not config.degradations:
+        raise ValueError("Clean photos need `--degradations`, such as noise:0..50 rain:0.2..1@2.")
+    output = Path(config.output_dir)
+    make_folder(output)
+    keep_settings(output / "guidance.json", public(config))
+    captions = read_captions(config.captions)
+    pipe = painter(load_chain(config))
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, state.device, dtype)
+
+    if clean_only:
+        jobs = [(entry, f"{name}-{k}") for entry, name in zip(entries, names) for k in range(config.variants)]
+    else:
+        jobs = list(zip(entries, names))
+    todo = [job for job in jobs if not (output / "guidance" / f"{job[1]}.png").exists()]
+    logger.info("%d pictures, %d of them done", len(jobs), len(jobs) - len(todo))
+    with state.split_between_processes(todo) as mine:
+        for entry, name in tqdm(mine, disable=None if state.is_main_process else True):
+            degraded = degrade_entry(entry, name, config, output) if clean_only else read_pixels(entry.degraded[0])
+            if captions is not None and entry.name not in captions:
+                raise ValueError(f"{config.captions} has no caption for {entry.name}.")
+            painted = pipe(
+                degraded[None],
+                guidance=config.guidance,
+                prompt=captions and captions[entry.name],
+                guidance_init=config.guidance_init,
+                init_strength=config.init_strength,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=torch.Generator().manual_seed(seed_of(name, config.seed)),
+                output_type="pt",
+            ).images[0]
+            save(output / "guidance" / f"{name}.png", painted)
+    state.wait_for_everyone()
+    logger.info("guidance lies in %s", output / "guidance")
+
+
+def seed_of(name: str, seed: int) -> int:
+    return (zlib.crc32(name.encode()) + seed) % 2**32
+
+
+def degrade_entry(entry, name: str, config: Config, output: Path) -> torch.Tensor:
+    """Write a clean photo and a degraded version of it, drawn by name; returns the degraded one as it reads back."""
+    generator = torch.Generator().manual_seed(seed_of(name, config.seed))
+    clean = read_pixels(entry.clean)
+    mixture = parse_mixture(config.degradations)
+    shares = torch.tensor([share for _, share in mixture])
+    recipe = mixture[int(torch.multinomial(shares, 1, generator=generator))][0]
+    degraded = degrade(clean[None], recipe, generator)[0]
+    save(output / "target" / f"{name}.png", clean)
+    save(output / "input" / f"{name}.png", degraded)
+    return (degraded.clamp(0, 1) * 255).round() / 255
+
+
+def read_pixels(path: Path) -> torch.Tensor:
+    return torch.from_numpy(read_picture(path).pixels).movedim(-1, 0)
+
+
+def save(path: Path, image: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(path, Picture(np.ascontiguousarray(image.float().clamp(0, 1).movedim(0, -1).cpu().numpy())))
+
+
+def keep_settings(path: Path, settings: dict) -> None:
+    """Note what the pictures were made with; a folder holds pictures of one setting only."""
+    settings = {name: value for name, value in settings.items() if name != "max_images"}
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        old = json.loads(path.read_text())
+        changed = ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v)
+        raise ValueError(f"{path.parent} was made with other settings ({changed}); choose another `--output_dir`.")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_captions(path: str | None) -> dict[str, str] | None:
+    """Captions by file name without extension, with the words for degradations deleted (the paper's explicit words)."""
+    if path is None:
+        return None
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        return {Path(row["file_name"]).stem: without_degradations(row["text"]) for row in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} must hold JSON lines with file_name and text: {error!r}.") from None
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

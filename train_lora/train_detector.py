@@ -1,0 +1,93 @@
+"""Teach the detector to say what is wrong with a photo, several things at once, and how badly.
+
+    accelerate launch -m train_lora.train_detector --pretrained_model_name_or_path runs/cleaner/pipeline --train_data_dir PHOTOS \
+        --degradations noise:5..50 rain:0.2..1 haze:0.4..2.5 rain:0.2..1+noise:5..30 clean --output_dir runs/detector
+
+Clean photos are degraded by recipes, so that presence and severity of each degradation are known; the image encoder is frozen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from textir.adapters import make_trainable
+from textir.data import LABELS
+from textir.degradations import RECIPES, parse_recipe
+from textir.losses import detection_loss
+from textir.models import DegradationDetector
+from textir.training import TrainingRun, knob, run_script
+from train_lora.stage import (
+    StageConfig,
+    TrainingData,
+    add_image_encoder,
+    encoded_batches,
+    load_chain,
+    place,
+    publish,
+    read_json,
+    validation_pairs,
+)
+from train_lora.train_mapper import IMAGE_ENCODER
+
+
+@dataclass(kw_only=True)
+class Config(StageConfig):
+    resolution: int = 256
+    train_batch_size: int = 16
+    learning_rate: float = 1e-3
+    image_encoder_name_or_path: str = knob(IMAGE_ENCODER, "where the checkpoint has none")
+    detector_config: str | None = knob(None, "JSON of DegradationDetector arguments: builds a new detector")
+    num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
+
+
+def main(config: Config) -> None:
+    pipe = load_chain(config)
+    add_image_encoder(pipe, config.image_encoder_name_or_path)
+    if pipe.detector is None or config.detector_config:
+        options = {"image_dim": pipe.image_encoder.config.hidden_size, **read_json(config.detector_config, "--detector_config")}
+        pipe.register_modules(detector=DegradationDetector(**options))
+    unknown = set(pipe.detector.config.labels) - set(LABELS)
+    if unknown:
+        raise ValueError(f"No recipe makes {', '.join(sorted(unknown))}; a detector's labels must be among {', '.join(LABELS)}.")
+    models = make_trainable(pipe, ["detector"], config.rank, config.lora_alpha)
+    data = TrainingData(config, config.resolution)
+    if not data.is_synthetic:
+        raise ValueError("The detector learns from clean photos and recipes; of pairs it is not known what is wrong with them.")
+    run = TrainingRun(config, models)
+    place(pipe, run, "image_encoder", "detector")
+    detector, columns = run.models["detector"], [LABELS.index(label) for label in pipe.detector.config.labels]
+
+    @torch.no_grad()
+    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"image_tokens": pipe.encode_image(batch["degraded"]), "severity": batch["severity"]}
+
+    samples = data.crops(config.resolution)
+    for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
+        with run.accumulate():
+            seen = detector(batch["image_tokens"])
+            loss = detection_loss(seen.logits, seen.severity, batch["severity"][:, columns])
+            run.update(loss, len(seen.logits))
+        if run.due(config.validation_steps):
+            judge(run, pipe, config)
+    run.save()
+    publish(run, pipe, "train_detector")
+
+
+@torch.no_grad()
+def judge(run: TrainingRun, pipe, config: Config) -> None:
+    """Log for each validation recipe how often the detector sees exactly what it names."""
+    if run.is_main and config.validation_data_dir is not None:
+        right = {}
+        with run.averaged():
+            for recipe, pair in validation_pairs(config, config.resolution):
+                image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
+                probability, _ = pipe.detect(pipe.encode_image(image))
+                seen = {label for label, p in probability[0].items() if p > 0.5}
+                present = {RECIPES[name].label for name, _, _ in parse_recipe(recipe)} & probability[0].keys()
+                right.setdefault(recipe, []).append(float(seen == present))
+        run.report({recipe: 100 * sum(values) / len(values) for recipe, values in right.items()})
+    run.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
