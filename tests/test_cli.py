@@ -201,7 +201,8 @@ def test_evaluate_writes_scores_with_their_protocol(photos, tmp_path, checkpoint
     result = run("evaluate", "--data", photos, *options)
     assert result.exit_code == 0, result.output
     scores = json.loads(file.read_text())
-    assert scores["summary"]["images"] == 1 and scores["degradation"] == "noise:25"
+    assert scores["summary"]["images"] == 2 and scores["degradation"] == "noise:25"
+    assert scores["command"].startswith("python -m textir") and len(scores["weights"]["checkpoint"]) == 64
     assert 18 < scores["summary"]["input_psnr"] < 23
     assert "RGB PSNR/SSIM" in scores["protocol"] and len(scores["scores"][0]["input_sha256"]) == 64
 

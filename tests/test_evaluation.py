@@ -7,7 +7,8 @@ from PIL import Image
 
 from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
-from textir.evaluation import contact_sheet, evaluate, find_pairs, load_pairs
+from textir.data import find_entries
+from textir.evaluation import contact_sheet, evaluate, load_pairs
 from textir.images import Picture
 from textir.metrics import Protocol, psnr
 
@@ -28,13 +29,13 @@ def pipe():
 
 
 def test_pairs_come_sorted_by_name(pairs):
-    assert [path.stem for path, _ in find_pairs(pairs)] == ["a", "b"]
+    assert [entry.name for entry in find_entries(pairs)] == ["a", "b"]
 
 
 def test_a_missing_twin_is_named(pairs):
     (pairs / "target" / "b.png").unlink()
     with pytest.raises(ValueError, match="no twin of the same name: b"):
-        find_pairs(pairs)
+        find_entries(pairs)
 
 
 def test_pairs_of_different_size_are_named(pairs):

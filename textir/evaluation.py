@@ -74,6 +74,8 @@ def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0
     Raises:
         ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not understood.
     """
+    if degradation is not None and (Path(folder) / "target").is_dir():
+        folder = Path(folder) / "target"
     entries = find_entries(folder, split="test")
     if degradation is None:
         if not all(entry.degraded for entry in entries):
