@@ -127,14 +127,22 @@ def route(methods: str, path: str) -> Callable:
 # ---- creating and committing
 
 
+@route("GET", "/api/whoami-v2")
+def introduce_user(hub: "StandinHub", body: bytes) -> Reply:
+    return Reply({"type": "user", "id": "0", "name": USER, "fullname": "Tester", "orgs": []})
+
+
 @route("POST", "/api/repos/create")
 def create_repository(hub: "StandinHub", body: bytes) -> Reply:
     wish = json.loads(body)
-    name = f"{wish.get('organization') or USER}/{wish['name']}"
+    owner = wish.get("organization") or USER
+    if owner != USER:
+        raise HubError(403, "Forbidden", f"You don't have the rights to create a model under the namespace {owner!r}.")
+    name = f"{owner}/{wish['name']}"
     page = {"url": f"{hub.url}/{name}", "id": name, "name": name}
     if name in hub.repositories:
         return Reply({**page, "error": "You already created this repo"}, status=409)
-    hub.repositories[name] = Repository(name, private=bool(wish.get("private")))
+    hub.repositories[name] = Repository(name, private=wish.get("visibility") == "private")
     return Reply(page)
 
 
@@ -234,12 +242,16 @@ class StandinHub:
         repositories: by name (`tester/some-repository`).
         objects: what arrived through Git LFS, by SHA-256.
         unanswered: requests that no route fits, as `GET /path`.
+        tokens: what requests introduced themselves with.
+        refused: tokens that are not valid.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, StoredFile] = {}
         self.unanswered: list[str] = []
+        self.tokens: set[str] = set()
+        self.refused: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -298,8 +310,12 @@ class _Handler(BaseHTTPRequestHandler):
     hub: StandinHub
 
     def handle_request(self) -> None:
+        body, token = self.read_body(), self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.hub.tokens.add(token)
         try:
-            reply = self.hub.answer(self.command, self.path, self.read_body())
+            if token in self.hub.refused:
+                raise HubError(401, "Unauthorized", "Invalid credentials in Authorization header")
+            reply = self.hub.answer(self.command, self.path, body)
         except HubError as error:
             reply = Reply({"error": str(error)}, error.status, error.headers)
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()

@@ -10,11 +10,14 @@ from PIL import Image
 from tests.tiny import image
 from textir.degradations import (
     RECIPES,
+    apply_steps,
     camera_path_kernel,
     defocus,
     degrade,
     disc_kernel,
     down_up,
+    draw_recipe,
+    flat_objects,
     gaussian_noise,
     haze,
     jpeg,
@@ -286,6 +289,53 @@ def test_depth_lies_between_camera_and_horizon_and_differs_between_images():
     assert not torch.allclose(depth[0], depth[1], atol=0.01)
 
 
+def test_depth_presses_the_edges_of_the_photo_into_itself():
+    photo = torch.zeros(1, 3, 48, 64)
+    photo[..., 40:] = 1
+    depths = random_depth(photo.expand(16, -1, -1, -1), seeded())
+    steps = depths.diff(dim=-1).abs().mean((0, 1, 2))
+    assert steps[39] > 3 * steps.median()
+
+
+def test_every_depth_reaches_the_horizon_and_starts_at_a_distance_of_its_own():
+    depths = random_depth(image(24, 40).expand(8, -1, -1, -1), seeded())
+    nearest, farthest = depths.amin((1, 2, 3)), depths.amax((1, 2, 3))
+    torch.testing.assert_close(farthest, torch.ones(8))
+    assert nearest.min() >= 0.05 - 1e-6 and nearest.max() <= 0.5 + 1e-6 and nearest.std() > 0.02
+
+
+@pytest.mark.parametrize("size", [(3, 5), (7, 4), (16, 90)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_depth_can_be_made_for_tiny_and_narrow_photos(channels, size):
+    depth = random_depth(image(*size)[:, :channels], seeded())
+    assert depth.shape == (1, 1, *size) and depth.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [1, 5, 24])
+def test_flat_objects_are_regions_of_one_value_each(count):
+    field = flat_objects(image(24, 40), seeded(), count)
+    assert field.shape == (1, 1, 24, 40) and field.min() >= 0 and field.max() <= 1
+    assert 1 <= len(field.unique()) <= count and (count == 1 or len(field.unique()) > 1)
+
+
+def test_flat_objects_end_where_those_of_the_photo_do():
+    photo = torch.zeros(1, 3, 40, 60)
+    photo[..., 35:] = 1
+    changes = sum((flat_objects(photo, seeded(seed)).diff(dim=-1) != 0).float().mean((0, 1, 2)) for seed in range(10)) / 10
+    others = torch.cat([changes[:34], changes[35:]])
+    assert changes[34] > 0.9 and others.max() < 0.6
+
+
+def test_flat_objects_of_a_large_photo_have_its_size_and_few_edges():
+    field = flat_objects(image(200, 270), seeded())
+    assert field.shape == (1, 1, 200, 270) and field.min() >= 0 and field.max() <= 1
+
+
+def test_flat_objects_draw_from_their_generator_alone():
+    first, second, other = (flat_objects(image(), seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
 # ---- recipes
 
 
@@ -341,6 +391,53 @@ def test_levels_grow_worse(name):
         (degrade(clean, f"{name}:{level}", seeded()) - clean).square().mean() for level in ("light", "medium", "heavy")
     )
     assert light < medium < heavy
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_levels_have_the_same_severity_in_every_recipe(name):
+    ingredient = RECIPES[name]
+    severities = [ingredient.severity(ingredient.levels[level]) for level in ("light", "medium", "heavy")]
+    assert severities == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_severity_grows_steadily_from_the_mildest_value_to_the_worst(name):
+    ingredient = RECIPES[name]
+    light, medium, heavy = (ingredient.levels[level] for level in ("light", "medium", "heavy"))
+    mildest, worst = (ingredient.low, ingredient.high) if light < heavy else (ingredient.high, ingredient.low)
+    mild, bad = np.linspace(light, medium, 201), np.linspace(medium, heavy, 201)
+    values = [*np.linspace(mildest, light, 50), *mild, *bad, *np.linspace(heavy, worst, 50)]
+    severities = [ingredient.severity(value) for value in values]
+    assert all(0 <= severity <= 1 for severity in severities)
+    assert np.diff(severities).min() > -1e-9
+    between = severities[50:-50]
+    np.testing.assert_allclose(between, [*np.linspace(0.25, 0.5, 201), *np.linspace(0.5, 0.75, 201)], atol=1e-6)
+
+
+def test_a_drawn_recipe_has_one_value_in_its_range_for_each_step():
+    generator, drawn = seeded(), []
+    for _ in range(50):
+        (first, sigma), (second, intensity), (third, peak) = draw_recipe("noise:0..50+rain:heavy+poisson:light..heavy", generator)
+        assert (first, second, third) == ("noise", "rain", "poisson")
+        assert 0 <= sigma <= 50 and intensity == 1.0 and 30 <= peak <= 300
+        drawn.append((sigma, peak))
+    assert len(set(drawn)) == 50 and np.ptp([sigma for sigma, _ in drawn]) > 40 and np.ptp([peak for _, peak in drawn]) > 200
+
+
+def test_drawing_a_recipe_without_ranges_uses_no_randomness():
+    generator = seeded()
+    assert draw_recipe("noise:25+downup", generator) == [("noise", 25), ("downup", 3)] and draw_recipe("clean", generator) == []
+    assert torch.equal(generator.get_state(), seeded().get_state())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_drawn_steps_applied_are_the_recipe(name):
+    recipe, generator = f"{name}:light..heavy", seeded(4)
+    assert torch.equal(apply_steps(image(), draw_recipe(recipe, generator), generator), degrade(image(), recipe, seeded(4)))
+
+
+def test_no_steps_leave_the_picture_as_it_is():
+    assert torch.equal(apply_steps(image(), []), image())
 
 
 def test_clean_returns_the_picture():

@@ -363,7 +363,10 @@ def test_saving_nothing_or_an_unknown_part_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "key, message",
     [
-        ("text_encoder.layers.0.lora_A.weight", "weights for text_encoder; this pipeline takes cleaner, mapper, matcher, restorer, unet"),
+        (
+            "text_encoder.layers.0.lora_A.weight",
+            "weights for text_encoder; this pipeline takes cleaner, mapper, matcher, restorer, unet",
+        ),
         ("cleaner.words.0.fc1.weight", "Not a LoRA file: it holds 'cleaner.words.0.fc1.weight'"),
     ],
 )

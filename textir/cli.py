@@ -231,7 +231,13 @@ def evaluate(
         )
         if json_file is not None:
             folders = {"checkpoint": MINI if checkpoint == "mini" else checkpoint, "adapter": adapter}
-            weights = {name: weights_digest(folder) for name, folder in folders.items() if folder and Path(folder).is_dir()}
+            inside = Path(folders["checkpoint"]) / "adapters" / str(adapter)
+            folders["adapter"] = inside if inside.is_dir() else adapter
+            weights = {
+                name: weights_digest(folder) if Path(folder).is_dir() else str(folder)  # a name on the Hub says it all
+                for name, folder in folders.items()
+                if folder is not None
+            }
             made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
             json_file.parent.mkdir(parents=True, exist_ok=True)
             with writing(json_file) as temporary:

@@ -9,19 +9,27 @@ import hashlib
 import json
 import logging
 import platform
+import shlex
 import shutil
 from pathlib import Path
 
+import httpx2
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import safe_open
+
+from textir.data import parse_mixture
+from textir.degradations import RECIPES, parse_recipe
 
 logger = logging.getLogger("textir.hub")
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 MARK = "<!-- made by textir from training.json and evaluations/; delete this line to keep your own edits -->"
-LEFT_OUT = ["checkpoint-*", ".checkpoint-*", "*.part*", "cache/*", "logs/*"]
+UNREACHABLE = (httpx2.HTTPError, OfflineModeIsEnabled, OSError)  # the first is the base of the client's errors
+LEFT_OUT = ["checkpoint-*", ".checkpoint-*", "*.part", "*.part[0-9]*", "cache/*", "logs/*"]
 
 
 def result_kind(folder: str | Path) -> str:
@@ -41,10 +49,12 @@ def result_kind(folder: str | Path) -> str:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 over the weight files of a result; adapters that a checkpoint carries do not count."""
+    """SHA-256 over the weight files of a result as it is published; adapters that a checkpoint carries do not count."""
     digest = hashlib.sha256()
-    files = [p for p in sorted(Path(folder).rglob("*.safetensors")) if "adapters" not in p.relative_to(folder).parts]
-    for path in files:
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        inside = path.relative_to(folder)
+        if inside.parts[0] == "adapters" or next(filter_repo_objects([str(inside)], ignore_patterns=LEFT_OUT), None) is None:
+            continue
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -83,15 +93,20 @@ def describe_training(
 
 
 def read_evaluations(folder: str | Path) -> list[dict]:
-    """The evaluations of a result that were measured with the weights it holds now."""
-    digest, kept = weights_digest(folder), []
+    """The evaluations of a result that were measured with the weights it holds now.
+
+    Raises:
+        ValueError: if a file is not an evaluation.
+    """
+    kind, digest, kept = result_kind(folder), weights_digest(folder), []
     for path in sorted((Path(folder) / "evaluations").glob("*.json")):
         try:
             evaluation = json.loads(path.read_text())
-            measured_with = evaluation["weights"]
-        except (ValueError, KeyError) as error:
+            measured_with = dict(evaluation["weights"])
+            eval_results(evaluation)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not an evaluation (`python -m textir evaluate --json`): {error!r}.") from None
-        if digest in measured_with.values():
+        if measured_with.get(kind) == digest and (kind == "adapter" or "adapter" not in measured_with):
             kept.append(evaluation)
         else:
             logger.warning("%s was measured with other weights and is left out of the card; measure again.", path)
@@ -111,7 +126,8 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
     training = json.loads(note.read_text()) if note.is_file() else {}
     settings, base = training.get("settings", {}), training.get("base_model")
     evaluations = read_evaluations(folder)
-    tasks = sorted({ingredient_of(recipe) for recipe in settings.get("degradations", [])} - {"clean"})
+    recipes = parse_mixture(settings["degradations"]) if settings.get("degradations") else []
+    tasks = sorted({RECIPES[name].label for text, _ in recipes for name, _, _ in parse_recipe(text)})
     relation = {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"} if base else {}
     data = ModelCardData(
         license=license_name or ("other" if base else "apache-2.0"),
@@ -141,16 +157,10 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
 def components(folder: Path) -> list[str]:
     """The networks that a result brings."""
     if result_kind(folder) == "adapter":
-        from safetensors import safe_open
-
         with safe_open(folder / ADAPTER_FILE, "pt") as file:
             return sorted({key.split(".", 1)[0] for key in file.keys()})  # noqa: SIM118
     index = json.loads((folder / "model_index.json").read_text())
     return sorted(name for name, value in index.items() if not name.startswith("_") and isinstance(value, list) and value[0])
-
-
-def ingredient_of(recipe: str) -> str:
-    return recipe.partition("+")[0].partition("@")[0].partition(":")[0]
 
 
 def eval_results(evaluation: dict) -> list[EvalResult]:
@@ -162,6 +172,7 @@ def eval_results(evaluation: dict) -> list[EvalResult]:
             task_name="Image restoration",
             dataset_type="image-restoration",
             dataset_name=name,
+            dataset_config=f"{name} ({evaluation['protocol']}; seed {evaluation['seed']}; {evaluation['settings']})",
             dataset_args={"protocol": evaluation["protocol"], "command": evaluation["command"]},
             metric_type=metric,
             metric_name=f"{metric.upper()} ({evaluation['protocol']})",
@@ -191,7 +202,7 @@ def check_access(token: str | None = None) -> str:
         return HfApi(token=token).whoami()["name"]
     except LocalTokenNotFoundError:
         raise ValueError("No Hub token: run `hf auth login`, set HF_TOKEN, or pass a token.") from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except UNREACHABLE as error:
         raise ValueError(f"The Hub refuses or cannot be reached: {error}") from None
 
 
@@ -221,9 +232,9 @@ def push(
         api = HfApi(token=token)
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=LEFT_OUT)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except (*UNREACHABLE, ValueError) as error:
         raise ValueError(
             f"{error}\nNothing was lost: the result is complete in {folder}. Push it later with\n"
-            f"    python -m textir push {folder} {repo}"
+            f"    {shlex.join(['python', '-m', 'textir', 'push', str(folder), repo])}"
         ) from None
     return str(url)

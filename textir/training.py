@@ -65,7 +65,9 @@ class TrainingConfig:
     ema_decay: float = 0.999
     rank: int | None = knob(None, "train LoRA layers of this rank instead of the weights themselves")
     lora_alpha: float | None = knob(None, "LoRA is scaled by alpha / rank; alpha is the rank by default")
-    mixed_precision: str = knob("no", "no, bf16 (twice as fast where a CPU has it) or fp16 (GPU only); what trains stays fp32")
+    mixed_precision: str = knob(
+        "auto", "no, bf16, fp16 (GPU only), or auto: bf16 where this machine is fast at it; what trains stays fp32"
+    )
     allow_tf32: bool = knob(False, "faster, less exact matrix products on Ampere GPUs and later")
     dataloader_num_workers: int = knob(1, "processes that prepare samples")
     checkpointing_steps: int = knob(500, "a run that is killed loses at most so many steps")
@@ -96,8 +98,10 @@ class TrainingConfig:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"`--rank` must be at least 1, got {self.rank}; leave it out to train the weights themselves.")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"`--mixed_precision` must be no, bf16 or fp16, got {self.mixed_precision!r}.")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise ValueError(f"`--mixed_precision` must be auto, no, bf16 or fp16, got {self.mixed_precision!r}.")
+        if self.mixed_precision == "auto":
+            self.mixed_precision = "bf16" if is_fast_at_bf16() else "no"
         if self.mixed_precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("`--mixed_precision fp16` needs a GPU; take bf16.")
         if self.report_to == "wandb" and self.hub_token:
@@ -110,8 +114,16 @@ class TrainingConfig:
             )
 
 
+def is_fast_at_bf16() -> bool:
+    """Whether this machine has instructions for bf16 products."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def parse_config(kind: type, arguments: Sequence[str] | None = None):
-    """A configuration from the command line; `--config recipe.yaml` gives defaults that flags override.
+    """A configuration from the command line; `--config recipe.yaml` (or `recipe.yaml#section`) gives defaults that flags override.
 
     Raises:
         ValueError: if the file cannot be read or has a key that `kind` lacks, or the configuration contradicts itself.
@@ -127,16 +139,29 @@ def parse_config(kind: type, arguments: Sequence[str] | None = None):
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
 
 
-def recipe_arguments(path: str | Path, kind: type) -> list[str]:
-    """The flags that a YAML file stands for."""
+def recipe_arguments(path: str, kind: type) -> list[str]:
+    """The flags that a YAML file stands for; `recipe.yaml#guided` names a section of a file that holds several stages.
+
+    Raises:
+        ValueError: if the file cannot be read, lacks the section or has a key that `kind` lacks.
+    """
+    file, _, section = path.partition("#")
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(file).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    known = {item.name: item for item in fields(kind)}
-    if not isinstance(values, dict) or not values.keys() <= known.keys():
-        unknown = ", ".join(map(str, values.keys() - known.keys())) if isinstance(values, dict) else "no keys at all"
-        raise ValueError(f"{path} must set knobs of {kind.__module__.rsplit('.', 1)[-1]}; it has {unknown}.")
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must set knobs, `name: value` on each line.")
+    if section:
+        sections = [name for name, value in values.items() if isinstance(value, dict)]
+        if section not in sections:
+            raise ValueError(f"{file} has no section {section!r}; it has {', '.join(sections) or 'none'}.")
+        values = values[section]
+    known = {item.name for item in fields(kind)}
+    unknown = sorted(str(name) for name in values.keys() - known)
+    if unknown:
+        hint = "" if section else f" A section is chosen by {file}#SECTION."
+        raise ValueError(f"{path} sets {', '.join(unknown)}, which this script does not know.{hint}")
     arguments = []
     for name, value in values.items():
         if value is None:
@@ -172,6 +197,7 @@ class TrainingRun:
         models: the same, ready for several processes and mixed precision; call these in the loop.
         trainable: the one list of parameters that optimizer, clipping, averaging and checkpoints go by.
         step: optimizer steps done.
+        rate: samples a second, over the steps of the last log line.
 
     Raises:
         ValueError: if nothing trains, the output folder cannot be written, or the checkpoint to resume from does not fit.
@@ -227,6 +253,7 @@ class TrainingRun:
         self.accelerator.register_load_state_pre_hook(self._load_trainable)
 
         self.step, self.saved, self.samples, self.losses, self.clock = 0, None, 0, [], time.perf_counter()
+        self.rate = 0.0
         self._resume()
         if self.is_main:
             (self.output_dir / "config.json").write_text(json.dumps(public(config), indent=2) + "\n")
@@ -309,10 +336,10 @@ class TrainingRun:
         return mean
 
     def _log_loss(self) -> None:
-        rate = self.samples / (time.perf_counter() - self.clock)
+        self.rate = self.samples / (time.perf_counter() - self.clock)
         loss, lr = self._mean_loss(), self.scheduler.get_last_lr()[0]
-        logger.info("step %d loss %.4f lr %.2e %.1f samples/s", self.step, loss, lr, rate)
-        self.accelerator.log({"loss": loss, "lr": lr, "samples_per_second": rate}, step=self.step)
+        logger.info("step %d loss %.4f lr %.2e %.1f samples/s", self.step, loss, lr, self.rate)
+        self.accelerator.log({"loss": loss, "lr": lr, "samples_per_second": self.rate}, step=self.step)
         self.samples, self.losses, self.clock = 0, [], time.perf_counter()
 
     def report(self, scores: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -325,6 +326,17 @@ def painter(pipe) -> TextGuidedRestorationPipeline:
     return bare
 
 
+def without_secrets(arguments: list[str]) -> list[str]:
+    """Command line arguments without the Hub token, however it is spelt."""
+    kept, skip = [], False
+    for argument in arguments:
+        secret = argument.replace("-", "_").startswith("__hub_token")
+        if not skip and not secret:
+            kept.append(argument)
+        skip = secret and "=" not in argument
+    return kept
+
+
 def publish(run: TrainingRun, pipe, script: str) -> Path | None:
     """Write the result: `OUTPUT_DIR/adapter` for LoRA layers, else `OUTPUT_DIR/pipeline`; with a card, and on the Hub if asked for.
 
@@ -345,7 +357,7 @@ def publish(run: TrainingRun, pipe, script: str) -> Path | None:
                     torch.nn.Module.to(part, "cpu", torch.float32)
             pipe.save_pretrained(folder)
     sheets = sorted((run.output_dir / "validation").glob("step-*.png"), key=lambda path: int(path.stem[5:]))
-    command = " ".join(["python -m", f"train_lora.{script}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"train_lora.{script}", *without_secrets(sys.argv[1:])])
     describe_training(
         folder, script, command, public(config), run.step, run.accelerator.num_processes, sheets[-1] if sheets else None
     )

@@ -49,7 +49,7 @@ class Config(StageConfig):
             raise ValueError("`--diffusion_weight` and `--word_weight` must not be negative, and one of them above 0.")
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     need(pipe, "image_encoder", "image_processor", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
     add_cleaner(pipe, config.cleaner_config)
@@ -89,6 +89,7 @@ def main(config: Config) -> None:
             validate(run, config, config.resolution, compare(pipe, config))
     run.save()
     publish(run, pipe, "train_cleaner")
+    return run
 
 
 def compare(pipe, config: Config):

@@ -40,7 +40,7 @@ class Config(StageConfig):
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     add_image_encoder(pipe, config.image_encoder_name_or_path)
     if pipe.detector is None or config.detector_config:
@@ -71,6 +71,7 @@ def main(config: Config) -> None:
             judge(run, pipe, config)
     run.save()
     publish(run, pipe, "train_detector")
+    return run
 
 
 @torch.no_grad()

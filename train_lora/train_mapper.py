@@ -47,7 +47,7 @@ class Config(StageConfig):
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     need(pipe, "unet", "vae", "text_encoder", "tokenizer", "scheduler")
     add_image_encoder(pipe, config.image_encoder_name_or_path)
@@ -80,6 +80,7 @@ def main(config: Config) -> None:
             validate(run, config, config.resolution, repaint(pipe, config))
     run.save()
     publish(run, pipe, "train_mapper")
+    return run
 
 
 def repaint(pipe, config: Config):

@@ -66,7 +66,7 @@ class Config(StageConfig):
             raise ValueError(f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(networks.__all__)}.")
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> TrainingRun:
     data = TrainingData(config, max(config.resolution))
     guided = config.guidance and data.has_guidance
     pipe = load_restorer(config)
@@ -101,6 +101,7 @@ def main(config: Config) -> None:
     for model in models.values():
         model.eval()
     publish(run, pipe, "train_restorer")
+    return run
 
 
 def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
