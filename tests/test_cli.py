@@ -210,3 +210,10 @@ def test_evaluate_writes_scores_with_their_protocol(photos, tmp_path, checkpoint
 def test_evaluate_explains_what_a_data_folder_lacks(photos, checkpoint):
     result = run("evaluate", "--data", photos, "--checkpoint", checkpoint)
     assert result.exit_code == 2 and "no folder input and target" in result.output
+
+
+def test_two_formats_that_become_one_file_do_not_overwrite_each_other(tmp_path, checkpoint):
+    for name, color in (("a.png", "teal"), ("a.gif", "maroon")):
+        Image.new("RGB", (40, 24), color).save(tmp_path / name)
+    result = run("restore", tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint)
+    assert result.exit_code == 1 and "is that of" in result.output and "1 of 2 images restored" in result.output

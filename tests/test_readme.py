@@ -1,5 +1,6 @@
 """The README is a promise: its examples run, its commands exist, its front matter is what a Space needs."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -11,10 +12,14 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
 
+from pipelines import MINI, TextGuidedRestorationPipeline
+from textir.adapters import make_trainable, save_adapter
+from textir.benchmarks import BENCHMARKS
 from textir.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -53,14 +58,34 @@ def test_python_examples_run(code, desk):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m textir (.*)$", README, re.M))
+@pytest.mark.parametrize("line", re.findall(r"^python -m textir (?!push)(.*)$", README, re.M))
 def test_commands_run(line, desk):
+    if "--adapter" in line:
+        adapter(desk)
     result = CliRunner().invoke(app, shlex.split(line))
     assert result.exit_code == 0, result.output
 
 
-def test_training_command_takes_only_flags_that_exist():
-    from train_lora.train_restorer import Config
+def adapter(desk) -> None:
+    """Where the training command of the README leaves its result: LoRA layers for the embedded checkpoint."""
+    pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
+    make_trainable(pipe, ["restorer"], rank=2)
+    save_adapter(pipe, desk / "runs" / "sharpen" / "adapter")
 
-    flags = set(re.findall(r"--(\w+)", next(block for block in blocks("bash") if "train_restorer.py" in block)))
-    assert flags <= set(Config.__dataclass_fields__)
+
+@pytest.mark.parametrize("page", [README, TRAINING], ids=["README", "train_lora/README"])
+def test_training_commands_take_only_flags_that_exist(page):
+    commands = re.findall(r"-m train_lora\.(\w+)((?:[^\n]*\\\n)*[^\n]*)", page)
+    assert commands
+    for script, options in commands:
+        if script != "NAME":
+            config = importlib.import_module(f"train_lora.{script}").Config
+            assert set(re.findall(r"--(\w+)", options)) <= {*config.__dataclass_fields__, "config"}
+
+
+def test_the_training_page_names_every_benchmark():
+    assert all(f"`{name}`" in TRAINING for name in BENCHMARKS)
+
+
+def test_no_placeholder_is_left():
+    assert "MEASURED" not in README + TRAINING

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from textir.images import EXTENSIONS
+from textir.images import EXTENSIONS, is_image
 
 
 class Entry(NamedTuple):
@@ -181,6 +181,8 @@ def find_benchmark(name: str, root: str | Path, split: str = "train") -> list[En
     """
     if name not in BENCHMARKS:
         raise ValueError(f"Unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
+    if split not in ("train", "test"):
+        raise ValueError(f"`split` must be train or test, got {split!r}.")
     root, layouts = Path(root), getattr(BENCHMARKS[name], split)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; the root of {name} was expected.")
@@ -195,7 +197,7 @@ def find_benchmark(name: str, root: str | Path, split: str = "train") -> list[En
 
 
 def _images(root: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in root.glob(pattern) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in root.glob(pattern) if is_image(path))
 
 
 def _entries(root: Path, layout: Layout, images: list[Path]) -> list[Entry]:

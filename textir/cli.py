@@ -200,7 +200,7 @@ def evaluate(
     strength: Strength = 1.0,
     steps: Steps = None,
     seed: Seed = 0,
-    tile: Tile = None,
+    tile: Annotated[int | None, typer.Option(help="Side of tiles in pixels; the whole image at once if not given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all scores and settings here.")] = None,
     device: Device = "auto",

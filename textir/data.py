@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from textir.benchmarks import BENCHMARKS, Entry, find_benchmark
 from textir.degradations import RECIPES, apply_steps, draw_recipe, parse_recipe
-from textir.images import list_images, picture_from_pil, read_picture
+from textir.images import Picture, list_images, picture_from_pil, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
             share = float(weight) if at else 1.0
         except ValueError:
             share = 0.0
-        if not share > 0:
+        if not 0 < share < float("inf"):
             raise ValueError(f"The weight in {text!r} must be a positive number, as in `{recipe}@2`.")
         mixture.append((recipe, share))
     total = sum(share for _, share in mixture)
@@ -96,11 +96,13 @@ def find_entries(source: str | Path, split: str = "train", guidance_dir: str | P
 def entry_names(entries: Sequence[Entry]) -> list[str]:
     """A name of its own for each entry: that of its file, with its folders where files of several folders are called alike."""
     names = [entry.name for entry in entries]
-    if len(set(names)) == len(names):
-        return names
-    files = [(entry.degraded or (entry.clean,))[0].resolve() for entry in entries]
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    return ["_".join(file.relative_to(root).with_suffix("").parts) for file in files]
+    if len(set(names)) < len(names):
+        files = [(entry.degraded or (entry.clean,))[0].resolve() for entry in entries]
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        names = ["_".join(file.relative_to(root).with_suffix("").parts) for file in files]
+    if len(set(names)) < len(names):
+        names = [f"{name}~{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return names
 
 
 def _pairs(folder: Path) -> list[Entry]:
@@ -110,14 +112,22 @@ def _pairs(folder: Path) -> list[Entry]:
             f"{folder} has no folder {' and '.join(missing)}; pairs lie in input/ and target/. "
             "For a folder of clean images pass a degradation recipe such as noise:25."
         )
-    degraded = {path.stem: path for path in list_images(folder / "input")}
-    clean = {path.stem: path for path in list_images(folder / "target")}
+    degraded, clean = (_by_stem(folder / name) for name in ("input", "target"))
     if not degraded:
         raise ValueError(f"No images in {folder / 'input'}.")
     lonely = sorted(degraded.keys() ^ clean.keys())
     if lonely:
         raise ValueError(f"{len(lonely)} images of {folder} have no twin of the same name: {', '.join(lonely[:10])}.")
     return [Entry(clean[name], (degraded[name],)) for name in sorted(degraded)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files = list_images(folder)
+    named = {path.stem: path for path in files}
+    if len(named) < len(files):
+        double = sorted(path.name for path in files if named[path.stem] != path)
+        raise ValueError(f"{folder} has several files of one name: {', '.join(double[:10])}; pairs go by name without extension.")
+    return named
 
 
 # ---- their pixels
@@ -214,17 +224,24 @@ class Photos:
 
 
 def _decode(entry: Entry) -> Images:
-    views = [_integers(path) for path in entry.degraded]
-    if any(view.shape != views[0].shape for view in views):
+    views = [read_picture(path) for path in entry.degraded]
+    if any(view.pixels.shape != views[0].pixels.shape for view in views):
         raise ValueError(f"The views {' and '.join(map(str, entry.degraded))} differ in size.")
-    guidance = None if entry.guidance is None else _integers(entry.guidance)
-    return Images(_integers(entry.clean), np.concatenate(views, axis=-1) if views else None, guidance)
+    bits = max((view.bits for view in views), default=8)
+    degraded = np.concatenate([_integers(view, bits) for view in views], axis=-1) if views else None
+    guidance = None if entry.guidance is None else _integers(read_picture(entry.guidance))
+    return Images(_integers(read_picture(entry.clean)), degraded, guidance)
 
 
-def _integers(path: Path) -> np.ndarray:
-    picture = read_picture(path)
-    kind = np.uint8 if picture.bits == 8 else np.uint16
+def _integers(picture: Picture, bits: int | None = None) -> np.ndarray:
+    kind = np.uint8 if (bits or picture.bits) == 8 else np.uint16
     return (picture.pixels * np.iinfo(kind).max).round().astype(kind)
+
+
+def list_some(messages: Iterable[str], most: int = 20) -> str:
+    """Messages, one a line; the first ones of many."""
+    lines = list(messages)
+    return "\n".join(lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else []))
 
 
 def _read_record(record: str | Path | None) -> set[str]:
@@ -267,12 +284,12 @@ class HubPhotos:
             import datasets
         except ImportError:
             raise ValueError("Data sets of the Hub need the package `datasets`: pip install -r requirements-train.txt") from None
-        self.clean_column, self.degraded_column = clean_column, degraded_column
+        self.name, self.clean_column, self.degraded_column = name, clean_column, degraded_column
         try:
             self.rows = datasets.load_dataset(name, split=split, streaming=streaming, revision=revision)
         except Exception as error:  # of many kinds: no network, no repository, no such split, bad metadata
             raise ValueError(f"The data set {name} ({split}) cannot be loaded: {error}") from error
-        columns = self.rows.column_names or list(next(iter(self.rows)))
+        columns = self.rows.column_names or list(next(iter(self.rows), {}))
         missing = [column for column in (clean_column, degraded_column) if column and column not in columns]
         if missing:
             raise ValueError(f"The data set {name} has no column {', '.join(missing)}; it has {', '.join(columns)}.")
@@ -284,11 +301,16 @@ class HubPhotos:
         return self.read(self.rows[index])
 
     def read(self, row: dict) -> Images:
-        def integers(column: str) -> np.ndarray:
-            picture = picture_from_pil(row[column])
-            return (picture.pixels * 255).round().astype(np.uint8)
-
-        return Images(integers(self.clean_column), self.degraded_column and integers(self.degraded_column))
+        clean = _integers(picture_from_pil(row[self.clean_column]))
+        if self.degraded_column is None:
+            return Images(clean)
+        degraded = _integers(picture_from_pil(row[self.degraded_column]))
+        if degraded.shape != clean.shape:
+            sizes = " but ".join(
+                f"{c} is {x.shape[1]} x {x.shape[0]}" for c, x in ((self.degraded_column, degraded), (self.clean_column, clean))
+            )
+            raise ValueError(f"A pair of {self.name} differs in size: {sizes}.")
+        return Images(clean, degraded)
 
 
 # ---- samples

@@ -332,7 +332,7 @@ class Ingredient(NamedTuple):
     def severity(self, value: float) -> float:
         """A value on a common scale: light 0.25, medium 0.5, heavy 0.75, in between and beyond linear, within [0, 1]."""
         light, medium, heavy = self.levels.values()
-        step = (medium - light) if abs(value - light) < abs(value - heavy) else (heavy - medium)
+        step = (medium - light) if (value < medium) == (light < medium) else (heavy - medium)
         return min(max(0.5 + 0.25 * (value - medium) / step, 0.0), 1.0)
 
 

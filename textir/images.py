@@ -70,7 +70,12 @@ def list_images(path: str | Path, recursive: bool = False) -> list[Path]:
     if not path.is_dir():
         raise ValueError(f"{path} does not exist.")
     found = path.rglob("*") if recursive else path.iterdir()
-    return sorted(p for p in found if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file())
+    return sorted(filter(is_image, found))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path is a file with the name of an image, and not a hidden one."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture:
@@ -128,7 +133,10 @@ def _decode(data: bytes, name: str) -> Picture:
 
 
 def picture_from_pil(image: Image.Image) -> Picture:
-    """A `Picture` of an 8-bit Pillow image, upright."""
+    """A `Picture` of a Pillow image, upright; modes `I` and `I;16` hold 16-bit gray."""
+    if image.mode.startswith("I"):
+        gray = np.asarray(ImageOps.exif_transpose(image)).astype(np.float32) / 65535
+        return Picture(np.repeat(gray[..., None], 3, axis=-1), bits=16, is_gray=True)
     return _from_pillow(image)
 
 

@@ -83,10 +83,13 @@ def restore_files(
     Yields:
         the job, the file written (or already there), and what went wrong if it was not written.
     """
+    sources: dict[Path, Path] = {}
     for job in jobs:
         try:
             picture = read_picture(job.source)
             target = job.target_folder / output_name(job.source, picture)
+            if sources.setdefault(target, job.source) != job.source:
+                raise ValueError(f"its result {target} is that of {sources[target]} already; restore them apart.")
             if not (skip_existing and target.exists()):
                 restored, output = restore(picture)
                 write_picture(target, restored)

@@ -15,12 +15,21 @@ DEGRADATION_WORDS = {
     "jpeg": ("compressed", "blocky", "pixelated", "pixellated"),
 }
 
-_EVERY = sorted((word for words in DEGRADATION_WORDS.values() for word in words), key=len, reverse=True)
-_PATTERN = re.compile(rf"\b(?:very |quite |slightly |heavy |heavily )?(?:{'|'.join(map(re.escape, _EVERY))})\b", re.IGNORECASE)
+_ANY = "|".join(re.escape(w) for w in sorted((w for ws in DEGRADATION_WORDS.values() for w in ws), key=len, reverse=True))
+_WORD = rf"(?:(?:very|quite|slightly|heavy|heavily|thick|dense|pouring) )?(?:{_ANY})(?:-\w+)?(?![\w-])"
+_GONE = "\0"
 
 
 def without_degradations(caption: str) -> str:
     """A caption without the words for degradations: "a rainy photo of a dog" -> "a photo of a dog"."""
-    kept = _PATTERN.sub("", caption)
-    kept = re.sub(r"\b(?:in|on|with|through) (?:the |a )?(?=[,.;]|$)", "", re.sub(r"\s+", " ", kept).strip())
-    return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s+", " ", kept)).strip(" ,;")
+    nouns = rf"(?:in|on|with|through|under|during|by) (?:the |a |some )?{_WORD}(?=[\s,.;)]|$)(?! \w+ of\b)"
+    kept = re.sub(rf"(?<![\w-]){nouns}", "", caption, flags=re.IGNORECASE)
+    kept = re.sub(rf"(?<![\w-]){_WORD}(?:,? (?:and|or) (?={_WORD}))?", _GONE, kept, flags=re.IGNORECASE)
+    if kept == caption:
+        return caption
+    kept = re.sub(rf"{_GONE}(?:\s*,?\s*{_GONE})*", _GONE, kept)  # a list of such words is one gap
+    kept = re.sub(rf"\b([Aa])n? {_GONE},? *(?=(\w))", lambda m: f"{m[1]}{'n' if m[2] in 'aeiouAEIOU' else ''} ", kept)
+    kept = re.sub(rf",\s*{_GONE}(?=\s*[,.;)]|$)|{_GONE},|{_GONE}", "", kept)
+    kept = re.sub(r"\(\s*\)", "", re.sub(r"\s+", " ", kept))
+    kept = re.sub(r"(?:\s*,)+(?=\s*(?:[.;)]|$))", "", re.sub(r"\s+([,.;)])", r"\1", kept))
+    return re.sub(r"\s+", " ", kept).strip(" ,;").removeprefix(".").strip()

@@ -80,20 +80,20 @@ def main(config: Config) -> None:
             torch.nn.Module.to(part, state.device, dtype)
 
     if clean_only:
-        jobs = [(entry, f"{name}-{k}") for entry, name in zip(entries, names) for k in range(config.variants)]
+        jobs = [(entry, photo, f"{photo}-{k}") for entry, photo in zip(entries, names) for k in range(config.variants)]
     else:
-        jobs = list(zip(entries, names))
-    todo = [job for job in jobs if not (output / "guidance" / f"{job[1]}.png").exists()]
+        jobs = [(entry, photo, photo) for entry, photo in zip(entries, names)]
+    todo = [(*job, name) for *job, name in jobs if not (output / "guidance" / f"{name}.png").exists()]
     logger.info("%d pictures, %d of them done", len(jobs), len(jobs) - len(todo))
     with state.split_between_processes(todo) as mine:
-        for entry, name in tqdm(mine, disable=None if state.is_main_process else True):
+        for entry, photo, name in tqdm(mine, disable=None if state.is_main_process else True):
             degraded = degrade_entry(entry, name, config, output) if clean_only else read_pixels(entry.degraded[0])
-            if captions is not None and entry.name not in captions:
-                raise ValueError(f"{config.captions} has no caption for {entry.name}.")
+            if captions is not None and photo not in captions:
+                raise ValueError(f"{config.captions} has no caption for {photo}.")
             painted = pipe(
                 degraded[None],
                 guidance=config.guidance,
-                prompt=captions and captions[entry.name],
+                prompt=captions and captions[photo],
                 guidance_init=config.guidance_init,
                 init_strength=config.init_strength,
                 num_inference_steps=config.num_inference_steps,
@@ -143,12 +143,12 @@ def keep_settings(path: Path, settings: dict) -> None:
 
 
 def read_captions(path: str | None) -> dict[str, str] | None:
-    """Captions by file name without extension, with the words for degradations deleted (the paper's explicit words)."""
+    """Captions by file name without extension (folders joined by `_`), without the words for degradations (the paper's explicit words)."""
     if path is None:
         return None
     try:
         rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        return {Path(row["file_name"]).stem: without_degradations(row["text"]) for row in rows}
+        return {"_".join(Path(row["file_name"]).with_suffix("").parts): without_degradations(row["text"]) for row in rows}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} must hold JSON lines with file_name and text: {error!r}.") from None
 

@@ -50,7 +50,9 @@ def write_pairs(folder: Path, count: int = 3, guidance: bool = True) -> str:
 def write_chain(folder: Path, **overrides) -> str:
     """A whole chain of tiny networks with an unguided restorer, as a checkpoint."""
     unguided = {"restorer": tiny.restorer(guided=False), "matcher": None}
-    tiny.pipeline(**{**unguided, **overrides}).save_pretrained(folder)
+    pipe = tiny.pipeline(**{**unguided, **{name: part for name, part in overrides.items() if name != "vae"}})
+    pipe.register_modules(**overrides)
+    pipe.save_pretrained(folder)
     return str(folder)
 
 

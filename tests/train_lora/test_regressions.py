@@ -3,6 +3,7 @@ weights, swapped sides, images that are never used or silently replaced, guidanc
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -23,20 +24,16 @@ from tests.train_lora import (
     write_photo,
     write_photos,
 )
+from textir.training import parse_config
+from train_lora import train_cleaner
 from train_lora.stage import TrainingData, recorded_inputs
 
-# What each stage trains: in full (a test of the name) and the parts that its adapter has layers in.
+# What each stage trains: in full (a pattern of names), and the parts that its adapter has layers in.
 STAGES = {
-    "train_mapper": (
-        lambda name: (
-            name.startswith("mapper.")
-            or (name.startswith("unet.") and ".attn2.to_" in name and name.split(".attn2.to_")[1][0] in "kv")
-        ),
-        {"mapper", "unet"},
-    ),
-    "train_cleaner": (lambda name: name.startswith("cleaner."), {"cleaner"}),
-    "train_detector": (lambda name: name.startswith("detector."), {"detector"}),
-    "train_restorer": (lambda name: name.startswith("restorer."), {"restorer"}),
+    "train_mapper": (r"mapper\..*|unet\..*\.attn2\.to_[kv]\.weight", {"mapper", "unet"}),
+    "train_cleaner": (r"cleaner\..*", {"cleaner"}),
+    "train_detector": (r"detector\..*", {"detector"}),
+    "train_restorer": (r"restorer\..*", {"restorer"}),
 }
 LONG = {"max_train_steps": 4, "learning_rate": 1e-2, "use_ema": False}  # gates that start at zero open before what is behind them
 
@@ -62,32 +59,29 @@ def cells(path, rows: int) -> np.ndarray:
     return sheet.reshape(rows, 192, -1, 192, 3).swapaxes(1, 2)
 
 
+def gets_gradient(checkpoint, count: int) -> bool:
+    """Whether `count` weights train and each of them has got a gradient that is not nothing."""
+    moments = second_moments(checkpoint)
+    return len(moments) == count and all(moment.isfinite().all() and (moment > 0).any() for moment in moments)
+
+
 # ---- what trains
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_full_training_changes_just_what_its_stage_is_for(tmp_path, chain, photos, script):
+def test_full_training_reaches_and_changes_just_what_its_stage_is_for(tmp_path, chain, photos, script):
     intended, _ = STAGES[script]
     output = run(script, tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos], **LONG)
     before, after = tensors(chain), tensors(output / "pipeline")
     assert before.keys() == after.keys()
-    names = {name for name in before if intended(name)}
+    names = {name for name in before if re.fullmatch(intended, name)}
     assert names and names == set(trained(output / "checkpoint-4"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == names
+    assert gets_gradient(output / "checkpoint-4", len(names))
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_every_weight_that_trains_gets_a_gradient(tmp_path, chain, photos, script):
-    for rank in (None, 2):
-        knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "rank": rank, **LONG}
-        output = run(script, tmp_path / str(rank), **knobs)
-        moments = second_moments(output / "checkpoint-4")
-        assert len(moments) == len(trained(output / "checkpoint-4"))
-        assert all(moment.isfinite().all() and (moment > 0).any() for moment in moments)
-
-
-@pytest.mark.parametrize("script", STAGES)
-def test_lora_training_changes_its_layers_and_nothing_beneath(tmp_path, chain, photos, script):
+def test_lora_training_reaches_and_changes_its_layers_alone(tmp_path, chain, photos, script):
     _, parts = STAGES[script]
     knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "rank": 2, "lora_alpha": 6, **LONG}
     output = run(script, tmp_path, **knobs)
@@ -97,8 +91,7 @@ def test_lora_training_changes_its_layers_and_nothing_beneath(tmp_path, chain, p
     layers = tensors(output / "adapter")
     assert len(layers) == len(saved)
     assert all((value != 0).any() for value in layers.values())  # B starts at zero
-    assert not (output / "first.safetensors").exists()
-
+    assert gets_gradient(output / "checkpoint-4", len(layers))
     pipe = TextGuidedRestorationPipeline.from_pretrained(chain)
     pipe.load_lora_weights(str(output / "adapter"), adapter_name="mine")
     assert set(pipe.get_list_adapters()) == parts
@@ -117,21 +110,14 @@ def test_guided_training_changes_restorer_and_matcher(tmp_path, pairs, rank):
     output = run("train_restorer", tmp_path / "run", **knobs)
     saved = trained(output / "checkpoint-4")
     assert {name.split(".")[0] for name in saved} == {"restorer", "matcher"}
-    assert all((moment > 0).any() for moment in second_moments(output / "checkpoint-4"))
+    assert gets_gradient(output / "checkpoint-4", len(saved))
     if rank is None:
         before, after = tensors(start), tensors(output / "pipeline")
         changed = {name for name in before if not torch.equal(before[name], after[name])}
         assert changed == set(saved) == {name for name in before if name.split(".")[0] in ("restorer", "matcher")}
 
 
-def test_stage_2_saves_the_cleaner_that_it_trained_and_the_mapper_it_found(tmp_path, chain, photos):
-    output = run("train_cleaner", tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos])
-    before, after = tensors(chain), tensors(output / "pipeline")
-    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("cleaner."))
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("mapper."))
-
-
-@pytest.mark.parametrize("script", ["train_detector", "train_cleaner", "train_mapper"])
+@pytest.mark.parametrize("script", ["train_detector", "train_mapper"])
 def test_training_runs_in_reduced_precision_and_keeps_its_weights_in_full(tmp_path, chain, photos, script):
     knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "mixed_precision": "bf16"}
     output = run(script, tmp_path, **knobs)
@@ -140,7 +126,7 @@ def test_training_runs_in_reduced_precision_and_keeps_its_weights_in_full(tmp_pa
     intended, _ = STAGES[script]
     for name in before:
         assert after[name].dtype == before[name].dtype and after[name].isfinite().all(), name
-        assert not intended(name) or not torch.equal(before[name], after[name]), name
+        assert not re.fullmatch(intended, name) or not torch.equal(before[name], after[name]), name
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -186,12 +172,6 @@ def test_stage_1_shows_one_image_to_encoder_and_vae_clean_or_degraded(tmp_path, 
         is_clean = np.abs(vae - clean).max((1, 2, 3)) < 0.01
         assert (is_clean | (np.abs(vae - degraded).max((1, 2, 3)) < 0.01)).all()
         assert is_clean.mean() == share
-
-
-@pytest.mark.parametrize("script", ["train_mapper", "train_cleaner", "train_detector"])
-def test_no_column_of_the_first_batch_is_black(tmp_path, chain, photos, script):
-    output = run(script, tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos])
-    assert cells(output / "first_batch.png", rows=2).mean((2, 3, 4)).min() > 0.1
 
 
 # ---- images
@@ -254,9 +234,6 @@ def test_an_image_that_breaks_while_training_is_an_error_and_no_black_image(tmp_
 
 def test_paths_are_not_split_into_letters(tmp_path, chain):
     (tmp_path / "recipe.yaml").write_text(f"train_data_dir: {write_photos(tmp_path / 'photos')}\ndegradations: noise:25\n")
-    from textir.training import parse_config
-    from train_lora import train_cleaner
-
     config = parse_config(
         train_cleaner.Config, ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
     )
@@ -267,8 +244,7 @@ def test_paths_are_not_split_into_letters(tmp_path, chain):
 # ---- guidance
 
 
-@pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(("levels", "fusion"), [(1, "both"), (2, "encoder"), (2, "decoder"), (3, "both")])
 def test_guided_training_runs_with_every_number_of_levels_and_place_of_fusion(tmp_path, pairs, levels, fusion):
     config = {"width": 4, "encoder_depths": [1] * levels, "decoder_depths": [1] * levels}
     knobs = {
@@ -316,39 +292,26 @@ def test_validation_does_not_change_what_is_learnt(tmp_path, photos):
     assert all(torch.equal(a, b) for a, b in zip(*(trained(f / "checkpoint-4").values() for f in (plain, judged))))
 
 
-def test_a_restorer_from_a_checkpoint_trains_like_a_new_one_with_its_weights(tmp_path, photos):
-    """Channel attention sees the whole crop while it trains, wherever the network came from."""
-    options = {"pooling_window": 8, "encoder_depths": [1], "decoder_depths": [1]}
-    knobs = {"train_data_dir": [photos], "learning_rate": 1e-2, "use_ema": False, "gradient_accumulation_steps": 1}
-    whole = run(
-        "train_restorer",
-        tmp_path / "whole",
-        restorer_config=small_restorer(**options),
-        max_train_steps=4,
-        checkpointing_steps=2,
-        lr_scheduler="constant",
-        **knobs,
-    )
-    half = run("train_restorer", tmp_path / "half", restorer_config=small_restorer(**options), lr_scheduler="constant", **knobs)
-    start = str(half / "pipeline")
-    again = run(
-        "train_restorer",
-        tmp_path / "again",
-        pretrained_model_name_or_path=start,
-        max_train_steps=4,
-        resume_from_checkpoint=str(half / "checkpoint-2"),
-        lr_scheduler="constant",
-        **knobs,
-    )
-    assert all(torch.equal(a, b) for a, b in zip(*(trained(f / "checkpoint-4").values() for f in (whole, again))))
+def test_a_restorer_from_a_checkpoint_trains_in_training_mode_as_a_new_one_does(tmp_path, photos):
+    """While it trains, channel attention sees the whole crop, wherever the network came from."""
+    plain = tiny.restorer(guided=False)
+    settings = {name: value for name, value in plain.config.items() if not name.startswith("_")}
+    weights = []
+    for window in (None, 8):
+        network = tiny.NAFNet(**{**settings, "pooling_window": window})
+        network.load_state_dict(plain.state_dict())
+        start = write_chain(tmp_path / f"chain-{window}", restorer=network)
+        output = run("train_restorer", tmp_path / f"run-{window}", pretrained_model_name_or_path=start, train_data_dir=[photos])
+        weights.append(trained(output / "checkpoint-2"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("script", ["train_restorer", "train_cleaner", "train_mapper"])
 def test_an_adapter_for_a_network_that_is_new_is_refused(tmp_path, photos, script):
     """Its layers would sit on random weights that are saved nowhere."""
-    start = {"pretrained_model_name_or_path": write_chain(tmp_path / "chain", mapper=None, cleaner=None)}
-    if script == "train_cleaner":
-        start = {"pretrained_model_name_or_path": write_chain(tmp_path / "chain2", cleaner=None)}
+    start = {"pretrained_model_name_or_path": write_chain(tmp_path / "chain", **{script[6:]: None})}
+    if script == "train_mapper":
+        start["mapper_config"] = '{"num_words": 4, "width": 8}'
     if script == "train_restorer":
         start = {"restorer_config": small_restorer()}
     with pytest.raises(ValueError, match="rank"):
