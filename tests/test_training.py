@@ -440,6 +440,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_cut(tmp_path, at, 
     resumed = learn(tmp_path / "cut", **knobs, resume_from_checkpoint="latest")
     assert resumed.saw == whole.saw[2 * at :]
     assert same_checkpoint(tmp_path / "whole" / "checkpoint-6", tmp_path / "cut" / "checkpoint-6")
+    assert equal(whole.ema.shadow_params, resumed.ema.shadow_params)
 
 
 def test_every_sample_is_seen_once_and_in_order_through_all_phases(tmp_path):

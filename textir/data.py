@@ -325,13 +325,22 @@ class Sampler:
         max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
         low_key: share of the clean photos that are darkened (gamma up to 2.5) before they are degraded, where the recipe has no
             `lowlight`: a dark photo need not be an under-exposed one.
+        min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
+            for networks that see whole photos in small.
 
     A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
     one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known.
     """
 
-    def __init__(self, recipes: Sequence[str] = (), crop_size: int = 128, max_reduction: float = 2.0, low_key: float = 0.0):
-        self.crop_size, self.max_reduction, self.low_key = crop_size, max_reduction, low_key
+    def __init__(
+        self,
+        recipes: Sequence[str] = (),
+        crop_size: int = 128,
+        max_reduction: float = 2.0,
+        low_key: float = 0.0,
+        min_share: float | None = None,
+    ):
+        self.crop_size, self.max_reduction, self.low_key, self.min_share = crop_size, max_reduction, low_key, min_share
         self.mixture = parse_mixture(recipes) if recipes else []
         self.shares = torch.tensor([share for _, share in self.mixture])
 
@@ -354,26 +363,25 @@ class Sampler:
 
     def _crop(self, images: Images, generator: torch.Generator) -> list[torch.Tensor | None]:
         height, width = images.clean.shape[:2]
-        largest = min(self.max_reduction if images.degraded is None else 1.0, min(height, width) / self.crop_size)
         if min(height, width) < self.crop_size:
             raise ValueError(f"A photo of {width} x {height} is smaller than the crop of {self.crop_size}.")
-        draw = torch.rand(3, generator=generator)
-        reduction = largest ** (2 * draw[0].item() - 1) if draw[0] > 0.5 else 1.0
-        window = int(self.crop_size * reduction)
-        top = int(draw[1] * (height - window + 1))
-        left = int(draw[2] * (width - window + 1))
+        draw = torch.rand(3, generator=generator).tolist()
+        if self.min_share is not None:
+            shares = self.min_share + (1 - self.min_share) * torch.rand(2, generator=generator)
+            tall, wide = int(height * shares[0]), int(width * shares[1])
+        else:
+            largest = min(self.max_reduction if images.degraded is None else 1.0, min(height, width) / self.crop_size)
+            reduction = largest ** (2 * draw[0] - 1) if draw[0] > 0.5 else 1.0
+            tall = wide = int(self.crop_size * reduction)
+        top, left = int(draw[1] * (height - tall + 1)), int(draw[2] * (width - wide + 1))
 
         def cut(array: np.ndarray | None) -> torch.Tensor | None:
             if array is None:
                 return None
             if array.shape[:2] != (height, width):  # guidance has a size of its own and shows the whole image
                 array = resize_pixels(array, height, width)
-            crop = to_tensor(array[top : top + window, left : left + window])
-            return (
-                crop
-                if window == self.crop_size
-                else F.interpolate(crop[None], self.crop_size, mode="bilinear", antialias=True)[0]
-            )
+            crop, size = to_tensor(array[top : top + tall, left : left + wide]), (self.crop_size, self.crop_size)
+            return crop if crop.shape[1:] == size else F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
 
         return [cut(array) for array in images]
 
@@ -415,7 +423,7 @@ class TrainingCrops(Dataset):
         length: number of samples; an index is never repeated within it.
         seed: of the stream; its lowest 32 bits count.
 
-    Items are the sampler's, with their `index`.
+    Items are the sampler's, with their `index` and the `source` and `photo` they come from.
     """
 
     def __init__(
@@ -429,10 +437,11 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = sample_generator(self.seed, index)
-        one = len(self.sources) == 1
-        source = self.sources[0 if one else int(torch.multinomial(self.weights, 1, generator=generator))]
-        images = source[int(torch.randint(len(source), (), generator=generator))]
-        return {**self.sampler(images, generator), "index": torch.tensor(index)}
+        source = int(torch.multinomial(self.weights, 1, generator=generator)) if len(self.sources) > 1 else 0
+        photo = int(torch.randint(len(self.sources[source]), (), generator=generator))
+        numbers = {"index": index, "source": source, "photo": photo}
+        sample = self.sampler(self.sources[source][photo], generator)
+        return {**sample, **{name: torch.tensor(number) for name, number in numbers.items()}}
 
 
 class StreamedCrops(IterableDataset):

@@ -100,3 +100,29 @@ def detection_loss(logits: torch.Tensor, predicted_severity: torch.Tensor, sever
     presence = F.binary_cross_entropy_with_logits(logits.float(), present)
     error = (predicted_severity.float() - severity).square() * present
     return presence + error.sum() / present.sum().clamp(min=1)
+
+
+def reconstruction_loss(decoded: torch.Tensor, image: torch.Tensor, gradient_weight: float = 0.5) -> torch.Tensor:
+    """Mean absolute distance of images `(B, C, H, W)` and, with a weight, of their differences between neighbouring pixels."""
+    error = decoded.float() - image.float()
+    return error.abs().mean() + gradient_weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+
+
+def bag_of_words_loss(
+    words: torch.Tensor, vocabulary: torch.Tensor, present: torch.Tensor, temperature: float = 0.1
+) -> torch.Tensor:
+    """Cross-entropy of the question which tokens the pseudo-words of an image come near: each token takes the nearest word's cosine.
+
+    Args:
+        words: `(B, N, D)`.
+        vocabulary: embeddings of the tokens asked for `(V, D)`.
+        present: `(B, V)`, 1 where a token describes the image, 0 where it does not, NaN where that is not known.
+        temperature: a cosine of this much is worth one unit of the logit.
+    """
+    cosine = F.normalize(words.float(), dim=-1) @ F.normalize(vocabulary.float(), dim=-1).T  # (B, N, V)
+    logits = (cosine.amax(1) - 0.5) / temperature
+    known = present.isfinite()
+    loss = F.binary_cross_entropy_with_logits(logits, present.nan_to_num(), reduction="none")
+    positive = loss[known & (present == 1)]
+    negative = loss[known & (present == 0)]
+    return positive.sum() / max(len(positive), 1) + negative.sum() / max(len(negative), 1)

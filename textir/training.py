@@ -164,7 +164,7 @@ def recipe_arguments(path: str, kind: type) -> list[str]:
         raise ValueError(f"{path} sets {', '.join(unknown)}, which this script does not know.{hint}")
     arguments = []
     for name, value in values.items():
-        if value is None:
+        if value is None or value == []:
             continue
         if isinstance(value, dict):
             value = json.dumps(value)
@@ -242,6 +242,8 @@ class TrainingRun:
             config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps, self._decay()
         )
         self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
+        for model in models.values():
+            model.train()
         prepared = self.accelerator.prepare(*models.values(), self.optimizer)
         *wrapped, self.optimizer = prepared
         self.bare = dict(models)
@@ -353,7 +355,12 @@ class TrainingRun:
         if self.saved == self.step:
             return
         if self.losses:
-            self._mean_loss()  # never save what is not finite
+            self._mean_loss()
+        if not all(parameter.isfinite().all() for parameter in self.trainable):
+            raise ValueError(
+                f"Weights are no longer finite at step {self.step} and are not saved; take a lower `--learning_rate` or "
+                f"`--max_grad_norm` and resume from {self.output_dir}."
+            )
         save_checkpoint(self.accelerator, self.output_dir, self.step, self.config.checkpoints_total_limit)
         self.saved = self.step
 
@@ -490,6 +497,8 @@ def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit:
         os.replace(partial, final)
         others = [path for path in list_checkpoints(output_dir) if path != final]
         for old in others[: max(len(others) + 1 - total_limit, 0)] if total_limit else []:
-            shutil.rmtree(old)
+            fading = old.with_name(f".{old.name}.part")  # half deleted, it must not look like a checkpoint
+            os.replace(old, fading)
+            shutil.rmtree(fading)
     accelerator.wait_for_everyone()
     return final

@@ -71,7 +71,8 @@ def main(config: Config) -> None:
         raise ValueError("Clean photos need `--degradations`, such as noise:0..50 rain:0.2..1@2.")
     output = Path(config.output_dir)
     make_folder(output)
-    keep_settings(output / "guidance.json", public(config))
+    if state.is_main_process:
+        keep_settings(output / "guidance.json", public(config))
     captions = read_captions(config.captions)
     pipe = painter(load_chain(config))
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
@@ -85,6 +86,7 @@ def main(config: Config) -> None:
         jobs = [(entry, photo, photo) for entry, photo in zip(entries, names)]
     todo = [(*job, name) for *job, name in jobs if not (output / "guidance" / f"{name}.png").exists()]
     logger.info("%d pictures, %d of them done", len(jobs), len(jobs) - len(todo))
+    state.wait_for_everyone()  # all have listed the same work before the first picture is written
     with state.split_between_processes(todo) as mine:
         for entry, photo, name in tqdm(mine, disable=None if state.is_main_process else True):
             degraded = degrade_entry(entry, name, config, output) if clean_only else read_pixels(entry.degraded[0])

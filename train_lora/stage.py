@@ -24,7 +24,7 @@ from textir.hub import describe_training, push, write_card
 from textir.images import Picture, write_picture
 from textir.metrics import psnr
 from textir.models import ImageToTextMapper, TextualCleaner
-from textir.training import TrainingConfig, TrainingRun, knob, public
+from textir.training import TrainingConfig, TrainingRun, knob, make_folder, public
 
 logger = logging.getLogger("textir.training")
 
@@ -55,6 +55,9 @@ class StageConfig(TrainingConfig):
     resolution: int = knob(512, "side of the square crops")
     max_reduction: float = knob(2.0, "clean photos are reduced by up to this before cropping")
     low_key: float = knob(0.0, "share of clean photos darkened, so that dark is not always under-exposed")
+    min_share: float | None = knob(
+        None, "instead of crops, squeeze at least this share of each side of a clean photo into the square"
+    )
     skip_bad: bool = knob(False, "leave out images that cannot be used; without it they are named and nothing starts")
 
     def __post_init__(self):
@@ -75,6 +78,7 @@ class TrainingData:
 
     def __init__(self, config: StageConfig, smallest: int):
         self.config = config
+        make_folder(Path(config.output_dir))
         sources = [parse_source(text) for text in config.train_data_dir]
         if any(weight is not None for _, weight in sources):
             self.weights = [1.0 if weight is None else weight for _, weight in sources] + [1.0] * bool(config.dataset_name)
@@ -105,7 +109,7 @@ class TrainingData:
     def crops(self, size: int):
         """Endless training samples of `size` x `size` pixels."""
         config = self.config
-        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key)
+        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key, config.min_share)
         if config.streaming:
             return StreamedCrops(self.sources[0], sampler, seed=config.seed)
         return TrainingCrops(self.sources, sampler, self.weights, seed=config.seed)
@@ -131,12 +135,14 @@ def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair
             yield recipe or "pairs", pair._replace(degraded=pair.degraded[cut], clean=pair.clean[cut])
 
 
-def validate(run: TrainingRun, config: StageConfig, side: int, render: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
+def validate(
+    run: TrainingRun, config: StageConfig, side: int, render: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+) -> dict[str, float]:
     """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)`, for each recipe and each name that it returns
-    (`clean` stands for the target where it differs), and save a sheet of the pictures."""
+    (`clean` stands for the target where it differs), save a sheet of the pictures, and return the scores (on the main process)."""
     if not run.is_main or config.validation_data_dir is None:
         run.accelerator.wait_for_everyone()
-        return
+        return {}
     scores, rows = {}, []
     with run.averaged(), torch.no_grad():
         for recipe, pair in validation_pairs(config, side):
@@ -150,9 +156,11 @@ def validate(run: TrainingRun, config: StageConfig, side: int, render: Callable[
                 scores.setdefault(f"{recipe} {name}" if len(rendered) > 1 else recipe, []).append(value)
             if sum(row[0] == recipe for row in rows) < 2:
                 rows.append((recipe, [degraded[:, :3], *rendered.values(), clean]))
-    run.report({name: float(np.mean(values)) for name, values in scores.items()})
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    run.report(means)
     write_sheet(run.output_dir / "validation" / f"step-{run.step}.png", [cells for _, cells in rows])
     run.accelerator.wait_for_everyone()
+    return means
 
 
 def write_sheet(path: Path, rows: list[list[torch.Tensor]], side: int = 192) -> None:
@@ -182,7 +190,7 @@ class recorded_inputs:
 
         self.handles = [
             self.pipe.image_encoder.register_forward_pre_hook(note_encoder, with_kwargs=True),
-            self.pipe.vae.encoder.register_forward_pre_hook(note_vae),
+            *([] if self.pipe.vae is None else [self.pipe.vae.encoder.register_forward_pre_hook(note_vae)]),
         ]
         return self.pictures
 
@@ -247,6 +255,7 @@ def save_first_batch(run: TrainingRun, pipe, batch: dict[str, torch.Tensor], enc
 
 def load_chain(config: StageConfig) -> TextGuidedRestorationPipeline:
     """The pipeline to start from, in single precision, with the adapter of an earlier stage if one is named."""
+    torch.manual_seed(config.seed)  # of what is added to the checkpoint
     name = MINI if config.pretrained_model_name_or_path == "mini" else config.pretrained_model_name_or_path
     try:
         pipe = TextGuidedRestorationPipeline.from_pretrained(
@@ -270,6 +279,14 @@ def need(pipe, *parts: str) -> None:
         )
 
 
+def refuse_lora(config: StageConfig, part: str) -> None:
+    """LoRA layers are saved without what they adapt, so they cannot sit on a network that was made just now."""
+    if config.rank is not None:
+        raise ValueError(
+            f"`--rank` adapts a network that is trained already, and the {part} is new; leave `--rank` out to train it in full."
+        )
+
+
 def add_image_encoder(pipe, name: str) -> None:
     """Give a base checkpoint the image encoder whose tokens the mapper reads."""
     if pipe.image_encoder is None:
@@ -280,18 +297,20 @@ def add_image_encoder(pipe, name: str) -> None:
             raise ValueError(f"`--image_encoder_name_or_path` {name} cannot be loaded: {error}") from error
 
 
-def add_mapper(pipe, options: str | None) -> None:
-    """Build a mapper that fits image and text encoder, where there is none or `options` (JSON) asks for a new one."""
-    if pipe.mapper is None or options:
+def add_mapper(pipe, config: StageConfig) -> None:
+    """Build a mapper that fits image and text encoder, where there is none or `--mapper_config` asks for a new one."""
+    if pipe.mapper is None or config.mapper_config:
+        refuse_lora(config, "mapper")
         dims = {"image_dim": pipe.image_encoder.config.hidden_size, "word_dim": pipe.text_encoder.config.hidden_size}
-        pipe.register_modules(mapper=ImageToTextMapper(**{**dims, **read_json(options, "--mapper_config")}))
+        pipe.register_modules(mapper=ImageToTextMapper(**{**dims, **read_json(config.mapper_config, "--mapper_config")}))
 
 
-def add_cleaner(pipe, options: str | None) -> None:
-    """Build a cleaner that fits the mapper, where there is none or `options` (JSON) asks for a new one."""
-    if pipe.cleaner is None or options:
+def add_cleaner(pipe, config: StageConfig) -> None:
+    """Build a cleaner that fits the mapper, where there is none or `--cleaner_config` asks for a new one."""
+    if pipe.cleaner is None or config.cleaner_config:
+        refuse_lora(config, "cleaner")
         sizes = {"word_dim": pipe.mapper.config.word_dim, "num_words": pipe.mapper.config.num_words}
-        pipe.register_modules(cleaner=TextualCleaner(**{**sizes, **read_json(options, "--cleaner_config")}))
+        pipe.register_modules(cleaner=TextualCleaner(**{**sizes, **read_json(config.cleaner_config, "--cleaner_config")}))
 
 
 def read_json(text: str | None, flag: str) -> dict:
@@ -320,7 +339,7 @@ def place(pipe, run: TrainingRun, *working: str) -> None:
 def painter(pipe) -> TextGuidedRestorationPipeline:
     """The same networks without the restorer: a pipeline that returns guidance."""
     parts = {**pipe.components, "matcher": None, "restorer": None, "detector": None}
-    kept = ("template", "default_num_inference_steps", "default_guidance_scale", "guidance_size")
+    kept = ("template", "default_num_inference_steps", "default_guidance_scale", "guidance_size", "square_guidance")
     bare = type(pipe)(**parts, **{name: pipe.config[name] for name in kept})
     bare.set_progress_bar_config(disable=True)
     return bare
@@ -347,6 +366,8 @@ def publish(run: TrainingRun, pipe, script: str) -> Path | None:
     if not run.is_main:
         return None
     config = run.config
+    for model in run.bare.values():
+        model.eval()
     with run.averaged():
         folder = run.output_dir / ("adapter" if has_adapters(pipe) else "pipeline")
         if has_adapters(pipe):

@@ -51,15 +51,25 @@ class Config(StageConfig):
 
 def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
-    need(pipe, "image_encoder", "image_processor", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    add_cleaner(pipe, config.cleaner_config)
+    need(pipe, "image_encoder", "image_processor", "mapper")
+    painting = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    if config.diffusion_weight or config.validation_data_dir is not None:  # validation shows what the words paint
+        need(pipe, *painting)
+    add_cleaner(pipe, config)
     models = make_trainable(pipe, ["cleaner"], config.rank, config.lora_alpha)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and pipe.unet is not None:
         pipe.unet.enable_gradient_checkpointing()
     data = TrainingData(config, config.resolution)
     run = TrainingRun(config, models)
-    place(pipe, run, "image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")
-    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    place(
+        pipe,
+        run,
+        "image_encoder",
+        "mapper",
+        "cleaner",
+        *(part for part in ("text_encoder", "unet", "vae") if getattr(pipe, part)),
+    )
+    noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
     cleaner = run.models["cleaner"]
 
     @torch.no_grad()

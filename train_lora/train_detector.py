@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from textir.adapters import make_trainable
-from textir.data import LABELS
+from textir.data import LABELS, find_entries
 from textir.degradations import RECIPES, parse_recipe
 from textir.losses import detection_loss
 from textir.models import DegradationDetector
@@ -25,6 +25,7 @@ from train_lora.stage import (
     place,
     publish,
     read_json,
+    refuse_lora,
     validation_pairs,
 )
 from train_lora.train_mapper import IMAGE_ENCODER
@@ -44,6 +45,7 @@ def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     add_image_encoder(pipe, config.image_encoder_name_or_path)
     if pipe.detector is None or config.detector_config:
+        refuse_lora(config, "detector")
         options = {"image_dim": pipe.image_encoder.config.hidden_size, **read_json(config.detector_config, "--detector_config")}
         pipe.register_modules(detector=DegradationDetector(**options))
     unknown = set(pipe.detector.config.labels) - set(LABELS)
@@ -53,6 +55,8 @@ def main(config: Config) -> TrainingRun:
     data = TrainingData(config, config.resolution)
     if not data.is_synthetic:
         raise ValueError("The detector learns from clean photos and recipes; of pairs it is not known what is wrong with them.")
+    if config.validation_data_dir and find_entries(config.validation_data_dir, "test")[0].degraded:
+        raise ValueError("`--validation_data_dir` must hold clean photos here; of pairs it is not known what is wrong with them.")
     run = TrainingRun(config, models)
     place(pipe, run, "image_encoder", "detector")
     detector, columns = run.models["detector"], [LABELS.index(label) for label in pipe.detector.config.labels]

@@ -51,7 +51,7 @@ def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     need(pipe, "unet", "vae", "text_encoder", "tokenizer", "scheduler")
     add_image_encoder(pipe, config.image_encoder_name_or_path)
-    add_mapper(pipe, config.mapper_config)
+    add_mapper(pipe, config)
     models = make_trainable(pipe, ["mapper", "unet"] if config.train_unet else ["mapper"], config.rank, config.lora_alpha)
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()

@@ -23,7 +23,7 @@ from textir.data import sample_generator
 from textir.losses import restoration_loss
 from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import StageConfig, TrainingData, load_chain, place, publish, read_json, validate
+from train_lora.stage import StageConfig, TrainingData, load_chain, place, publish, read_json, refuse_lora, validate
 
 
 @dataclass(kw_only=True)
@@ -98,8 +98,6 @@ def main(config: Config) -> TrainingRun:
         if run.due(config.validation_steps):
             validate(run, config, config.validation_size, restore(pipe, guided))
     run.save()
-    for model in models.values():
-        model.eval()
     publish(run, pipe, "train_restorer")
     return run
 
@@ -112,6 +110,8 @@ def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
                 "`--restorer_config` builds a new network; leave out `--pretrained_model_name_or_path`, which brings one."
             )
         return load_chain(config)
+    refuse_lora(config, "restorer")
+    torch.manual_seed(config.seed)
     options = read_json(config.restorer_config, "--restorer_config")
     try:
         return TextGuidedRestorationPipeline(restorer=getattr(networks, config.restorer)(**options))
@@ -123,6 +123,7 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
     """Give a pipeline what guided restoration needs and it lacks: fusion blocks in the restorer, and a matcher that feeds them."""
     options = dict(pipe.restorer.config)
     if options.get("guidance_channels") is None:
+        refuse_lora(config, "guidance")
         levels = len(options["encoder_depths"]) + 1
         widths = config.matcher_widths or [32 * 2**level for level in range(levels)]
         settings = {name: value for name, value in options.items() if not name.startswith("_")}
@@ -134,6 +135,7 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
             )
         pipe.register_modules(restorer=fused)
     if pipe.matcher is None:
+        refuse_lora(config, "matcher")
         channels = list(pipe.restorer.config.guidance_channels)
         pipe.register_modules(matcher=GuidanceMatcher(widths=channels, downscale=options.get("downscale", 1)))
 

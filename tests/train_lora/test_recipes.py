@@ -1,5 +1,6 @@
 """Every section of every recipe runs: two steps, tiny networks, a miniature GoPro, in the order of the files."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def workplace(tmp_path_factory):
             folder.mkdir(parents=True)
             pixels = np.random.default_rng(len(scene)).integers(0, 256, (40, 56, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "000047.png")
-    captions = ['{"file_name": "GOPR0%d/blur/000047.png", "text": "a blurred photo of a street"}\n' % i for i in (1, 2)]
+    captions = [json.dumps({"file_name": f"GOPR0{i}/blur/000047.png", "text": "a blurred photo"}) + "\n" for i in (1, 2)]
     (place / "data" / "gopro_captions.jsonl").write_text("".join(captions))
     words = tiny.tokenizer(64)
     gone = dict.fromkeys(("mapper", "cleaner", "restorer", "matcher", "detector"))

@@ -268,10 +268,13 @@ def test_a_freshly_guided_network_is_the_unguided_one_to_the_bit(tmp_path, chain
     knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [pairs], "degradations": []}
     output = run("train_restorer", tmp_path, learning_rate=0.0, matcher_widths=[4, 6, 8], **knobs)
     before, after = (TextGuidedRestorationPipeline.from_pretrained(folder) for folder in (chain, output / "pipeline"))
+    weights = after.restorer.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in before.restorer.state_dict().items())
     image = tiny.image(24, 40)
     expected = before(image, guidance="none", output_type="pt").images
-    assert torch.equal(after(image, guidance="none", output_type="pt").images, expected)
-    assert torch.equal(after(image, guidance_image=tiny.image(24, 40, seed=1), output_type="pt").images, expected)
+    unguided = after(image, guidance="none", output_type="pt").images
+    assert torch.equal(after(image, guidance_image=tiny.image(24, 40, seed=1), output_type="pt").images, unguided)
+    assert torch.allclose(unguided, expected, rtol=0, atol=1e-6)  # kernels round by where a file puts the weights in memory
     assert after.matcher is not None and after.restorer.config.guidance_channels == [4, 6, 8]
 
 

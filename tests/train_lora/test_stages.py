@@ -298,7 +298,7 @@ def test_stages_follow_one_another_from_a_base_without_words_to_a_guided_restore
 def test_a_stage_that_lacks_what_it_works_with_says_so(tmp_path, photos):
     start = write_chain(tmp_path / "chain", mapper=None, vae=None)
     for script in ("train_cleaner", "train_mapper"):
-        with pytest.raises(ValueError, match=r"This stage needs (mapper, )?vae, which the checkpoint lacks"):
+        with pytest.raises(ValueError, match=r"This stage needs (mapper|vae), which the checkpoint lacks"):
             run(script, tmp_path / script, pretrained_model_name_or_path=start, train_data_dir=[photos])
     with pytest.raises(ValueError, match=r"pretrained_model_name_or_path.*nowhere"):
         run("train_cleaner", tmp_path / "x", pretrained_model_name_or_path=str(tmp_path / "nowhere"), train_data_dir=[photos])
@@ -519,3 +519,12 @@ def test_photos_of_one_name_in_several_folders_get_guidance_each(tmp_path, chain
     knobs = {"data": str(tmp_path / "photos"), "degradations": ["noise:25"], "pretrained_model_name_or_path": chain}
     output = run("make_guidance", tmp_path / "g", **knobs)
     assert sorted(path.name for path in (output / "guidance").iterdir()) == ["land_1-0.png", "sea_1-0.png"]
+
+
+def test_equal_images_of_different_names_are_painted_from_different_noise(tmp_path, chain):
+    for name in ("one", "two"):
+        for side in ("input", "target"):
+            write_photo(tmp_path / "pairs" / side / f"{name}.png", np.full((36, 48, 3), 90, dtype=np.uint8))
+    output = run("make_guidance", tmp_path / "g", data=str(tmp_path / "pairs"), pretrained_model_name_or_path=chain)
+    one, two = files(output).values()
+    assert one != two

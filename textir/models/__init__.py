@@ -4,6 +4,7 @@ from textir.models.degradation_detector import DegradationDetector
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.nafnet import NAFNet
+from textir.models.positioned_unet import PositionedUNet
 from textir.models.textual_cleaner import TextualCleaner
 
-__all__ = ["DegradationDetector", "GuidanceMatcher", "ImageToTextMapper", "NAFNet", "TextualCleaner"]
+__all__ = ["DegradationDetector", "GuidanceMatcher", "ImageToTextMapper", "NAFNet", "PositionedUNet", "TextualCleaner"]

@@ -22,8 +22,8 @@ class DetectedDegradations(BaseOutput):
         severity: `(B, L)` in [0, 1], 0 slight and 1 extreme; only meaningful where the degradation is present.
     """
 
-    logits: torch.Tensor
-    severity: torch.Tensor
+    logits: torch.Tensor = None  # defaults let accelerate rebuild outputs under mixed precision
+    severity: torch.Tensor = None
 
 
 class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):

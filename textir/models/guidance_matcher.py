@@ -25,8 +25,8 @@ class MatchedGuidance(BaseOutput):
         confidence: `(B, 1, H, W)` in [0, 1] at the size of the degraded image: cosine similarity of the matched patches.
     """
 
-    features: list[torch.Tensor]
-    confidence: torch.Tensor
+    features: list[torch.Tensor] = None  # defaults let accelerate rebuild outputs under mixed precision
+    confidence: torch.Tensor = None
 
 
 class ResidualBlock(nn.Module):

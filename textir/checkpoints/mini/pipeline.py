@@ -291,6 +291,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         default_num_inference_steps: of a call that does not say.
         default_guidance_scale: of a call that does not say; above 1 is classifier-free guidance.
         guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
+        square_guidance: paint every guidance as a square, into which the photo is squeezed as for the image encoder, and stretch it
+            to the photo's shape afterwards; for small UNets, which know no other shape.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -328,6 +330,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         default_num_inference_steps: int = 8,
         default_guidance_scale: float = 5.0,
         guidance_size: int | None = None,
+        square_guidance: bool = False,
     ):
         super().__init__()
         if isinstance(scheduler, PNDMScheduler):
@@ -351,6 +354,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
             guidance_size=guidance_size,
+            square_guidance=square_guidance,
         )
         self._num_timesteps = 0
 
@@ -524,11 +528,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Image tokens `(B, 1 + P, Di)` of images `(B, 3, H, W)` in [0, 1]; the whole image is squeezed into the encoder's square."""
+        return self.image_encoder(pixel_values=self.encoder_pixels(image).to(self.image_encoder.dtype)).last_hidden_state
+
+    def encoder_pixels(self, image: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] as the image encoder wants them: its size, mean and deviation."""
         side = self.image_encoder.config.image_size
         pixels = resize(image.float().clamp(0, 1), (side, side))
         mean = torch.tensor(self.image_processor.image_mean, device=image.device)[:, None, None]
         std = torch.tensor(self.image_processor.image_std, device=image.device)[:, None, None]
-        return self.image_encoder(pixel_values=((pixels - mean) / std).to(self.image_encoder.dtype)).last_hidden_state
+        return (pixels - mean) / std
 
     def detect(self, image_tokens: torch.Tensor) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         """Probability and severity of each degradation, a dict for each image."""
@@ -614,7 +622,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         native = self.config.guidance_size or self.unet.config.sample_size * self.vae_scale_factor
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         multiple = min(multiple, native)
-        ratio = math.sqrt(height / width)
+        ratio = 1.0 if self.config.square_guidance else math.sqrt(height / width)
         sides = (native * ratio, native / ratio)
         tall, wide = (min(max(round(side / multiple), 1) * multiple, 4 * native) for side in sides)
         return tall, wide

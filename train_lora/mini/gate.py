@@ -1,0 +1,30 @@
+"""A foundation stage must reach what the next one builds on; otherwise the chain of stages stops here."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from textir.training import TrainingRun
+from train_lora.stage import StageConfig, validate
+
+
+def pass_gate(
+    run: TrainingRun, config: StageConfig, least: float, render: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    """Print the gate of a stage, the mean of its validation scores, and stop with an error where it is not reached.
+
+    Raises:
+        ValueError: if the score is below `least`. Its checkpoint is there to go on from.
+    """
+    if config.validation_data_dir is None:
+        raise ValueError("The gate needs photos that were not trained on: `--validation_data_dir`.")
+    scores = validate(run, config, 10**6, render)
+    if not run.is_main:
+        return
+    name = Path(sys.modules[type(config).__module__].__file__).stem
+    reached = sum(scores.values()) / len(scores)
+    print(f"gate of {name}: {reached:.2f} dB reached, {least:.2f} dB asked for", flush=True)
+    if reached < least:
+        raise ValueError(f"The gate of {name} is missed; train longer (`--max_train_steps`, `--resume_from_checkpoint latest`).")
