@@ -29,6 +29,11 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
 MARK = "<!-- made by textir from training.json and evaluations/; delete this line to keep your own edits -->"
 UNREACHABLE = (httpx2.HTTPError, OfflineModeIsEnabled, OSError)  # the first is the base of the client's errors
+OF_THE_RUN = {  # settings that say nothing about the result, and stay out of its card
+    *("output_dir", "logging_dir", "logging_steps", "report_to", "tracker_project_name", "dataloader_num_workers"),
+    *("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_data_dir", "validation_steps"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "pretrained_model_name_or_path"),
+}
 LEFT_OUT = ["checkpoint-*", ".checkpoint-*", "*.part", "*.part[0-9]*", "cache/*", "logs/*"]
 
 
@@ -147,7 +152,7 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
         repo=repo or str(folder),
         start=settings.get("pretrained_model_name_or_path"),
         training=training,
-        settings={key: value for key, value in settings.items() if value not in (None, [], "none")},
+        settings={key: value for key, value in settings.items() if value not in (None, [], "none") and key not in OF_THE_RUN},
         evaluations=evaluations,
         has_picture=(folder / "before_after.png").is_file(),
         parts=components(folder),

@@ -25,8 +25,10 @@ class Config:
     variant: str | None = None
     resolution: int = knob(128, "side of the crops")
     train_batch_size: int = 8
+    precisions: list[str] = knob(["no", "bf16"], "of --mixed_precision")
     steps: int = knob(20, "measured steps, after as many for warming up")
     dataloader_num_workers: int = 1
+    seed: int = 0
 
 
 STAGES = {
@@ -45,7 +47,7 @@ def main(config: Config) -> list[tuple[str, str, str, float]]:
     for stage, (_, parts) in STAGES.items():
         if any(getattr(pipe, part, None) is None for part in parts):
             continue
-        for precision in ("no", "bf16"):
+        for precision in config.precisions:
             for cached in (0,) if stage == "restorer" else (0, 2 * config.train_batch_size):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # one precision a process
                     rate = fresh.submit(measure, stage, config, precision, cached).result()
