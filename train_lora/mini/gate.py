@@ -11,9 +11,14 @@ from train_lora.stage import StageConfig, validate
 
 
 def pass_gate(
-    run: TrainingRun, config: StageConfig, least: float, render: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    run: TrainingRun,
+    config: StageConfig,
+    least: float,
+    render: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    against: str | None = None,
 ) -> None:
-    """Print the gate of a stage, the mean of its validation scores, and stop with an error where it is not reached.
+    """Print the gate of a stage, the mean of its validation scores (less those named `against`), and stop with an error where it is
+    not reached.
 
     Raises:
         ValueError: if the score is below `least`. Its checkpoint is there to go on from.
@@ -24,7 +29,9 @@ def pass_gate(
     if not run.is_main:
         return
     name = Path(sys.modules[type(config).__module__].__file__).stem
-    reached = sum(scores.values()) / len(scores)
+    yardstick = {key: value for key, value in scores.items() if against and key.endswith(against)}
+    own = [value for key, value in scores.items() if key not in yardstick]
+    reached = sum(own) / len(own) - (sum(yardstick.values()) / len(yardstick) if yardstick else 0)
     print(f"gate of {name}: {reached:.2f} dB reached, {least:.2f} dB asked for", flush=True)
     if reached < least:
         raise ValueError(f"The gate of {name} is missed; train longer (`--max_train_steps`, `--resume_from_checkpoint latest`).")

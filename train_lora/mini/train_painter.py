@@ -1,0 +1,160 @@
+"""Foundation 3: text encoder and UNet learn to paint a photo from its words.
+
+    python -m train_lora.mini.train_painter --pretrained_model_name_or_path runs/mini/words/pipeline --train_data_dir PHOTOS \
+        --captions captions.jsonl --degradations noise:5..50 rain haze clean --readout runs/mini/words/readout.safetensors \
+        --validation_data_dir HELD_OUT --output_dir runs/mini/painter
+
+Image encoder, mapper and VAE are frozen, words and latents can be cached. The UNet predicts `v` with zero terminal SNR, half of the time at the
+last timestep, from which one step paints; a share of the samples is conditioned on a caption or on nothing, so that prompts and
+classifier-free guidance mean something. Gate: one step paints held-out photos within half a dB of the linear read-out of their words.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
+from safetensors.torch import load_file
+
+from textir.adapters import make_trainable
+from textir.data import sample_generator
+from textir.encoding import draw_noise
+from textir.losses import diffusion_loss
+from textir.models import PositionedUNet
+from textir.training import TrainingRun, knob, run_script
+from train_lora.mini.gate import pass_gate
+from train_lora.mini.train_words import ReadOut, read_captions
+from train_lora.stage import StageConfig, TrainingData, encoded_batches, load_chain, need, painter, place, publish, validate
+
+
+@dataclass(kw_only=True)
+class Config(StageConfig):
+    captions: list[str] = knob([], "JSON lines with file_name and captions (a list) or text")
+    readout: str = knob("", "the linear head of train_words, as the measure of the gate")
+    resolution: int = 128
+    min_share: float | None = knob(0.4, "whole photos in small")
+    train_batch_size: int = 32
+    learning_rate: float = 1e-3
+    lr_scheduler: str = "warmup_stable_decay"
+    lr_warmup_steps: int = 200
+    max_train_steps: int = 8000
+    use_ema: bool = True
+    guidance_size: int = knob(64, "side of the guidance in pixels")
+    block_out_channels: list[int] = knob([96, 128], "channels of the UNet's levels")
+    last_step_share: float = knob(0.5, "share of samples at the last timestep, where one step must paint everything")
+    caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
+    empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
+    clean_share: float = knob(0.5, "share of samples that paint the clean photo from its own words")
+    num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
+    gate: float = knob(0.5, "how far in dB the painting may stay behind the read-out")
+
+
+def main(config: Config) -> TrainingRun:
+    data = TrainingData(config, config.resolution)
+    captions = read_captions(config.captions)
+    pipe = load_chain(config)
+    need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "vae")
+    add_unet(pipe, config)
+    models = make_trainable(pipe, ["text_encoder", "unet"])
+    pipe.unet.requires_grad_(True)
+    pipe.unet.to(memory_format=torch.channels_last)
+    run = TrainingRun(config, models)
+    place(pipe, run, "image_encoder", "mapper", "text_encoder", "unet", "vae")
+    noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    last = noise_scheduler.config.num_train_timesteps - 1
+
+    @torch.no_grad()
+    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        clean = torch.tensor([(int(i) * 0.618034) % 1 < config.clean_share for i in batch["index"]], device=run.device)
+        image = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
+        small = F.interpolate(image, (config.guidance_size,) * 2, mode="area")
+        words = pipe.mapper(pipe.encode_image(image).float())
+        return {
+            "words": words,
+            "latents": pipe.encode_latents(small),
+            "source": batch["source"],
+            "photo": batch["photo"],
+            "clean": clean,
+        }
+
+    for batch in encoded_batches(run, pipe, data.crops(config.resolution), encode, config.num_cached_samples):
+        with run.accumulate():
+            latents = batch["latents"]
+            noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
+            chance = torch.stack([torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i))) for i in batch["index"]])
+            timesteps = torch.where(chance[:, 0].to(run.device) < config.last_step_share, last, timesteps)
+            prompt_embeds = prompt(pipe, data, captions, batch, chance[:, 1], config)
+            run.update(
+                diffusion_loss(run.models["unet"], noise_scheduler, latents, prompt_embeds, noise, timesteps), len(latents)
+            )
+        if run.due(config.validation_steps):
+            validate(run, config, config.resolution, paint(pipe, config))
+    run.save()
+    pass_gate(run, config, -config.gate, paint(pipe, config), against="read")
+    publish(run, pipe, "mini.train_painter")
+    return run
+
+
+def add_unet(pipe, config: Config) -> None:
+    """A new small UNet, and the scheduler with which one step paints."""
+    channels, latents = config.block_out_channels, pipe.vae.config.latent_channels
+    unet = PositionedUNet(
+        sample_size=config.guidance_size // pipe.vae_scale_factor,
+        in_channels=latents,
+        out_channels=latents,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        cross_attention_dim=pipe.text_encoder.config.hidden_size,
+        attention_head_dim=tuple(width // 32 for width in channels),
+        norm_num_groups=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    pipe.register_modules(unet=unet, scheduler=scheduler)
+    pipe.register_to_config(default_num_inference_steps=1, default_guidance_scale=1.0, square_guidance=True)
+
+
+def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.Tensor, config: Config) -> torch.Tensor:
+    """Prompt embeddings of a batch: of the pseudo-words, for a share of the samples of a caption or of nothing."""
+    embeds = pipe.encode_words(batch["words"])
+    texts = {}
+    for row, (draw, source, photo) in enumerate(zip(chance.tolist(), batch["source"].tolist(), batch["photo"].tolist())):
+        said = captions.get(data.sources[int(source)].entries[int(photo)].clean.stem)
+        if draw < config.empty_share:
+            texts[row] = ""
+        elif draw < config.empty_share + config.caption_share and said:
+            texts[row] = said[int(batch["index"][row]) % len(said)]
+    if not texts:
+        return embeds
+    rows = torch.tensor(list(texts), device=embeds.device)
+    return embeds.index_copy(0, rows, pipe.encode_text(list(texts.values())).to(embeds.dtype))
+
+
+def paint(pipe, config: Config):
+    """What one step paints from the words of an image, beside what a matrix reads from them and the image itself, at one size."""
+    bare = painter(pipe)
+    weights = load_file(config.readout) if config.readout else None
+
+    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+        painted = bare(degraded, guidance="degraded", generator=torch.Generator().manual_seed(0), output_type="pt").images.float()
+        rendered = {"painted": painted, "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area")}
+        if weights is not None:
+            words = pipe.mapper(pipe.encode_image(degraded).float())
+            head = ReadOut(words.shape[1], words.shape[2]).to(words.device)
+            head.linear.load_state_dict(weights)
+            rendered["read"] = F.interpolate(head(words), painted.shape[-2:], mode="bilinear")
+        return rendered
+
+    return render
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
