@@ -6,9 +6,18 @@ TEXTIR_CHECKPOINT=user/name python app.py       # another one, a folder or a Hub
 
 import spaces  # noqa: I001  first: on ZeroGPU it patches torch
 
+import base64
+import html
+import importlib.util
+import io
+import json
 import os
+import queue
+import re
 import tempfile
+import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,17 +29,22 @@ from skimage import data as photos
 
 from pipelines import MINI, TextGuidedRestorationPipeline
 from pipelines.pipeline_text_guided_restoration import TASKS
-from textir.degradations import degrade
-from textir.images import Picture, picture_from_pil, output_name, read_picture, write_picture
-from textir.restoration import restore_picture
+from textir.degradations import RECIPES, degrade
+from textir.images import Picture, output_name, picture_from_pil, read_picture, write_picture
+from textir.metrics import psnr, ssim
+from textir.restoration import STAGES, restore_picture, stage_clock
 
 CHECKPOINT = os.environ.get("TEXTIR_CHECKPOINT", MINI)
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
+MAX_FILES = 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 pipe = TextGuidedRestorationPipeline.from_pretrained(CHECKPOINT).to(DEVICE)
 pipe.set_progress_bar_config(disable=True)
 PAINTS = pipe.unet is not None  # otherwise the checkpoint restores without guidance
+for folder in sorted(Path(CHECKPOINT).glob("adapters/*")):
+    pipe.load_lora_weights(str(folder), adapter_name=folder.name)
+EMBEDDED = sorted({name for names in pipe.get_list_adapters().values() for name in names})
 
 EXAMPLES = {  # public-domain photos that scikit-image ships, degraded by our own code
     "noise": (photos.astronaut, "noise8:35", "denoise"),
@@ -40,28 +54,134 @@ EXAMPLES = {  # public-domain photos that scikit-image ships, degraded by our ow
 }
 
 
+# ---- the model at work
+
+
+class Stopped(Exception):
+    """The user has pressed Stop."""
+
+
 def gpu_seconds(picture: Picture, options: dict) -> int:
-    """GPU time to ask ZeroGPU for: a base, the painting, and the restorer by its pixels."""
+    """GPU time to ask ZeroGPU for: a base, the painting (twice where both words are painted), and the restorer by its pixels."""
     megapixels = picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
-    painting = 0.3 * (options["num_inference_steps"] or 0) if PAINTS else 0
-    return int(10 + painting + 4 * megapixels)
+    steps = options.get("num_inference_steps") or pipe.config.default_num_inference_steps
+    painting = 0.3 * steps * (2 if options.get("both_words") else 1) if PAINTS else 0
+    return int(min(10 + painting + 4 * megapixels, 120))
 
 
 @spaces.GPU(duration=gpu_seconds)
-def run(picture: Picture, options: dict) -> tuple[Picture, dict]:
-    """Restore on the GPU where there is one; what comes back is on the CPU and can be pickled."""
-    seed = options.pop("seed")
-    restored, output = restore_picture(pipe, picture, generator=torch.Generator().manual_seed(seed), **options)
-    shown = {name: getattr(output, name) for name in ("guidance_images", "match_confidence", "influence")}
-    shown = {name: array_of(value[0]) for name, value in shown.items() if value is not None}
-    words = {"degradation": output.degradation, "nearest_tokens": output.nearest_tokens}
-    return restored, {**shown, **{name: value[0] for name, value in words.items() if value is not None}}
+def run(picture: Picture, options: dict) -> Iterator[tuple[str, object]]:
+    """Restore, on the GPU where there is one, and tell what happens: `("stage", name)`, `("step", preview)`, at last
+    `("done", (picture, shown))`. What is told is on the CPU and can be pickled; closing the iterator stops the work."""
+    events, stop = queue.SimpleQueue(), threading.Event()
+
+    def on_stage(stage: str) -> None:
+        if stop.is_set():
+            raise Stopped
+        events.put(("stage", stage))
+
+    def on_step(_, step: int, timestep, tensors: dict) -> dict:
+        on_stage("unet")
+        if options.get("num_inference_steps") != 1:
+            events.put(("step", array_of(pipe.decode_latents(tensors["latents"])[0])))
+        return {}
+
+    def work() -> None:
+        try:
+            events.put(("done", restore_and_show(picture, dict(options), on_stage, on_step)))
+        except Exception as error:
+            events.put(("failed", error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while True:
+            kind, value = events.get()
+            if kind == "failed":
+                raise value
+            yield kind, value
+            if kind == "done":
+                return
+    finally:
+        stop.set()
+        thread.join()
+
+
+def restore_and_show(picture: Picture, options: dict, on_stage, on_step) -> tuple[Picture, dict]:
+    """Restore a picture; the second result is everything that explains it, ready to be drawn."""
+    seed, both, reference = options.pop("seed", 0), options.pop("both_words", False), options.pop("reference", None)
+    if reference is not None:
+        options["guidance_image"] = torch.from_numpy(reference.pixels).movedim(-1, 0)[None]
+    with stage_clock(pipe, on_stage) as seconds:
+        generator = torch.Generator().manual_seed(seed)
+        restored, output = restore_picture(pipe, picture, generator=generator, callback_on_step_end=on_step, **options)
+        shown = {name: getattr(output, name) for name in ("guidance_images", "match_confidence", "influence")}
+        shown = {name: array_of(value[0]) for name, value in shown.items() if value is not None}
+        if both and output.guidance == "cleaned":
+            shown["degraded_guidance"] = array_of(paint_degraded(picture, options, seed))
+    words = {name: getattr(output, name) for name in ("degradation", "severity", "nearest_tokens")}
+    shown |= {name: value[0] for name, value in words.items() if value is not None}
+    return restored, {**shown, "guidance": output.guidance, "seconds": seconds}
+
+
+def paint_degraded(picture: Picture, options: dict, seed: int) -> torch.Tensor:
+    """The guidance that the words would have given if they had not been cleaned, `(3, h, w)`."""
+    parts = {**pipe.components, "restorer": None, "matcher": None, "detector": None}
+    kept = ("template", "default_num_inference_steps", "default_guidance_scale", "guidance_size", "square_guidance")
+    painter = TextGuidedRestorationPipeline(**parts, **{name: pipe.config[name] for name in kept})
+    painter.set_progress_bar_config(disable=True)
+    names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
+    chosen = {name: options[name] for name in names if name in options}
+    image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
+    generator = torch.Generator().manual_seed(seed)
+    return painter(image, guidance="degraded", generator=generator, output_type="pt", **chosen).images[0]
 
 
 def array_of(image: torch.Tensor) -> np.ndarray:
     """`(1 or 3, H, W)` in [0, 1] -> 8-bit `(H, W)` or `(H, W, 3)`."""
     pixels = (image.detach().float().cpu().reshape(-1, *image.shape[-2:]).clamp(0, 1) * 255).round().byte()
     return pixels.movedim(0, -1).squeeze(-1).numpy()
+
+
+class with_adapter:
+    """Within the block an adapter from the Hub is loaded; afterwards it is gone again. Embedded ones stay, tasks choose them."""
+
+    def __init__(self, name: str):
+        self.name = (name or "").strip()
+
+    def __enter__(self) -> dict:
+        if not self.name:
+            return {}
+        if self.name in EMBEDDED:
+            return {"task": self.name}
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.name):
+            raise ValueError(
+                f"The adapter must be one of {', '.join(EMBEDDED) or 'none embedded'} or a Hub id of the form user/name."
+            )
+        try:
+            pipe.load_lora_weights(self.name, adapter_name="visitor")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The adapter {self.name} cannot be loaded: {error}") from error
+        return {"task": "visitor"}
+
+    def __exit__(self, *_) -> None:
+        if any("visitor" in names for names in pipe.get_list_adapters().values()):
+            pipe.delete_adapters("visitor")
+            if not EMBEDDED:
+                pipe.unload_lora_weights()
+
+
+def follow(picture: Picture, options: dict, progress: gr.Progress, start: float = 0.1, end: float = 1.0):
+    """Run to the end, moving the bar from stage to stage; returns what `restore_and_show` does."""
+    for kind, value in run(picture, options):
+        if kind == "stage":
+            progress(start + (end - start) * (list(STAGES).index(value) + 1) / (len(STAGES) + 1), desc=STAGES[value].capitalize())
+        elif kind == "done":
+            return value
+    raise gr.Error("The work ended without a result.")
+
+
+# ---- one function for each tab
 
 
 def restore(
@@ -72,9 +192,13 @@ def restore(
     guidance: str = "cleaned",
     strength: float = 1.0,
     steps: int = 0,
+    guidance_scale: float = 0.0,
     seed: int = 0,
     tile: int = 0,
+    adapter: str = "",
+    both_words: bool = True,
     progress=gr.Progress(),
+    request: gr.Request = None,
 ) -> Iterator[tuple]:
     """Restore a degraded photo: remove noise, rain, haze, blur, darkness or compression artefacts.
 
@@ -82,90 +206,330 @@ def restore(
         image: the degraded photo.
         task: auto, denoise, derain, dehaze, deblur, defocus, lowlight or dejpeg.
         prompt: words that describe the clean photo.
-        negative_prompt: what it should not show.
+        negative_prompt: what it should not show; needs a guidance scale above 1.
         guidance: cleaned, degraded, prompt or none.
         strength: weight of the guidance, 0 (most faithful) to 1.
         steps: denoising steps of the guidance; 0 is the checkpoint's default.
+        guidance_scale: classifier-free guidance; 0 is the checkpoint's default.
         seed: of everything random.
         tile: side in pixels of the tiles that are restored one by one; 0 chooses by free memory.
+        adapter: an embedded adapter or a Hub id of LoRA weights.
+        both_words: also paint from the words as they were before cleaning, to compare.
 
     Returns:
-        the photo before and after, the restored file, the intermediates, their words and a summary.
+        the photo before and after, the restored file, what was detected, the chain as a strip of pictures, and
+        the code that does the same, in Python and for the shell.
     """
-    if image is None:
-        raise gr.Error("Upload a photo first, or choose an example.", title="No photo")
-    progress(0.1, desc="Reading the photo")
-    try:
-        picture = read_picture(image, name="The photo")
-        height, width = picture.pixels.shape[:2]
-        if height * width > MAX_PIXELS:
-            raise ValueError(
-                f"The photo has {height * width / 1e6:.1f} million pixels; at most {MAX_PIXELS / 1e6:g} are taken here."
-            )
-        options = {
-            "task": task,
-            "guidance": guidance if PAINTS else "cleaned",
-            "prompt": (prompt or None) if PAINTS else None,
-            "negative_prompt": (negative_prompt or None) if PAINTS else None,
-            "guidance_strength": strength,
-            "num_inference_steps": int(steps) or None,
-            "tile": int(tile) or "auto",
-            "seed": int(seed),
-        }
-        progress(0.3, desc="Restoring")
+    with messages():
+        progress(0.05, desc="Reading the photo")
+        picture = load(image)
+        options = {"task": task, "tile": int(tile) or "auto", "seed": int(seed), "guidance_strength": strength}
+        if PAINTS:
+            options |= {"guidance": guidance, "prompt": prompt or None, "negative_prompt": negative_prompt or None}
+            options |= {
+                "num_inference_steps": int(steps) or None,
+                "guidance_scale": guidance_scale or None,
+                "both_words": both_words,
+            }
+        arguments = [task, prompt, negative_prompt, guidance, strength, steps, guidance_scale, seed, tile, adapter, both_words]
+        address = str(request.request.base_url).rstrip("/") if request is not None else "http://127.0.0.1:7860"
         start = time.perf_counter()
-        restored, shown = run(picture, options)
+        with with_adapter(adapter) as chosen:
+            for kind, value in run(picture, {**options, **chosen}):
+                if kind == "stage":
+                    share = (list(STAGES).index(value) + 1) / (len(STAGES) + 1)
+                    progress(share, desc=STAGES[value].capitalize())
+                elif kind == "step":
+                    preview_strip = strip([(value, "Guidance, forming", "One step after the other.")])
+                    yield *[gr.skip()] * 3, preview_strip, gr.skip(), gr.skip()
+        restored, shown = value
         seconds = time.perf_counter() - start
-    except ValueError as error:
-        raise gr.Error(str(error), title="This cannot be restored") from error
 
-    source = Path(image)
     with tempfile.TemporaryDirectory(prefix="textir-") as folder:
-        name = Path(output_name(source.with_suffix(".png"), picture))
-        file = write_picture(Path(folder) / f"{source.stem}-restored{name.suffix}", restored)
+        file = save_as(picture, restored, image, folder)
         yield (
             (preview(picture), preview(restored)),
             str(file),
-            gallery(shown),
-            describe(shown),
-            f"{width} x {height}, {picture.bits}-bit, restored in {seconds:.1f} s on {DEVICE}.",
+            summarise(picture, shown, seconds),
+            explain(picture, restored, shown),
+            python_for(options, adapter),
+            shell_for(arguments, address),
         )
+
+
+def compare(
+    image: str,
+    reference: str | None = None,
+    truth: str | None = None,
+    prompt: str = "",
+    seed: int = 0,
+    progress=gr.Progress(),
+) -> tuple:
+    """Restore the same photo with every kind of guidance, side by side.
+
+    Args:
+        image: the degraded photo.
+        reference: a photo of the same scene that guides instead of a painted one.
+        truth: the clean photo, of the same size; then PSNR and SSIM are measured.
+        prompt: words; adds guidance painted from them alone.
+        seed: of everything random.
+
+    Returns:
+        the pictures with their captions, and a table.
+    """
+    with messages():
+        picture = load(image)
+        clean = load(truth) if truth else None
+        if clean is not None and clean.pixels.shape != picture.pixels.shape:
+            sizes = " and ".join(f"{p.pixels.shape[1]} x {p.pixels.shape[0]}" for p in (picture, clean))
+            raise ValueError(f"Photo and ground truth must have one size, they have {sizes}.")
+        ways = {"none": {"guidance": "none"}}
+        if PAINTS:
+            ways |= {"degraded words": {"guidance": "degraded"}, "cleaned words": {"guidance": "cleaned"}}
+        if prompt and PAINTS:
+            ways["prompt only"] = {"guidance": "prompt", "prompt": prompt}
+        if reference:
+            if pipe.matcher is None:
+                raise ValueError("This checkpoint takes no reference: it has no matcher.")
+            ways["reference"] = {"guidance": "none", "reference": load(reference)}
+        rows, pictures = [], [(preview(picture), "degraded")]
+        for number, (name, options) in enumerate(ways.items()):
+            share = (number / len(ways), (number + 1) / len(ways))
+            restored, shown = follow(picture, {"seed": int(seed), "tile": "auto", **options}, progress, *share)
+            rows.append([name, *scores(restored, clean), f"{sum(shown['seconds'].values()):.2f}"])
+            pictures.append((preview(restored), f"guidance: {name}"))
+        if clean is not None:
+            rows.insert(0, ["(degraded)", *scores(picture, clean), ""])
+            pictures.append((preview(clean), "ground truth"))
+    return pictures, rows
+
+
+def degrade_and_restore(image: str, recipe: str = "noise:25", seed: int = 0, progress=gr.Progress()) -> tuple:
+    """Degrade a clean photo by a recipe such as `rain:heavy+haze:0.8`, restore it, and measure.
+
+    Args:
+        image: a clean photo.
+        recipe: what to do to it.
+        seed: of everything random.
+
+    Returns:
+        the photo before and after restoration, the degraded file, and the numbers.
+    """
+    with messages():
+        clean = load(image)
+        tensor = degrade(torch.from_numpy(clean.pixels).movedim(-1, 0)[None], recipe, torch.Generator().manual_seed(int(seed)))
+        degraded = clean.with_pixels(np.ascontiguousarray(tensor[0].clamp(0, 1).movedim(0, -1).numpy()))
+        restored, _ = follow(degraded, {"seed": int(seed), "tile": "auto"}, progress)
+        before, after = scores(degraded, clean), scores(restored, clean)
+    with tempfile.TemporaryDirectory(prefix="textir-") as folder:
+        name = f"{Path(image).stem}-degraded.png"
+        file = write_picture(Path(folder) / (name if clean.bits <= 16 else name[:-3] + "tif"), degraded)
+        numbers = f"| | PSNR in dB | SSIM |\n|---|---|---|\n| degraded | {before[0]} | {before[1]} |\n| restored | {after[0]} | {after[1]} |"
+        yield (preview(degraded), preview(restored)), str(file), numbers
+
+
+def restore_batch(files: list[str], task: str = "auto", seed: int = 0, progress=gr.Progress()) -> Iterator[tuple]:
+    """Restore several photos; a bad one does not stop the others.
+
+    Args:
+        files: the photos, twenty at most.
+        task: for all of them.
+        seed: of everything random.
+
+    Returns:
+        a zip of the restored files, and a table of what was done.
+    """
+    with messages():
+        if not files:
+            raise ValueError("Upload some photos first.")
+        if len(files) > MAX_FILES:
+            raise ValueError(f"{len(files)} files were sent; at most {MAX_FILES} are taken at a time.")
+    with tempfile.TemporaryDirectory(prefix="textir-") as folder:
+        archive, rows, names = Path(folder) / "restored.zip", [], set()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as bundle:
+            for number, path in enumerate(files):
+                row = [Path(path).name, "", "", "", ""]
+                try:
+                    start, picture = time.perf_counter(), load(path)
+                    span = (number / len(files), (number + 1) / len(files))
+                    restored, shown = follow(picture, {"task": task, "tile": "auto", "seed": int(seed)}, progress, *span)
+                    file = save_as(picture, restored, path, folder)
+                    name = next(
+                        n for k in range(len(names) + 1) if (n := f"{file.stem}{f'-{k}' if k else ''}{file.suffix}") not in names
+                    )
+                    bundle.write(file, name)
+                    names.add(name)
+                    size = f"{picture.pixels.shape[1]} x {picture.pixels.shape[0]}"
+                    row[1:] = [size, f"{time.perf_counter() - start:.1f}", detected(shown), name]
+                except (ValueError, RuntimeError, MemoryError) as error:
+                    row[4] = f"not restored: {error}"
+                rows.append(row)
+        yield (str(archive) if names else None), rows
+
+
+# ---- reading and drawing
+
+
+class messages:
+    """Within the block, errors that a user can mend become messages."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, ValueError):
+            raise gr.Error(str(error), title="This cannot be done") from None
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise gr.Error(
+                "There is not enough memory for this photo; set a tile of 512 under Advanced.", title="Too large"
+            ) from None
+
+
+def load(path: str | None) -> Picture:
+    """Read an uploaded file, or say why not."""
+    if path is None:
+        raise ValueError("Upload a photo first, or choose an example.")
+    picture = read_picture(path, name="The photo")
+    height, width = picture.pixels.shape[:2]
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"The photo has {height * width / 1e6:.1f} million pixels; at most {MAX_PIXELS / 1e6:g} are taken here.")
+    return picture
+
+
+def save_as(picture: Picture, restored: Picture, source: str, folder: str) -> Path:
+    """Write a restored picture under the name of its source, as PNG (TIFF for floating point)."""
+    name = Path(output_name(Path(source).with_suffix(".png"), picture))
+    return write_picture(Path(folder) / f"{Path(source).stem}-restored{name.suffix}", restored)
 
 
 def preview(picture: Picture) -> Image.Image:
     return Image.fromarray((picture.pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def gallery(shown: dict) -> list[tuple[Image.Image, str]]:
-    captions = {
-        "guidance_images": "Guidance, painted from the words",
-        "match_confidence": "Match: where guidance and photo agree (white)",
-        "influence": "Influence: what guidance changed (white)",
-    }
-    return [(Image.fromarray(shown[name]), caption) for name, caption in captions.items() if name in shown]
+def scores(picture: Picture, clean: Picture | None) -> tuple[str, str]:
+    if clean is None:
+        return "", ""
+    return f"{psnr(picture.pixels, clean.pixels):.2f}", f"{ssim(picture.pixels, clean.pixels):.4f}"
 
 
-def describe(shown: dict) -> str:
-    """Detection and words as Markdown."""
-    lines = []
+def detected(shown: dict) -> str:
+    seen = sorted(shown.get("degradation", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {probability:.0%}" for name, probability in seen if probability > 0.05) or ""
+
+
+def summarise(picture: Picture, shown: dict, seconds: float) -> str:
+    """What was detected, how it was guided, and how long each stage took, as Markdown."""
+    height, width = picture.pixels.shape[:2]
+    lines = [f"{width} x {height}, {picture.bits}-bit, restored in {seconds:.1f} s on {DEVICE}."]
     if "degradation" in shown:
-        seen = sorted(shown["degradation"].items(), key=lambda item: -item[1])
-        lines.append("**Detected** " + ", ".join(f"{name} {probability:.0%}" for name, probability in seen))
-    for number, word in enumerate(shown.get("nearest_tokens", []), 1):
-        lines.append(f"{number}. {', '.join(word['before'])} → {', '.join(word['after'])}")
+        lines.append(f"**Detected:** {detected(shown) or 'nothing'}")
+    kinds = {"none": "none", "cleaned": "painted from cleaned words", "degraded": "painted from the words as they were"}
+    lines.append(f"**Guidance:** {kinds.get(shown['guidance'], shown['guidance'])}")
+    lines.append("**Time:** " + " · ".join(f"{STAGES[stage]} {value:.2f} s" for stage, value in shown["seconds"].items()))
+    return "\n\n".join(lines)
+
+
+def explain(picture: Picture, restored: Picture, shown: dict) -> str:
+    """The chain as a strip of pictures that can be read without the paper, and a table of the words."""
+    figures = [(np.asarray(preview(picture)), "1. The degraded photo", "What you sent.")]
+    if "degraded_guidance" in shown:
+        sentence = "What its words paint as they are: the degradation is in them."
+        figures.append((shown["degraded_guidance"], "2. Painted from its words", sentence))
+    if "guidance_images" in shown:
+        sentence = "What they paint once the degradation is taken out: colours and light of a clean photo, not its details."
+        figures.append((shown["guidance_images"], "3. Guidance, from cleaned words", sentence))
+    if "match_confidence" in shown:
+        sentence = "Where guidance and photo show the same thing (white); elsewhere guidance is not trusted."
+        figures.append((shown["match_confidence"], "4. Match", sentence))
+    if "influence" in shown:
+        strongest = max(int(shown["influence"].max()), 1)
+        sentence = f"What guidance changed in the result, brightened: white is {strongest / 255:.1%} of the range."
+        figures.append(((shown["influence"].astype(float) * 255 / strongest).astype(np.uint8), "5. Influence", sentence))
+    figures.append(
+        (np.asarray(preview(restored)), f"{len(figures) + 1}. Restored", "The same size, depth, alpha and profile as yours.")
+    )
+    return strip(figures) + word_table(shown.get("nearest_tokens", []))
+
+
+def strip(figures: list[tuple[np.ndarray, str, str]]) -> str:
+    """Pictures with title and sentence, as HTML that wraps on narrow screens."""
+    cells = []
+    for array, title, sentence in figures:
+        picture = Image.fromarray(array)
+        picture.thumbnail((384, 384), Image.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        cells.append(
+            f'<figure><img src="{source}" alt="{html.escape(title)}"><figcaption><b>{html.escape(title)}</b><br>'
+            f"{html.escape(sentence)}</figcaption></figure>"
+        )
+    return f'<div class="strip">{"".join(cells)}</div>'
+
+
+def word_table(words: list[dict]) -> str:
+    """The nearest vocabulary tokens of each pseudo-word before and after cleaning; what cleaning changed is marked."""
+    if not words:
+        return ""
+    rows = []
+    for number, word in enumerate(words, 1):
+        after = ", ".join(
+            html.escape(token) if token in word["before"] else f"<mark>{html.escape(token)}</mark>" for token in word["after"]
+        )
+        rows.append(f"<tr><td>{number}</td><td>{html.escape(', '.join(word['before']))}</td><td>{after}</td></tr>")
+    head = "<tr><th>word</th><th>nearest tokens as they are</th><th>after cleaning (changes marked)</th></tr>"
+    note = "The photo was put into these pseudo-words; each is shown by the vocabulary tokens nearest to it."
+    return f'<p>{note}</p><div class="words"><table>{head}{"".join(rows)}</table></div>'
+
+
+def python_for(options: dict, adapter: str) -> str:
+    """The Python lines that do what was just done."""
+    defaults = {"task": "auto", "guidance": "cleaned", "guidance_strength": 1.0, "tile": "auto"}
+    apart = ("seed", "both_words")
+    chosen = {k: v for k, v in options.items() if v is not None and defaults.get(k) != v and k not in apart}
+    arguments = ['Image.open("photo.png")', *(f"{name}={value!r}" for name, value in chosen.items())]
+    if PAINTS:
+        arguments.append(f"generator=torch.Generator().manual_seed({options['seed']})")
+    lines = ["import torch"] if PAINTS else []
+    lines += ["from PIL import Image", "from pipelines import MINI, TextGuidedRestorationPipeline", ""]
+    lines.append(f"pipe = TextGuidedRestorationPipeline.from_pretrained({'MINI' if CHECKPOINT == MINI else repr(CHECKPOINT)})")
+    if adapter:
+        where = f'f"{{MINI}}/adapters/{adapter}"' if adapter in EMBEDDED else repr(adapter)
+        lines.append(f"pipe.load_lora_weights({where})")
+    lines.append(f"restored = pipe({', '.join(arguments)}).images[0]")
     return "\n".join(lines)
+
+
+def shell_for(arguments: list, address: str) -> str:
+    """The same through the API of this page: with `gradio_client`, and with curl alone."""
+    values = json.dumps(arguments)[1:-1]
+    call = f"Client({address!r}).predict(handle_file('photo.png'), {repr(arguments)[1:-1]}, api_name='/restore')"
+    return f"""pip install gradio_client
+python - <<'END'
+from gradio_client import Client, handle_file
+before_after, restored_file, *_ = {call}
+print(restored_file)
+END
+
+FILE=$(curl -s -F files=@photo.png {address}/gradio_api/upload | tr -d '[]"')
+EVENT=$(curl -s {address}/gradio_api/call/restore -H 'Content-Type: application/json' \\
+  -d '{{"data": [{{"path": "'$FILE'", "meta": {{"_type": "gradio.FileData"}}}}, {values}]}}' | cut -d'"' -f4)
+curl -sN {address}/gradio_api/call/restore/$EVENT"""
 
 
 def example_files() -> list[list[str]]:
     """The example photos, degraded and written to a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="textir-examples-"))
     rows = []
-    for seed, (name, (load, recipe, task)) in enumerate(EXAMPLES.items()):
-        clean = picture_from_pil(Image.fromarray(load()))
+    for seed, (name, (source, recipe, task)) in enumerate(EXAMPLES.items()):
+        clean = picture_from_pil(Image.fromarray(source()))
         image = torch.from_numpy(clean.pixels).movedim(-1, 0)[None]
         degraded = degrade(image, recipe, torch.Generator().manual_seed(seed))[0].clamp(0, 1).movedim(0, -1).numpy()
         rows.append([str(write_picture(folder / f"{name}.png", clean.with_pixels(degraded))), task])
     return rows
+
+
+# ---- the page
 
 
 class Photo(gr.Image):
@@ -173,56 +537,164 @@ class Photo(gr.Image):
 
     is_template = True  # shown as its parent
 
+    def __init__(self, label: str, **options):
+        super().__init__(label=label, type="filepath", format="png", sources=["upload", "clipboard", "webcam"], **options)
+
     def preprocess(self, payload) -> str | None:
         return None if payload is None else payload.path
 
 
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+CSS = """
+.strip { display: flex; flex-wrap: wrap; gap: 12px; }
+.strip figure { flex: 1 1 180px; max-width: 384px; margin: 0; }
+.strip img { width: 100%; border-radius: 6px; }
+.strip figcaption { font-size: 0.85em; line-height: 1.35; padding-top: 4px; }
+.words { overflow-x: auto; }
+.words table { border-collapse: collapse; font-size: 0.9em; }
+.words td, .words th { padding: 2px 10px; text-align: left; }
+"""
 ABOUT = """# TextIR
 Restores photographs that suffer from **noise, rain, haze, low light, blur or compression**. A photo is put into words, the degradation is
 taken out of the words, a clean guidance image is painted from them, and the guidance helps to restore the photo
 ([Lin et al., CVPR 2024](https://arxiv.org/abs/2312.17334))."""
 UNGUIDED = """*This checkpoint holds the restorer alone: one blind network for all tasks. It finds out by itself what is wrong, and restores
 without guidance; a checkpoint with the whole chain also shows words, guidance and influence here.*"""
+HAS_MCP = importlib.util.find_spec("mcp") is not None
+MCP = (
+    "clients find the same functions at `ADDRESS/gradio_api/mcp/`."
+    if HAS_MCP
+    else "needs `pip install gradio[mcp]` where this runs."
+)
+ELSEWHERE = f"""### On the command line
+```bash
+python -m textir restore photo.png --output restored
+```
+### In Python and over HTTP
+After a restoration, "The same elsewhere" on the first tab holds the lines that do just that again. The endpoints are `/restore`, `/compare`,
+`/degrade` and `/batch`; "Use via API" at the foot of this page describes them. MCP {MCP}
+"""
+FINE_TUNE = """### Fine-tune and publish
+Ten photos of your own are enough to teach the embedded checkpoint something new, on a laptop, in two minutes:
+```bash
+python -m train_lora.train_restorer --pretrained_model_name_or_path mini --train_data_dir photos --degradations defocus:2..4 \\
+    --rank 16 --learning_rate 2e-3 --lr_warmup_steps 20 --loss psnr --resolution 96 --max_train_steps 200 --output_dir runs/sharpen
+python -m textir restore photo.png --adapter runs/sharpen/adapter --output restored
+python -m textir push runs/sharpen/adapter user/sharpen
+```
+The name on the Hub then works here too, under Advanced, as adapter.
+"""
+MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     gr.Markdown(ABOUT + ("" if PAINTS else "\n\n" + UNGUIDED))
-    with gr.Row():
-        with gr.Column():
-            image = Photo(label="Degraded photo", type="filepath", format="png", height=360)
-            info = "Chooses the adapter of that name where the checkpoint has one."
-            task = gr.Dropdown(["auto", *TASKS], value="auto", label="Task", info=info)
-            with gr.Row():
-                start = gr.Button("Restore", variant="primary")
-                stop = gr.Button("Stop")
-            gr.Examples(example_files(), [image, task], example_labels=list(EXAMPLES), label="Examples")
-            with gr.Accordion("Advanced", open=False):
-                prompt = gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=PAINTS)
-                negative = gr.Textbox("", label="Negative prompt", info="What it should not show", visible=PAINTS)
-                guidance = gr.Radio(["cleaned", "degraded", "prompt", "none"], value="cleaned", label="Guidance", visible=PAINTS)
-                strength = gr.Slider(0, 1, 1, label="Strength of the guidance", info="0 is the most faithful", visible=PAINTS)
-                steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the checkpoint's default", visible=PAINTS)
-                seed = gr.Number(0, precision=0, label="Seed", visible=PAINTS)
-                tile = gr.Slider(0, 1024, 0, step=64, label="Tile", info="Side in pixels; 0 chooses by free memory")
-        with gr.Column():
-            slider = gr.ImageSlider(label="Before and after", type="pil", format="png", interactive=False, slider_position=50)
-            summary = gr.Markdown(label="Summary")
-            file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
-            inside = gr.Gallery(label="Inside", format="png", columns=3, object_fit="contain", interactive=False, visible=PAINTS)
-            words = gr.Markdown(label="Words", visible=PAINTS)
+    with gr.Tab("Restore"):
+        with gr.Row():
+            with gr.Column():
+                image = Photo("Degraded photo", height=360)
+                info = (
+                    "auto decides by what is detected."
+                    if pipe.detector
+                    else "Chooses the adapter of that name where there is one."
+                )
+                task = gr.Dropdown(["auto", *TASKS], value="auto", label="Task", info=info)
+                with gr.Row():
+                    start = gr.Button("Restore", variant="primary")
+                    stop = gr.Button("Stop")
+                gr.Examples(example_files(), [image, task], example_labels=list(EXAMPLES), label="Examples")
+                with gr.Accordion("Advanced", open=False):
+                    prompt = gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=PAINTS)
+                    negative = gr.Textbox("", label="Negative prompt", info="Acts with a guidance scale above 1", visible=PAINTS)
+                    guidance = gr.Radio(
+                        ["cleaned", "degraded", "prompt", "none"], value="cleaned", label="Guidance", visible=PAINTS
+                    )
+                    strength = gr.Slider(
+                        0, 1, 1, label="Strength of the guidance", info="0: none, the faithful end", visible=PAINTS
+                    )
+                    steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the checkpoint's default", visible=PAINTS)
+                    scale = gr.Slider(0, 10, 0, label="Guidance scale", info="0: the checkpoint's default", visible=PAINTS)
+                    seed = gr.Number(0, precision=0, label="Seed", visible=PAINTS)
+                    tile = gr.Slider(0, 1024, 0, step=64, label="Tile", info="Side in pixels; 0 chooses by free memory")
+                    choices = ["", *EMBEDDED]
+                    note = "Embedded, or a Hub id of LoRA weights"
+                    adapter = gr.Dropdown(choices, value="", label="Adapter", info=note, allow_custom_value=True)
+                    both = gr.Checkbox(True, label="Also paint from the words before cleaning", visible=PAINTS)
+            with gr.Column():
+                slider = gr.ImageSlider(label="Before and after", type="pil", format="png", interactive=False, slider_position=50)
+                summary = gr.Markdown(label="Summary")
+                file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
+        with gr.Accordion("Inside: how it came about", open=True):
+            inside = gr.HTML()
+        with gr.Accordion("The same elsewhere", open=False):
+            code = gr.Code(language="python", interactive=False, label="Python")
+            shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
+    with gr.Tab("Compare"):
+        gr.Markdown("The same photo with every kind of guidance; with the ground truth, measured.")
+        with gr.Row():
+            compare_image = Photo("Degraded photo", height=240)
+            reference = Photo("Reference of the same scene (optional)", height=240, visible=pipe.matcher is not None)
+            truth = Photo("Ground truth (optional)", height=240)
+        with gr.Row():
+            compare_prompt = gr.Textbox("", label="Prompt (optional)", visible=PAINTS)
+            compare_seed = gr.Number(0, precision=0, label="Seed", visible=PAINTS)
+            compare_start = gr.Button("Compare", variant="primary")
+        pictures = gr.Gallery(label="Side by side", format="png", columns=3, object_fit="contain", interactive=False)
+        table = gr.Dataframe(headers=["guidance", "PSNR in dB", "SSIM", "seconds"], interactive=False, wrap=True)
+    with gr.Tab("Degrade"):
+        gr.Markdown("Take a clean photo, spoil it by a recipe, restore it, and see the numbers.")
+        with gr.Row():
+            with gr.Column():
+                clean = Photo("Clean photo", height=300)
+                recipes = [f"{name}:{level}" for name in RECIPES for level in ("light", "medium", "heavy")]
+                recipe = gr.Dropdown(
+                    ["rain:heavy+haze:0.8", *recipes],
+                    value="noise:25",
+                    label="Recipe",
+                    info="Several are joined by +",
+                    allow_custom_value=True,
+                )
+                degrade_seed = gr.Number(0, precision=0, label="Seed")
+                degrade_start = gr.Button("Degrade and restore", variant="primary")
+            with gr.Column():
+                degrade_slider = gr.ImageSlider(label="Degraded and restored", type="pil", format="png", interactive=False)
+                numbers = gr.Markdown()
+                degraded_file = gr.File(label="Degraded file", interactive=False)
+    with gr.Tab("Batch"):
+        gr.Markdown(f"Up to {MAX_FILES} photos; a bad one does not stop the others.")
+        files = gr.File(label="Photos", file_count="multiple", file_types=["image"])
+        batch_task = gr.Dropdown(["auto", *TASKS], value="auto", label="Task")
+        batch_start = gr.Button("Restore all", variant="primary")
+        archive = gr.File(label="Restored photos (zip of PNG files)", interactive=False)
+        done = gr.Dataframe(headers=["file", "size", "seconds", "detected", "result"], interactive=False, wrap=True)
+    with gr.Tab("Use it elsewhere"):
+        gr.Markdown(ELSEWHERE)
+        gr.Markdown(FINE_TUNE)
+
     event = start.click(
         restore,
-        [image, task, prompt, negative, guidance, strength, steps, seed, tile],
-        [slider, file, inside, words, summary],
+        [image, task, prompt, negative, guidance, strength, steps, scale, seed, tile, adapter, both],
+        [slider, file, summary, inside, code, shell],
         api_name="restore",
-        concurrency_limit=1,
-        concurrency_id="model",
         scroll_to_output=True,
         show_progress_on=slider,
+        **MODEL,
     )
     stop.click(None, cancels=[event], api_visibility="private")
+    inputs = [compare_image, reference, truth, compare_prompt, compare_seed]
+    compare_start.click(compare, inputs, [pictures, table], api_name="compare", **MODEL)
+    inputs = [clean, recipe, degrade_seed]
+    degrade_start.click(degrade_and_restore, inputs, [degrade_slider, degraded_file, numbers], api_name="degrade", **MODEL)
+    batch_start.click(restore_batch, [files, batch_task], [archive, done], api_name="batch", **MODEL)
 
 demo.queue(max_size=32)
 
 if __name__ == "__main__":
-    demo.launch(theme=THEME, show_error=True, max_file_size="50mb", ssr_mode=False)
+    demo.launch(
+        theme=THEME,
+        css=CSS,
+        show_error=True,
+        max_file_size="50mb",
+        ssr_mode=False,
+        mcp_server=HAS_MCP,
+        footer_links=["api", "settings"],
+    )

@@ -47,8 +47,9 @@ def test_depth_and_alpha_survive_the_app(client, tmp_path):
 
 @pytest.mark.parametrize("task", ["auto", "denoise", "derain", "dehaze", "lowlight"])
 def test_every_task_answers(client, photo, task):
-    *_, summary = client.predict(handle_file(photo), task, api_name="/restore")
-    assert "80 x 48" in summary
+    _, _, summary, inside, code, _ = client.predict(handle_file(photo), task, api_name="/restore")
+    assert "80 x 48" in summary and "restoring" in summary and "Restored" in inside
+    assert (f"task='{task}'" in code) == (task != "auto")
 
 
 def test_no_photo_is_a_message(client):

@@ -424,7 +424,7 @@ def test_a_sample_has_the_size_asked_for_and_lies_in_range(photos):
     assert len(crops) == 40
     for index in range(40):
         sample = crops[index]
-        assert sample.keys() == {"clean", "degraded", "severity", "index"} and sample["index"] == index
+        assert sample.keys() == {"clean", "degraded", "severity", "index", "source", "photo"} and sample["index"] == index
         assert sample["clean"].shape == sample["degraded"].shape == (3, 24, 24) and sample["severity"].shape == (len(LABELS),)
         for key in ("clean", "degraded"):
             assert sample[key].dtype == torch.float32 and sample[key].min() >= 0 and sample[key].max() <= 1

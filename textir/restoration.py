@@ -1,7 +1,9 @@
 """Files in, files out: a picture through a pipeline with nothing lost, and many pictures one after the other."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,57 @@ def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **o
     if restored.shape != picture.pixels.shape:  # a pipeline without restorer returns the guidance itself, in its own size
         return Picture(np.ascontiguousarray(restored)), output
     return picture.with_pixels(np.ascontiguousarray(restored)), output
+
+
+STAGES = {  # what a user may be told while a component works
+    "image_encoder": "looking at the photo",
+    "detector": "finding out what is wrong",
+    "mapper": "putting it into words",
+    "cleaner": "cleaning the words",
+    "text_encoder": "reading the words",
+    "unet": "painting the guidance",
+    "vae": "developing the guidance",
+    "matcher": "matching guidance and photo",
+    "restorer": "restoring",
+}
+
+
+@contextmanager
+def stage_clock(pipe, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[dict[str, float]]:
+    """Within the block, note how many seconds each component of a pipeline works, in the order in which they begin.
+
+    Args:
+        pipe: the pipeline.
+        on_stage: called with a component's name whenever it begins; what it raises ends the call of the pipeline.
+    """
+    seconds: dict[str, float] = {}
+    begun: dict[str, float] = {}
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def begin(stage: str) -> None:
+        on_stage(stage)
+        seconds.setdefault(stage, 0.0)
+        begun[stage] = now()
+
+    def end(stage: str) -> None:
+        seconds[stage] += now() - begun[stage]
+
+    handles = []
+    for stage in STAGES:
+        part = getattr(pipe, stage, None)
+        modules = [] if part is None else [part.encoder, part.decoder] if stage == "vae" else [part]
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)))
+            handles.append(module.register_forward_hook(lambda *_, stage=stage: end(stage)))
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)

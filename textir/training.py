@@ -488,7 +488,8 @@ def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit:
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f".checkpoint-{step}.part"
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted save has left
+        for leftover in Path(output_dir).glob(".checkpoint-*.part"):  # of a run that was killed
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
