@@ -425,7 +425,8 @@ def summarise(picture: Picture, shown: dict, seconds: float) -> str:
         lines.append(f"**Detected:** {detected(shown) or 'nothing'}")
     kinds = {"none": "none", "cleaned": "painted from cleaned words", "degraded": "painted from the words as they were"}
     lines.append(f"**Guidance:** {kinds.get(shown['guidance'], shown['guidance'])}")
-    lines.append("**Time:** " + " · ".join(f"{STAGES[stage]} {value:.2f} s" for stage, value in shown["seconds"].items()))
+    taken = [(STAGES[stage], shown["seconds"][stage]) for stage in STAGES if stage in shown["seconds"]]
+    lines.append("**Time:** " + " · ".join(f"{name} {value:.2f} s" for name, value in taken))
     return "\n\n".join(lines)
 
 
@@ -537,11 +538,13 @@ class Photo(gr.Image):
 
     is_template = True  # shown as its parent
 
-    def __init__(self, label: str, **options):
-        super().__init__(label=label, type="filepath", format="png", sources=["upload", "clipboard", "webcam"], **options)
-
     def preprocess(self, payload) -> str | None:
         return None if payload is None else payload.path
+
+
+def photo_input(label: str, height: int, visible: bool = True) -> Photo:
+    sources = ["upload", "clipboard", "webcam"]
+    return Photo(label=label, type="filepath", format="png", sources=sources, height=height, visible=visible)
 
 
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -591,7 +594,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     with gr.Tab("Restore"):
         with gr.Row():
             with gr.Column():
-                image = Photo("Degraded photo", height=360)
+                image = photo_input("Degraded photo", height=360)
                 info = (
                     "auto decides by what is detected."
                     if pipe.detector
@@ -631,9 +634,9 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     with gr.Tab("Compare"):
         gr.Markdown("The same photo with every kind of guidance; with the ground truth, measured.")
         with gr.Row():
-            compare_image = Photo("Degraded photo", height=240)
-            reference = Photo("Reference of the same scene (optional)", height=240, visible=pipe.matcher is not None)
-            truth = Photo("Ground truth (optional)", height=240)
+            compare_image = photo_input("Degraded photo", height=240)
+            reference = photo_input("Reference of the same scene (optional)", height=240, visible=pipe.matcher is not None)
+            truth = photo_input("Ground truth (optional)", height=240)
         with gr.Row():
             compare_prompt = gr.Textbox("", label="Prompt (optional)", visible=PAINTS)
             compare_seed = gr.Number(0, precision=0, label="Seed", visible=PAINTS)
@@ -644,7 +647,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
         gr.Markdown("Take a clean photo, spoil it by a recipe, restore it, and see the numbers.")
         with gr.Row():
             with gr.Column():
-                clean = Photo("Clean photo", height=300)
+                clean = photo_input("Clean photo", height=300)
                 recipes = [f"{name}:{level}" for name in RECIPES for level in ("light", "medium", "heavy")]
                 recipe = gr.Dropdown(
                     ["rain:heavy+haze:0.8", *recipes],

@@ -9,6 +9,8 @@ import torch
 from textir.training import TrainingRun
 from train_lora.stage import StageConfig, validate
 
+WHOLE = 10**6  # validate on whole photos, not on their centres
+
 
 def pass_gate(
     run: TrainingRun,
@@ -25,7 +27,7 @@ def pass_gate(
     """
     if config.validation_data_dir is None:
         raise ValueError("The gate needs photos that were not trained on: `--validation_data_dir`.")
-    scores = validate(run, config, 10**6, render)
+    scores = validate(run, config, WHOLE, render)
     if not run.is_main:
         return
     name = Path(sys.modules[type(config).__module__].__file__).stem

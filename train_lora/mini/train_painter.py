@@ -22,7 +22,7 @@ from textir.encoding import draw_noise
 from textir.losses import diffusion_loss
 from textir.models import PositionedUNet
 from textir.training import TrainingRun, knob, run_script
-from train_lora.mini.gate import pass_gate
+from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.mini.train_words import ReadOut, read_captions
 from train_lora.stage import StageConfig, TrainingData, encoded_batches, load_chain, need, painter, place, publish, validate
 
@@ -88,7 +88,7 @@ def main(config: Config) -> TrainingRun:
                 diffusion_loss(run.models["unet"], noise_scheduler, latents, prompt_embeds, noise, timesteps), len(latents)
             )
         if run.due(config.validation_steps):
-            validate(run, config, config.resolution, paint(pipe, config))
+            validate(run, config, WHOLE, paint(pipe, config))
     run.save()
     pass_gate(run, config, -config.gate, paint(pipe, config), against="read")
     publish(run, pipe, "mini.train_painter")

@@ -15,7 +15,7 @@ from torch.nn.functional import pixel_unshuffle
 from pipelines import TextGuidedRestorationPipeline
 from textir.losses import reconstruction_loss
 from textir.training import TrainingRun, knob, run_script
-from train_lora.mini.gate import pass_gate
+from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.stage import StageConfig, TrainingData, publish, validate
 
 LATENT_STD = 0.7  # the decoder squeezes its input with tanh; this much of it passes unharmed
@@ -56,7 +56,7 @@ def main(config: Config) -> TrainingRun:
             loss = reconstruction_loss(decode(image).sample, image)
             run.update(loss, len(image))
         if run.due(config.validation_steps):
-            validate(run, config, config.resolution, render(vae))
+            validate(run, config, WHOLE, render(vae))
     run.save()
     pass_gate(run, config, config.gate, render(vae))
     publish(run, TextGuidedRestorationPipeline(vae=vae), "mini.train_vae")

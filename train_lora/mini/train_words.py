@@ -24,7 +24,7 @@ from textir.losses import bag_of_words_loss
 from textir.models import ImageToTextMapper
 from textir.training import TrainingRun, knob, run_script
 from textir.words import DEGRADATION_WORDS
-from train_lora.mini.gate import pass_gate
+from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.stage import StageConfig, TrainingData, load_chain, publish, validate
 
 STOP_WORDS = {
@@ -114,7 +114,7 @@ def main(config: Config) -> TrainingRun:
             naming = bag_of_words_loss(words, embed(torch.arange(len(names), device=run.device)), present)
             run.update(error.float().square().mean() + config.naming_weight * naming, len(image))
         if run.due(config.validation_steps):
-            validate(run, config, config.resolution, read(pipe, models_["readout"]))
+            validate(run, config, WHOLE, read(pipe, models_["readout"]))
     run.save()
     pass_gate(run, config, config.gate, read(pipe, models_["readout"]))
     with run.averaged():
