@@ -110,6 +110,7 @@ class Route:
 
 
 ROUTES: list[Route] = []
+KIND = "(?:models|spaces)"  # a name is one repository here, whatever its kind
 NAME = r"(?P<name>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 
@@ -151,7 +152,7 @@ def validate_card(hub: "StandinHub", body: bytes) -> Reply:
     return Reply({"errors": [], "warnings": []})
 
 
-@route("POST", f"/api/models/{NAME}/preupload/{REVISION}")
+@route("POST", f"/api/{KIND}/{NAME}/preupload/{REVISION}")
 def choose_upload_modes(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
     hub.find(name).resolve(revision)
 
@@ -162,7 +163,7 @@ def choose_upload_modes(hub: "StandinHub", body: bytes, name: str, revision: str
     return Reply({"files": [choice(file["path"]) for file in json.loads(body)["files"]]})
 
 
-@route("POST", rf"/{NAME}\.git/info/lfs/objects/batch")
+@route("POST", rf"/(?:spaces/)?{NAME}\.git/info/lfs/objects/batch")
 def ask_for_missing_objects(hub: "StandinHub", body: bytes, name: str) -> Reply:
     hub.find(name)
     objects = [{"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(body)["objects"]]
@@ -181,7 +182,7 @@ def receive_object(hub: "StandinHub", body: bytes, oid: str) -> Reply:
     return Reply()
 
 
-@route("POST", f"/api/models/{NAME}/commit/{REVISION}")
+@route("POST", f"/api/{KIND}/{NAME}/commit/{REVISION}")
 def commit(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
     repository = hub.find(name)
     tree = dict(repository.resolve(revision)[1])
@@ -204,7 +205,7 @@ def commit(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
 # ---- reading
 
 
-@route("GET", f"/api/models/{NAME}(?:/revision/{REVISION})?")
+@route("GET", f"/api/{KIND}/{NAME}(?:/revision/{REVISION})?")
 def describe(hub: "StandinHub", body: bytes, name: str, revision: str | None) -> Reply:
     repository = hub.find(name)
     oid, tree = repository.resolve(revision or "main")
@@ -214,13 +215,13 @@ def describe(hub: "StandinHub", body: bytes, name: str, revision: str | None) ->
     return Reply(description)
 
 
-@route("GET", f"/api/models/{NAME}/tree/{REVISION}")
+@route("GET", f"/api/{KIND}/{NAME}/tree/{REVISION}")
 def list_tree(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
     oid, tree = hub.find(name).resolve(revision)
     return Reply([file.entry(path) for path, file in sorted(tree.items())], headers={"X-Repo-Commit": oid})
 
 
-@route("GET HEAD", f"/{NAME}/(?:resolve|raw)/{REVISION}/(?P<path>.+)")
+@route("GET HEAD", f"/(?:spaces/)?{NAME}/(?:resolve|raw)/{REVISION}/(?P<path>.+)")
 def send_file(hub: "StandinHub", body: bytes, name: str, revision: str, path: str) -> Reply:
     oid, tree = hub.find(name).resolve(revision)
     if path not in tree:

@@ -8,7 +8,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401  diffusers looks for the first in this module when it loads
 from torch import nn
 
 
