@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from pipelines import TextGuidedRestorationPipeline
-from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, NAFNet, TextualCleaner
+from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, NAFNet, PromptIR, Restormer, TextualCleaner
 
 WORD_DIM, IMAGE_DIM, NUM_WORDS = 16, 24, 4
 WORDS = ["a", "photo", "of", "the", "rainy", "hazy", "dark", "clean", "blurred", "noisy", "dog", "street", ",", "."]
@@ -97,11 +97,23 @@ def restorer(guided: bool = True, open_gates: bool = True) -> NAFNet:
         decoder_depths=(1, 1),
         guidance_channels=(4, 6, 8) if guided else None,
     )
-    if open_gates:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith(("alpha", "scale1", "scale2")):
-                    parameter.fill_(0.5)
+    return with_open_gates(model) if open_gates else model
+
+
+def transformer(network: type = Restormer, guided: bool = True, open_gates: bool = True, **overrides) -> Restormer | PromptIR:
+    """A Restormer or PromptIR of two levels."""
+    shape = {"width": 8, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1), "refinement_depth": 1}
+    if network is PromptIR:
+        shape |= {"prompt_channels": (4, 8), "prompt_sizes": (8, 4), "prompt_count": 2, "prompt_heads": 2}
+    model = network(**{**shape, "heads": (1, 2, 2), "guidance_channels": (4, 6, 8) if guided else None, **overrides})
+    return with_open_gates(model) if open_gates else model
+
+
+def with_open_gates(model: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("alpha", "scale1", "scale2")):
+                parameter.fill_(0.5)
     return model
 
 

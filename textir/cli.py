@@ -270,3 +270,34 @@ def push(
         typer.echo(push(folder, repo, token, private, license_name, message))
     except ValueError as error:
         raise fail(error) from None
+
+
+@app.command()
+def convert(
+    weights: Annotated[Path, typer.Argument(help="Published weights: .pth, .ckpt or .safetensors.")],
+    source: Annotated[str, typer.Option("--from", help="restormer, promptir or nafnet.")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint in diffusers format.")],
+    back: Annotated[bool, typer.Option(help="The other way: WEIGHTS is a checkpoint, OUTPUT a .safetensors file.")] = False,
+) -> None:
+    """Turn published weights of a restoration network into a checkpoint that restores, or back."""
+    from safetensors.torch import save_file
+
+    from pipelines import TextGuidedRestorationPipeline
+    from textir.conversion import convert, convert_back, read_weights
+    from textir.images import writing
+
+    try:
+        if back:
+            pipe = load_pipeline(str(weights), None, "cpu", "float32")
+            published = {name: value.contiguous() for name, value in convert_back(pipe.restorer, source).items()}
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with writing(output) as temporary:
+                save_file(published, temporary)
+        else:
+            if output.exists() and any(output.iterdir()):
+                raise ValueError(f"{output} is not empty; choose another `--output`.")
+            model = convert(read_weights(weights), source)
+            TextGuidedRestorationPipeline(restorer=model).save_pretrained(output)
+        typer.echo(str(output))
+    except (ValueError, OSError) as error:
+        raise fail(error) from None

@@ -12,8 +12,8 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 
-from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer
-from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, TextualCleaner
+from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, transformer
+from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, PromptIR, TextualCleaner
 
 
 class Case(NamedTuple):
@@ -48,8 +48,10 @@ CASES = {
         ["conv1", "conv2"],
     ),
     "restorer": Case(restorer, guided_image, ["expand1", "project1", "channel_attention"]),
+    "restormer": Case(transformer, guided_image, ["qkv", "project", "expand"]),
+    "promptir": Case(lambda: transformer(PromptIR), guided_image, ["qkv", "project", "reduce"]),
 }
-CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer"]
+CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer", "restormer", "promptir"]
 
 
 def tensors(value) -> list[torch.Tensor]:

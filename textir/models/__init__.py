@@ -5,6 +5,16 @@ from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.nafnet import NAFNet
 from textir.models.positioned_unet import PositionedUNet
+from textir.models.restormer import PromptIR, Restormer
 from textir.models.textual_cleaner import TextualCleaner
 
-__all__ = ["DegradationDetector", "GuidanceMatcher", "ImageToTextMapper", "NAFNet", "PositionedUNet", "TextualCleaner"]
+__all__ = [
+    "DegradationDetector",
+    "GuidanceMatcher",
+    "ImageToTextMapper",
+    "NAFNet",
+    "PositionedUNet",
+    "PromptIR",
+    "Restormer",
+    "TextualCleaner",
+]

@@ -1,0 +1,92 @@
+"""Restormer and PromptIR keep the restorer's contract: any size, guidance that starts at nothing and can be turned off, the same result
+whatever form the attention is computed in."""
+
+import pytest
+import torch
+
+from tests.tiny import image, transformer
+from textir.models import PromptIR, Restormer
+from textir.models.restormer import ChannelAttention, ChannelNorm
+
+NETWORKS = [Restormer, PromptIR]
+
+
+def guidance(batch: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(batch, *shape, generator=generator) for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (30, 19)])
+def test_any_size_comes_back(network, size):
+    restored = transformer(network, guided=False)(image(*size, batch=2))
+    assert restored.shape == (2, 3, *size) and restored.isfinite().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
+def test_a_fresh_guided_network_equals_its_backbone_to_the_bit(network, fusion):
+    fresh = transformer(network, open_gates=False, fusion=fusion).eval()
+    x = image(17, 31)
+    with torch.no_grad():
+        assert torch.equal(fresh(x, guidance()), fresh(x))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_strength_turns_guidance_off_to_the_bit(network):
+    model, x = transformer(network).eval(), image(17, 31, batch=2)
+    with torch.no_grad():
+        bare, guided = model(x), model(x, guidance(2))
+        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(guided, bare)
+        single = model(x, guidance(2), strength=torch.tensor([0.0, 1.0])[:, None, None, None])
+        torch.testing.assert_close(single, torch.stack([bare[0], guided[1]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_batch_equals_its_images(network):
+    model, x = transformer(network).eval(), image(17, 31, batch=3)
+    features = guidance(3)
+    with torch.no_grad():
+        singles = [model(x[i : i + 1], [f[i : i + 1] for f in features]) for i in range(3)]
+        torch.testing.assert_close(model(x, features), torch.cat(singles), atol=1e-5, rtol=0)
+
+
+def test_attention_is_the_one_of_the_paper():
+    layer, x = ChannelAttention(8, 2), torch.randn(2, 8, 5, 7)
+    with torch.no_grad():
+        layer.temperature.copy_(torch.tensor([0.5, 2.0])[:, None, None])
+        q, k, v = (part.unflatten(1, (2, 4)).flatten(3) for part in layer.depthwise(layer.qkv(x)).chunk(3, dim=1))
+        cosines = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).transpose(-2, -1)
+        expected = layer.project(((cosines * layer.temperature).softmax(-1) @ v).flatten(1, 2).unflatten(2, (5, 7)))
+        torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_normalisation_without_bias_keeps_the_mean():
+    x = torch.randn(2, 6, 3, 4) + 5
+    y = ChannelNorm(6, bias=False)(x)
+    torch.testing.assert_close(y, x / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt())
+
+
+def test_dual_pixel_views_give_one_image():
+    model = transformer(Restormer, guided=False, in_channels=6, out_channels=3, dual_pixel=True)
+    assert model(torch.rand(1, 6, 17, 31)).shape == (1, 3, 17, 31)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": (1, 2)}, "`heads` one more"),
+        ({"decoder_depths": (1,)}, "`decoder_depths` must have 2 entries"),
+        ({"fusion": "middle"}, "`fusion` must be encoder, decoder or both"),
+        ({"guidance_channels": (4, 6)}, "`guidance_channels` must have 3 entries"),
+        ({"in_channels": 6}, "unless `dual_pixel`, got 3"),
+    ],
+)
+def test_wrong_shapes_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        transformer(Restormer, **options)
+
+
+def test_guidance_for_an_unguided_network_is_refused():
+    with pytest.raises(ValueError, match="This PromptIR takes no guidance"):
+        transformer(PromptIR, guided=False)(image(16, 24), guidance())
