@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import tempfile
 import threading
 import time
@@ -75,9 +76,12 @@ def run(picture: Picture, options: dict) -> Iterator[tuple[str, object]]:
     `("done", (picture, shown))`. What is told is on the CPU and can be pickled; closing the iterator stops the work."""
     events, stop = queue.SimpleQueue(), threading.Event()
 
-    def on_stage(stage: str) -> None:
+    def on_block() -> None:
         if stop.is_set():
             raise Stopped
+
+    def on_stage(stage: str) -> None:
+        on_block()
         events.put(("stage", stage))
 
     def on_step(_, step: int, timestep, tensors: dict) -> dict:
@@ -88,7 +92,7 @@ def run(picture: Picture, options: dict) -> Iterator[tuple[str, object]]:
 
     def work() -> None:
         try:
-            events.put(("done", restore_and_show(picture, dict(options), on_stage, on_step)))
+            events.put(("done", restore_and_show(picture, dict(options), on_stage, on_block, on_step)))
         except Exception as error:
             events.put(("failed", error))
 
@@ -107,12 +111,12 @@ def run(picture: Picture, options: dict) -> Iterator[tuple[str, object]]:
         thread.join()
 
 
-def restore_and_show(picture: Picture, options: dict, on_stage, on_step) -> tuple[Picture, dict]:
+def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_step) -> tuple[Picture, dict]:
     """Restore a picture; the second result is everything that explains it, ready to be drawn."""
     seed, both, reference = options.pop("seed", 0), options.pop("both_words", False), options.pop("reference", None)
     if reference is not None:
         options["guidance_image"] = torch.from_numpy(reference.pixels).movedim(-1, 0)[None]
-    with stage_clock(pipe, on_stage) as seconds:
+    with stage_clock(pipe, on_stage, on_block) as seconds:
         generator = torch.Generator().manual_seed(seed)
         restored, output = restore_picture(pipe, picture, generator=generator, callback_on_step_end=on_step, **options)
         shown = {name: getattr(output, name) for name in ("guidance_images", "match_confidence", "influence")}
@@ -154,21 +158,25 @@ class with_adapter:
             return {}
         if self.name in EMBEDDED:
             return {"task": self.name}
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.name):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
             raise ValueError(
                 f"The adapter must be one of {', '.join(EMBEDDED) or 'none embedded'} or a Hub id of the form user/name."
             )
         try:
             pipe.load_lora_weights(self.name, adapter_name="visitor")
         except (OSError, ValueError) as error:
+            self.__exit__()
             raise ValueError(f"The adapter {self.name} cannot be loaded: {error}") from error
+        except RuntimeError as error:
+            self.__exit__()
+            raise ValueError(f"The adapter {self.name} cannot be loaded: it belongs to other networks.") from error
         return {"task": "visitor"}
 
     def __exit__(self, *_) -> None:
         if any("visitor" in names for names in pipe.get_list_adapters().values()):
             pipe.delete_adapters("visitor")
-            if not EMBEDDED:
-                pipe.unload_lora_weights()
+        if not EMBEDDED:
+            pipe.unload_lora_weights()
 
 
 def follow(picture: Picture, options: dict, progress: gr.Progress, start: float = 0.1, end: float = 1.0):
@@ -223,7 +231,7 @@ def restore(
     with messages():
         progress(0.05, desc="Reading the photo")
         picture = load(image)
-        options = {"task": task, "tile": int(tile) or "auto", "seed": int(seed), "guidance_strength": strength}
+        options = {"task": task, "tile": int(tile) or "auto", "seed": whole(seed), "guidance_strength": strength}
         if PAINTS:
             options |= {"guidance": guidance, "prompt": prompt or None, "negative_prompt": negative_prompt or None}
             options |= {
@@ -250,9 +258,9 @@ def restore(
         yield (
             (preview(picture), preview(restored)),
             str(file),
-            summarise(picture, shown, seconds),
+            summarise(picture, shown, seconds, strength),
             explain(picture, restored, shown),
-            python_for(options, adapter),
+            python_for({**options, **chosen}, adapter),
             shell_for(arguments, address),
         )
 
@@ -295,7 +303,7 @@ def compare(
         rows, pictures = [], [(preview(picture), "degraded")]
         for number, (name, options) in enumerate(ways.items()):
             share = (number / len(ways), (number + 1) / len(ways))
-            restored, shown = follow(picture, {"seed": int(seed), "tile": "auto", **options}, progress, *share)
+            restored, shown = follow(picture, {"seed": whole(seed), "tile": "auto", **options}, progress, *share)
             rows.append([name, *scores(restored, clean), f"{sum(shown['seconds'].values()):.2f}"])
             pictures.append((preview(restored), f"guidance: {name}"))
         if clean is not None:
@@ -317,9 +325,9 @@ def degrade_and_restore(image: str, recipe: str = "noise:25", seed: int = 0, pro
     """
     with messages():
         clean = load(image)
-        tensor = degrade(torch.from_numpy(clean.pixels).movedim(-1, 0)[None], recipe, torch.Generator().manual_seed(int(seed)))
+        tensor = degrade(torch.from_numpy(clean.pixels).movedim(-1, 0)[None], recipe, torch.Generator().manual_seed(whole(seed)))
         degraded = clean.with_pixels(np.ascontiguousarray(tensor[0].clamp(0, 1).movedim(0, -1).numpy()))
-        restored, _ = follow(degraded, {"seed": int(seed), "tile": "auto"}, progress)
+        restored, _ = follow(degraded, {"seed": whole(seed), "tile": "auto"}, progress)
         before, after = scores(degraded, clean), scores(restored, clean)
     with tempfile.TemporaryDirectory(prefix="textir-") as folder:
         name = f"{Path(image).stem}-degraded.png"
@@ -344,6 +352,7 @@ def restore_batch(files: list[str], task: str = "auto", seed: int = 0, progress=
             raise ValueError("Upload some photos first.")
         if len(files) > MAX_FILES:
             raise ValueError(f"{len(files)} files were sent; at most {MAX_FILES} are taken at a time.")
+        seed = whole(seed)
     with tempfile.TemporaryDirectory(prefix="textir-") as folder:
         archive, rows, names = Path(folder) / "restored.zip", [], set()
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as bundle:
@@ -352,7 +361,7 @@ def restore_batch(files: list[str], task: str = "auto", seed: int = 0, progress=
                 try:
                     start, picture = time.perf_counter(), load(path)
                     span = (number / len(files), (number + 1) / len(files))
-                    restored, shown = follow(picture, {"task": task, "tile": "auto", "seed": int(seed)}, progress, *span)
+                    restored, shown = follow(picture, {"task": task, "tile": "auto", "seed": seed}, progress, *span)
                     file = save_as(picture, restored, path, folder)
                     name = next(
                         n for k in range(len(names) + 1) if (n := f"{file.stem}{f'-{k}' if k else ''}{file.suffix}") not in names
@@ -383,6 +392,13 @@ class messages:
             raise gr.Error(
                 "There is not enough memory for this photo; set a tile of 512 under Advanced.", title="Too large"
             ) from None
+
+
+def whole(seed: float | None) -> int:
+    """A seed that a generator takes, or what is wrong with it."""
+    if seed is None or not 0 <= seed < 2**63 or int(seed) != seed:
+        raise ValueError("The seed must be a whole number from 0 to 2^63 - 1.")
+    return int(seed)
 
 
 def load(path: str | None) -> Picture:
@@ -417,12 +433,14 @@ def detected(shown: dict) -> str:
     return ", ".join(f"{name} {probability:.0%}" for name, probability in seen if probability > 0.05) or ""
 
 
-def summarise(picture: Picture, shown: dict, seconds: float) -> str:
+def summarise(picture: Picture, shown: dict, seconds: float, strength: float = 1.0) -> str:
     """What was detected, how it was guided, and how long each stage took, as Markdown."""
     height, width = picture.pixels.shape[:2]
     lines = [f"{width} x {height}, {picture.bits}-bit, restored in {seconds:.1f} s on {DEVICE}."]
     if "degradation" in shown:
         lines.append(f"**Detected:** {detected(shown) or 'nothing'}")
+    if not strength:
+        shown = {**shown, "guidance": "painted, but not used (strength 0)" if "guidance_images" in shown else "none"}
     kinds = {"none": "none", "cleaned": "painted from cleaned words", "degraded": "painted from the words as they were"}
     lines.append(f"**Guidance:** {kinds.get(shown['guidance'], shown['guidance'])}")
     taken = [(STAGES[stage], shown["seconds"][stage]) for stage in STAGES if stage in shown["seconds"]]
@@ -483,27 +501,29 @@ def word_table(words: list[dict]) -> str:
     return f'<p>{note}</p><div class="words"><table>{head}{"".join(rows)}</table></div>'
 
 
-def python_for(options: dict, adapter: str) -> str:
-    """The Python lines that do what was just done."""
+def python_for(options: dict, visitor: str = "") -> str:
+    """The Python lines that do what was just done; `visitor` is the Hub id of an adapter that was loaded for it."""
     defaults = {"task": "auto", "guidance": "cleaned", "guidance_strength": 1.0, "tile": "auto"}
     apart = ("seed", "both_words")
     chosen = {k: v for k, v in options.items() if v is not None and defaults.get(k) != v and k not in apart}
     arguments = ['Image.open("photo.png")', *(f"{name}={value!r}" for name, value in chosen.items())]
     if PAINTS:
         arguments.append(f"generator=torch.Generator().manual_seed({options['seed']})")
+    embedded = CHECKPOINT == MINI
     lines = ["import torch"] if PAINTS else []
-    lines += ["from PIL import Image", "from pipelines import MINI, TextGuidedRestorationPipeline", ""]
-    lines.append(f"pipe = TextGuidedRestorationPipeline.from_pretrained({'MINI' if CHECKPOINT == MINI else repr(CHECKPOINT)})")
-    if adapter:
-        where = f'f"{{MINI}}/adapters/{adapter}"' if adapter in EMBEDDED else repr(adapter)
-        lines.append(f"pipe.load_lora_weights({where})")
+    lines += ["from PIL import Image", f"from pipelines import {'MINI, ' if embedded else ''}TextGuidedRestorationPipeline", ""]
+    lines.append(f"pipe = TextGuidedRestorationPipeline.from_pretrained({'MINI' if embedded else repr(CHECKPOINT)})")
+    for name in EMBEDDED if options["task"] == "auto" else [name for name in EMBEDDED if name == options["task"]]:
+        where = f'f"{{MINI}}/adapters/{name}"' if embedded else repr(f"{CHECKPOINT}/adapters/{name}")
+        lines.append(f"pipe.load_lora_weights({where}, adapter_name={name!r})")
+    if options["task"] == "visitor":
+        lines.append(f'pipe.load_lora_weights({visitor!r}, adapter_name="visitor")')
     lines.append(f"restored = pipe({', '.join(arguments)}).images[0]")
     return "\n".join(lines)
 
 
 def shell_for(arguments: list, address: str) -> str:
     """The same through the API of this page: with `gradio_client`, and with curl alone."""
-    values = json.dumps(arguments)[1:-1]
     call = f"Client({address!r}).predict(handle_file('photo.png'), {repr(arguments)[1:-1]}, api_name='/restore')"
     return f"""pip install gradio_client
 python - <<'END'
@@ -513,8 +533,9 @@ print(restored_file)
 END
 
 FILE=$(curl -s -F files=@photo.png {address}/gradio_api/upload | tr -d '[]"')
+OPTIONS={shlex.quote(json.dumps(arguments)[1:-1])}
 EVENT=$(curl -s {address}/gradio_api/call/restore -H 'Content-Type: application/json' \\
-  -d '{{"data": [{{"path": "'$FILE'", "meta": {{"_type": "gradio.FileData"}}}}, {values}]}}' | cut -d'"' -f4)
+  -d '{{"data": [{{"path": "'"$FILE"'", "meta": {{"_type": "gradio.FileData"}}}}, '"$OPTIONS"']}}' | cut -d'"' -f4)
 curl -sN {address}/gradio_api/call/restore/$EVENT"""
 
 
@@ -627,7 +648,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                 summary = gr.Markdown(label="Summary")
                 file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
         with gr.Accordion("Inside: how it came about", open=True):
-            inside = gr.HTML()
+            inside = gr.HTML(label="Inside")
         with gr.Accordion("The same elsewhere", open=False):
             code = gr.Code(language="python", interactive=False, label="Python")
             shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
@@ -660,11 +681,11 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                 degrade_start = gr.Button("Degrade and restore", variant="primary")
             with gr.Column():
                 degrade_slider = gr.ImageSlider(label="Degraded and restored", type="pil", format="png", interactive=False)
-                numbers = gr.Markdown()
+                numbers = gr.Markdown(label="Numbers")
                 degraded_file = gr.File(label="Degraded file", interactive=False)
     with gr.Tab("Batch"):
         gr.Markdown(f"Up to {MAX_FILES} photos; a bad one does not stop the others.")
-        files = gr.File(label="Photos", file_count="multiple", file_types=["image"])
+        files = gr.File(label="Photos", file_count="multiple")
         batch_task = gr.Dropdown(["auto", *TASKS], value="auto", label="Task")
         batch_start = gr.Button("Restore all", variant="primary")
         archive = gr.File(label="Restored photos (zip of PNG files)", interactive=False)

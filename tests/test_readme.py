@@ -58,7 +58,7 @@ def test_python_examples_run(code, desk):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m textir (?!push)(.*)$", README, re.M))
+@pytest.mark.parametrize("line", re.findall(r"^python -m textir (?!push|convert)([^#\n]*)", README, re.M))
 def test_commands_run(line, desk):
     if "--adapter" in line:
         adapter(desk)

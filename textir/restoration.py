@@ -53,12 +53,15 @@ STAGES = {  # what a user may be told while a component works
 
 
 @contextmanager
-def stage_clock(pipe, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[dict[str, float]]:
+def stage_clock(
+    pipe, on_stage: Callable[[str], None] = lambda stage: None, on_block: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, float]]:
     """Within the block, note how many seconds each component of a pipeline works, in the order in which they begin.
 
     Args:
         pipe: the pipeline.
         on_stage: called with a component's name whenever it begins; what it raises ends the call of the pipeline.
+        on_block: called before each block of UNet and restorer, likewise; a way to stop soon.
     """
     seconds: dict[str, float] = {}
     begun: dict[str, float] = {}
@@ -83,6 +86,9 @@ def stage_clock(pipe, on_stage: Callable[[str], None] = lambda stage: None) -> I
         for module in modules:
             handles.append(module.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)))
             handles.append(module.register_forward_hook(lambda *_, stage=stage: end(stage)))
+            names = getattr(module, "_repeated_blocks", None) or []
+            blocks = [block for block in module.modules() if type(block).__name__ in names]
+            handles += [block.register_forward_pre_hook(lambda *_: on_block()) for block in blocks]
     try:
         yield seconds
     finally:
