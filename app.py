@@ -52,6 +52,9 @@ EXAMPLES = {  # public-domain photos that scikit-image ships, degraded by our ow
     "rain": (photos.chelsea, "rain:0.8", "derain"),
     "haze": (photos.coffee, "haze:1.4", "dehaze"),
     "low light": (photos.rocket, "lowlight:2+noise8:5", "lowlight"),
+    "motion blur": (photos.astronaut, "blur:11", "deblur"),
+    "out of focus": (photos.chelsea, "defocus:4", "defocus"),
+    "JPEG": (photos.coffee, "jpeg:12", "dejpeg"),
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image
 
 import app as space
 from pipelines import MINI, TextGuidedRestorationPipeline
-from pipelines.pipeline_text_guided_restoration import has_lora_layers
+from pipelines.pipeline_text_guided_restoration import TASKS, has_lora_layers
 from tests import tiny
 from tests.space import MAX_PIXELS, ROOT, tiny_space
 from textir.adapters import make_trainable, save_adapter
@@ -442,9 +443,17 @@ def test_twenty_clients_at_once_are_all_answered_with_their_own_photo(client, tm
         assert np.array_equal(pixels, (expected.pixels.clip(0, 1) * 255).round())
 
 
+def test_language_models_find_the_endpoints_as_tools(chain):
+    with urllib.request.urlopen(f"{chain.src.rstrip('/')}/gradio_api/mcp/schema", timeout=60) as answer:
+        tools = {tool["name"]: tool for tool in json.load(answer)}
+    assert {"restore", "compare", "degrade_and_restore", "restore_batch"} <= tools.keys()
+    restore = tools["restore"]
+    assert restore["description"].startswith("Restore a degraded photo") and "image" in restore["inputSchema"]["properties"]
+
+
 def test_examples_are_degraded_photos_of_every_kind():
     rows = space.example_files()
-    assert {task for _, task in rows} == {"denoise", "derain", "dehaze", "lowlight"}
+    assert {task for _, task in rows} == set(TASKS)
     assert all(read_picture(path).pixels.std() > 0.01 for path, _ in rows)
 
 
