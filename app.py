@@ -543,14 +543,18 @@ curl -sN {address}/gradio_api/call/restore/$EVENT"""
 
 
 def example_files() -> list[list[str]]:
-    """The example photos, degraded and written to a temporary folder."""
+    """The example photos, degraded and clean, in a temporary folder: `[degraded, task, clean]` for each."""
     folder = Path(tempfile.mkdtemp(prefix="textir-examples-"))
     rows = []
     for seed, (name, (source, recipe, task)) in enumerate(EXAMPLES.items()):
         clean = picture_from_pil(Image.fromarray(source()))
         image = torch.from_numpy(clean.pixels).movedim(-1, 0)[None]
         degraded = degrade(image, recipe, torch.Generator().manual_seed(seed))[0].clamp(0, 1).movedim(0, -1).numpy()
-        rows.append([str(write_picture(folder / f"{name}.png", clean.with_pixels(degraded))), task])
+        files = (
+            write_picture(folder / f"{name}.png", clean.with_pixels(degraded)),
+            write_picture(folder / f"{name}-clean.png", clean),
+        )
+        rows.append([str(files[0]), task, str(files[1])])
     return rows
 
 
@@ -613,6 +617,8 @@ The name on the Hub then works here too, under Advanced, as adapter.
 """
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
 
+SHOWN = example_files()
+
 with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     gr.Markdown(ABOUT + ("" if PAINTS else "\n\n" + UNGUIDED))
     with gr.Tab("Restore"):
@@ -628,7 +634,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                 with gr.Row():
                     start = gr.Button("Restore", variant="primary")
                     stop = gr.Button("Stop")
-                gr.Examples(example_files(), [image, task], example_labels=list(EXAMPLES), label="Examples")
+                gr.Examples([row[:2] for row in SHOWN], [image, task], example_labels=list(EXAMPLES), label="Examples")
                 with gr.Accordion("Advanced", open=False):
                     prompt = gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=PAINTS)
                     negative = gr.Textbox("", label="Negative prompt", info="Acts with a guidance scale above 1", visible=PAINTS)
@@ -661,6 +667,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
             compare_image = photo_input("Degraded photo", height=240)
             reference = photo_input("Reference of the same scene (optional)", height=240, visible=pipe.matcher is not None)
             truth = photo_input("Ground truth (optional)", height=240)
+        gr.Examples([[row[0], row[2]] for row in SHOWN], [compare_image, truth], example_labels=list(EXAMPLES), label="Examples")
         with gr.Row():
             compare_prompt = gr.Textbox("", label="Prompt (optional)", visible=PAINTS)
             compare_seed = gr.Number(0, precision=0, label="Seed", visible=PAINTS)
@@ -682,6 +689,8 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                 )
                 degrade_seed = gr.Number(0, precision=0, label="Seed")
                 degrade_start = gr.Button("Degrade and restore", variant="primary")
+                names = ["astronaut", "cat", "coffee", "rocket"]
+                gr.Examples([[row[2]] for row in SHOWN[:4]], [clean], example_labels=names, label="Examples")
             with gr.Column():
                 degrade_slider = gr.ImageSlider(label="Degraded and restored", type="pil", format="png", interactive=False)
                 numbers = gr.Markdown(label="Numbers")

@@ -453,8 +453,10 @@ def test_language_models_find_the_endpoints_as_tools(chain):
 
 def test_examples_are_degraded_photos_of_every_kind():
     rows = space.example_files()
-    assert {task for _, task in rows} == set(TASKS)
-    assert all(read_picture(path).pixels.std() > 0.01 for path, _ in rows)
+    assert {task for _, task, _ in rows} == set(TASKS)
+    for degraded, _, clean in rows:
+        pixels = [read_picture(path).pixels for path in (degraded, clean)]
+        assert pixels[0].shape == pixels[1].shape and pixels[0].std() > 0.01 and np.abs(pixels[0] - pixels[1]).mean() > 0.002
 
 
 def test_duration_grows_with_pixels_and_is_bounded():
