@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from textir.models import NAFNet, PromptIR, Restormer
+from textir.models import NAFNet, PromptIR, Restormer, SFNet
 
 Weights = dict[str, torch.Tensor]
 
@@ -23,13 +23,13 @@ class Format(NamedTuple):
         network: the project's class.
         renames: pairs of (published, ours); `#` stands for a number and keeps it, literal numbers are levels.
         telling: keys by which a file of this network is known.
-        unused: published weights that no forward pass uses; they are left out, and made again on the way back.
+        unused: regular expression of published weights that no forward pass uses; they are left out, and made again on the way back.
     """
 
     network: type
     renames: tuple[tuple[str, str], ...]
     telling: tuple[str, ...]
-    unused: tuple[str, ...] = ()
+    unused: str = r"(?!)"
 
 
 _BLOCK = (
@@ -90,6 +90,39 @@ _NAFNET = (
     ("downs.#.", "downs.#."),
     ("ups.#.0.", "ups.#.0."),
 )
+_SFNET_BLOCK = (
+    ("conv1.main.0.", "expand.0."),
+    ("conv2.main.0.", "project.0."),
+    ("global_ap.fscale_d", "global_selection.low"),
+    ("global_ap.fscale_h", "global_selection.high"),
+    ("localap.l", "patch_selection.low"),
+    ("localap.h", "patch_selection.high"),
+    *(
+        (f"{old}.{published}", f"filters.{number}.{ours}")
+        for number, old in enumerate(("dyna", "dyna_2"))
+        for published, ours in (
+            ("conv.", "predict."),
+            ("bn.", "norm."),
+            ("modulate.fc.", "modulate.squeeze."),
+            ("modulate.fcs.0.", "modulate.weigh_high."),
+            ("modulate.fcs.1.", "modulate.weigh_low."),
+            ("modulate.out.", "modulate.mix."),
+        )
+    ),
+)
+_SFNET = (
+    ("feat_extract.0.main.0.", "embed.0."),
+    *((f"feat_extract.{level}.main.0.", f"downs.{level - 1}.0.") for level in (1, 2)),
+    *((f"feat_extract.{level + 3}.main.0.", f"ups.{level}.0.") for level in (0, 1)),
+    *((f"Encoder.#.layers.#.{old}", f"encoders.#.#.{new}") for old, new in _SFNET_BLOCK),
+    *((f"Decoder.#.layers.#.{old}", f"decoders.#.#.{new}") for old, new in _SFNET_BLOCK),
+    ("Convs.#.main.0.", "reduces.#.0."),
+    *((f"ConvsOut.{level}.main.0.", f"outputs.{level}.0.") for level in (0, 1)),
+    ("feat_extract.5.main.0.", "outputs.2.0."),
+    *((f"FAM{3 - level}.merge.main.0.", f"pyramid.{level - 1}.merge.0.") for level in (1, 2)),
+    *((f"SCM{3 - level}.main.{i}.main.0.", f"pyramid.{level - 1}.layers.{i}.0.") for level in (1, 2) for i in range(4)),
+    *((f"SCM{3 - level}.main.4.", f"pyramid.{level - 1}.layers.4.") for level in (1, 2)),
+)
 FORMATS = {
     "restormer": Format(
         Restormer, _RESTORMER, ("patch_embed.proj.weight", "encoder_level1.0.attn.qkv.weight", "latent.0.ffn.dwconv.weight")
@@ -98,8 +131,9 @@ FORMATS = {
         PromptIR,
         _PROMPTIR,
         ("prompt1.prompt_param", "noise_level1.attn.qkv.weight"),
-        ("chnl_reduce1.", "chnl_reduce2.", "chnl_reduce3.", *(f"reduce_noise_channel_{level}." for level in (1, 2, 3))),
+        r"chnl_reduce\d\.|reduce_noise_channel_\d\.",
     ),
+    "sfnet": Format(SFNet, _SFNET, ("feat_extract.0.main.0.weight", "SCM1.main.4.weight"), r".*\.dyna(_2)?\.lamb_[lh]$"),
     "nafnet": Format(NAFNet, _NAFNET, ("intro.weight", "ending.weight", "middle_blks.0.sca.1.weight")),
 }
 
@@ -151,7 +185,7 @@ def convert(weights: Weights, network: str):
         raise ValueError(
             f"These are not weights of {network}" + (f"; they look like {looks}." if looks else " nor of any known network.")
         )
-    used = {key: value for key, value in weights.items() if not key.startswith(form.unused)}
+    used = {key: value for key, value in weights.items() if not re.match(form.unused, key)}
     renamed = {rename(key, form.renames): value for key, value in used.items()}
     strange = sorted(key for key in used if rename(key, form.renames) is None)
     if strange:
@@ -194,6 +228,11 @@ def convert_back(model, network: str) -> Weights:
     if network == "promptir":
         weights |= {key: value[None] for key, value in weights.items() if key.endswith("prompt_param")}
         weights |= {key: torch.zeros(shape) for key, shape in _unused_shapes(model).items()}
+    if network == "sfnet":
+        filters = {
+            key.rsplit(".", 2)[0]: value for key, value in weights.items() if re.search(r"\.dyna(_2)?\.conv\.weight$", key)
+        }
+        weights |= {f"{name}.{lamb}": torch.zeros(v.shape[1]) for name, v in filters.items() for lamb in ("lamb_l", "lamb_h")}
     return weights
 
 
@@ -220,6 +259,9 @@ def infer_config(weights: Weights, network: str) -> dict:
     """The arguments of a network, from the shapes of its published weights."""
     if network == "nafnet":
         return _nafnet_config(weights)
+    if network == "sfnet":
+        width, in_channels = weights["feat_extract.0.main.0.weight"].shape[:2]
+        return {"in_channels": in_channels, "width": width, "depth": count(weights, "Encoder.0.layers.#.")}
     width, in_channels = weights["patch_embed.proj.weight"].shape[:2]
     hidden = weights["encoder_level1.0.ffn.project_out.weight"].shape[1]
     names = ["encoder_level1", "encoder_level2", "encoder_level3", "latent"]

@@ -6,6 +6,7 @@ from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.nafnet import NAFNet
 from textir.models.positioned_unet import PositionedUNet
 from textir.models.restormer import PromptIR, Restormer
+from textir.models.sfnet import SFNet
 from textir.models.textual_cleaner import TextualCleaner
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "PositionedUNet",
     "PromptIR",
     "Restormer",
+    "SFNet",
     "TextualCleaner",
 ]

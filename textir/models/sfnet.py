@@ -1,0 +1,311 @@
+"""SFNet: a convolutional U with branches that split features into low and high frequencies and weigh them.
+
+Cui et al., *Selective Frequency Network for Image Restoration* (ICLR 2023). Written from the paper; guidance enters as in Lin et al.
+(CVPR 2024). The published network returns three scales in training; `forward` returns the full-size one and `forward_scales` all three.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import nn
+
+Window = tuple[int, int] | None  # height and width of the neighbourhood over which means are taken; `None` is the image
+
+
+def local_mean(x: torch.Tensor, window: Window) -> torch.Tensor:
+    """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `window` smaller than the image over one around each pixel, moved
+    inwards at the border, `(B, C, H, W)`."""
+    if window is None or (window[0] >= x.shape[-2] and window[1] >= x.shape[-1]):
+        return x.mean((2, 3), keepdim=True)
+    return sliding_mean(sliding_mean(x.float(), window[1], -1), window[0], -2).to(x)
+
+
+def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    size = x.shape[dim]
+    if window >= size:
+        return x.mean(dim, keepdim=True)
+    sums = x.cumsum(dim)
+    first = sums.narrow(dim, window - 1, 1)
+    others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
+    missing = window - 1
+    centers = (torch.arange(size, device=x.device) - missing // 2).clamp(0, size - window)
+    return torch.cat([first, others], dim).index_select(dim, centers) / window
+
+
+def shrink(window: Window, factor: int) -> Window:
+    return None if window is None else (max(1, window[0] // factor), max(1, window[1] // factor))
+
+
+def conv(in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1) -> nn.Sequential:
+    layers = [nn.Conv2d(in_channels, out_channels, size, stride, size // 2)]
+    return nn.Sequential(*layers, nn.GELU()) if activation else nn.Sequential(*layers)
+
+
+def up_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1), nn.GELU())
+
+
+class FrequencyModulation(nn.Module):
+    """Weighs low and high frequencies against each other, by what both are like on average."""
+
+    def __init__(self, channels: int, window: Window, hidden: int = 32):
+        super().__init__()
+        self.window = window
+        hidden = max(channels // 2, hidden)
+        self.squeeze = nn.Conv2d(channels, hidden, 1)
+        self.weigh_high = nn.Conv2d(hidden, channels, 1)
+        self.weigh_low = nn.Conv2d(hidden, channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        both = self.squeeze(local_mean(low + high, None if self.training else self.window))
+        weights = torch.cat([self.weigh_high(both), self.weigh_low(both)], dim=1).softmax(1)
+        weight_high, weight_low = weights.chunk(2, dim=1)
+        return self.mix(high * weight_high + low * weight_low)
+
+
+class DynamicFilter(nn.Module):
+    """A low-pass filter made from the features themselves, one for each of `groups`; what it leaves is the high frequencies."""
+
+    def __init__(self, channels: int, size: int, window: Window, groups: int = 8):
+        super().__init__()
+        self.size, self.groups, self.window = size, groups, window
+        self.predict = nn.Conv2d(channels, groups * size**2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(groups * size**2)
+        self.modulate = FrequencyModulation(channels, window)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channels, height, width = x.shape[1:]
+        kernels = self.norm(self.predict(local_mean(x, None if self.training else self.window)))
+        kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)  # (B, groups, 1, size², 1 or H, 1 or W)
+        border = self.size // 2
+        padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(1, (self.groups, channels // self.groups))
+        low = torch.zeros_like(x).unflatten(1, (self.groups, channels // self.groups))
+        for i in range(self.size):
+            for j in range(self.size):
+                low = low + padded[..., i : i + height, j : j + width] * kernels[:, :, :, i * self.size + j]
+        low = low.flatten(1, 2)
+        return self.modulate(low, x - low)
+
+
+class GlobalSelection(nn.Module):
+    """Weighs the mean of a channel against its deviations from it."""
+
+    def __init__(self, channels: int, window: Window):
+        super().__init__()
+        self.window = window
+        self.low = nn.Parameter(torch.zeros(channels))
+        self.high = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = local_mean(x, None if self.training else self.window)
+        low, high = self.low[:, None, None], self.high[:, None, None]
+        return mean * low + (x - mean) * (high + 1)
+
+
+class PatchSelection(nn.Module):
+    """The same for each of 2 x 2 parts of the image on its own."""
+
+    def __init__(self, channels: int, window: Window):
+        super().__init__()
+        self.window = window
+        self.low = nn.Parameter(torch.zeros(4 * channels))
+        self.high = nn.Parameter(torch.zeros(4 * channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        parts = x.reshape(batch, channels, 2, height // 2, 2, width // 2).permute(0, 1, 2, 4, 3, 5).flatten(1, 3)
+        mean = local_mean(parts, None if self.training else self.window)
+        parts = mean * self.low[:, None, None] + (parts - mean) * self.high[:, None, None]
+        return parts.unflatten(1, (channels, 2, 2)).permute(0, 1, 2, 4, 3, 5).reshape(batch, channels, height, width)
+
+
+class SFBlock(nn.Module):
+    """Residual block whose features are weighed by frequency between its convolutions; some also filter them dynamically."""
+
+    def __init__(self, channels: int, filters: bool, window: Window):
+        super().__init__()
+        half = channels // 2
+        self.expand = conv(channels, channels, 3)
+        self.filters = nn.ModuleList(DynamicFilter(half, size, window) for size in (3, 5)) if filters else nn.ModuleList()
+        self.global_selection = GlobalSelection(half, window)
+        self.patch_selection = PatchSelection(half, shrink(window, 2))
+        self.project = conv(channels, channels, 3, activation=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.expand(x).chunk(2, dim=1)
+        if len(self.filters):
+            first, second = self.filters[0](first), self.filters[1](second)
+        return x + self.project(torch.cat([self.global_selection(first), self.patch_selection(second)], dim=1))
+
+
+class ImagePyramid(nn.Module):
+    """Features of a reduced image, to be merged with those of its level."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv(in_channels, channels // 4, 3),
+            conv(channels // 4, channels // 2, 1),
+            conv(channels // 2, channels // 2, 3),
+            conv(channels // 2, channels, 1, activation=False),
+            nn.InstanceNorm2d(channels, affine=True),
+        )
+        self.merge = conv(2 * channels, channels, 3, activation=False)
+
+    def forward(self, features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return self.merge(torch.cat([features, self.layers(image)], dim=1))
+
+
+class GuidanceFusion(nn.Module):
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+
+    def __init__(self, channels: int, guidance_channels: int, window: Window):
+        super().__init__()
+        self.block = SFBlock(channels + guidance_channels, False, window)
+        self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
+        self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
+        guidance = fit(guidance, *x.shape[-2:]).to(x)
+        return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
+
+
+def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Crop features at the right and bottom, or repeat their border there, until they are `height` x `width`."""
+    features = features[..., :height, :width]
+    missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
+    return F.pad(features, missing, mode="replicate") if any(missing) else features
+
+
+class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Restores degraded images of any size, alone or with the features of a guidance image.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the finest level; each of the two deeper levels doubles them.
+        depth: blocks of each encoder and decoder group; the last of each filters dynamically.
+        pooling_window: side (or height and width) in pixels of the neighbourhood over which means are taken outside training; `None`
+            takes the whole image (Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*, ECCV 2022).
+        guidance_channels: channels of the guidance features, one for each of the three levels, the deepest being the middle; `None` builds
+            a network that takes no guidance.
+        fusion: where guidance enters: `encoder`, `decoder`, or `both`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["SFBlock"]
+    _no_split_modules = ["SFBlock"]
+    _lora_layers = r".*(expand|project)\.0"
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 32,
+        depth: int = 16,
+        pooling_window: Window = None,
+        guidance_channels: tuple[int, ...] | None = None,
+        fusion: str = "both",
+    ):
+        super().__init__()
+        if fusion not in ("encoder", "decoder", "both"):
+            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+        if guidance_channels is not None and len(guidance_channels) != 3:
+            raise ValueError(f"`guidance_channels` must have 3 entries, one a level, got {len(guidance_channels)}.")
+        widths = [width, 2 * width, 4 * width]
+        whole = (pooling_window, pooling_window) if isinstance(pooling_window, int) else pooling_window
+        windows = [shrink(whole, 2**level) for level in range(3)]
+        self.embed = conv(in_channels, width, 3)
+        self.pyramid = nn.ModuleList(ImagePyramid(in_channels, c) for c in widths[1:])
+        self.encoders = nn.ModuleList(self._group(c, depth, w) for c, w in zip(widths, windows))
+        self.downs = nn.ModuleList(conv(c, 2 * c, 3, stride=2) for c in widths[:-1])
+        self.decoders = nn.ModuleList(self._group(c, depth, w) for c, w in zip(widths[::-1], windows[::-1]))
+        self.ups = nn.ModuleList(up_conv(2 * c, c) for c in (widths[1], widths[0]))
+        self.reduces = nn.ModuleList(conv(2 * c, c, 1) for c in (widths[1], widths[0]))
+        self.outputs = nn.ModuleList(conv(c, in_channels, 3, activation=False) for c in widths[::-1])
+
+        fusions = [] if guidance_channels is None else list(zip(widths, guidance_channels, windows))
+        self.encoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions if fusion != "decoder" else []))
+        self.decoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions[-2::-1] if fusion != "encoder" else []))
+        self.gradient_checkpointing = False
+
+    @staticmethod
+    def _group(channels: int, depth: int, window: Window) -> nn.ModuleList:
+        return nn.ModuleList(SFBlock(channels, i == depth - 1, window) for i in range(depth))
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides are padded to a multiple of this many pixels."""
+        return 8
+
+    def forward(
+        self,
+        degraded: torch.Tensor,
+        guidance_features: list[torch.Tensor] | None = None,
+        strength: float | torch.Tensor = 1.0,
+    ) -> torch.Tensor:
+        """Restore images.
+
+        Args:
+            degraded: `(B, C, H, W)` in [0, 1], any size.
+            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
+
+        Returns:
+            restored images `(B, C, H, W)`, not clipped.
+
+        Raises:
+            ValueError: if guidance is given to a network built without it, or with another number of levels.
+        """
+        return self.forward_scales(degraded, guidance_features, strength)[-1][..., : degraded.shape[-2], : degraded.shape[-1]]
+
+    def forward_scales(self, degraded, guidance_features=None, strength=1.0) -> list[torch.Tensor]:
+        """Restored images at a quarter, half and full size (padded to whole multiples), for losses on every scale."""
+        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
+            raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
+        guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
+        height, width = degraded.shape[-2:]
+        multiple = self.size_multiple
+        image = fit(degraded, height + -height % multiple, width + -width % multiple)
+        images = [image, image[..., ::2, ::2], image[..., ::4, ::4]]  # nearest-neighbour reduction, as published
+
+        x, skips = self.embed(image), []
+        for level, encoder in enumerate(self.encoders):
+            if level:
+                x = self.pyramid[level - 1](self.downs[level - 1](x), images[level])
+            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+            x = self._run(encoder, x)
+            skips.append(x)
+        skips.pop()
+        scales = []
+        for i, (decoder, output) in enumerate(zip(self.decoders, self.outputs)):
+            if i:
+                x = self.reduces[i - 1](torch.cat([self.ups[i - 1](x), skips.pop()], dim=1))
+                x = self._fuse(self.decoder_fusions, i - 1, x, guidance, 2 - i, strength)
+            x = self._run(decoder, x)
+            scales.append(output(x) + images[2 - i])
+        return scales
+
+    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
+        expected = self.config.guidance_channels
+        if features is None:
+            return None
+        if expected is None:
+            raise ValueError("This SFNet takes no guidance; build it with `guidance_channels`, or pass no `guidance_features`.")
+        channels = [f.shape[1] for f in features]
+        if channels != list(expected):
+            raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
+        return features
+
+    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
+        return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
+
+    def _run(self, group: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+        for block in group:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x)
+            else:
+                x = block(x)
+        return x
