@@ -16,16 +16,21 @@ from textir.cli import app
 from textir.conversion import FORMATS, convert, convert_back, looks_like, read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32")
+NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32", "sfnet")
 
 
 def published(name: str) -> dict[str, torch.Tensor]:
     """Weights in the published layout, each made from its own name."""
     weights = {}
     for key, shape in dict(json.loads((FIXTURES / f"{name}.json").read_text())["state_dict"]).items():
+        if key.endswith("num_batches_tracked"):
+            weights[key] = torch.tensor(0)
+            continue
         value = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
         if len(shape) >= 2 and value[0].numel() > 1:
             weights[key] = value / value[0].numel() ** 0.5
+        elif key.endswith("running_var"):
+            weights[key] = 1 + 0.1 * value.abs()
         else:
             weights[key] = 1 + 0.1 * value if key.endswith("weight") else 0.1 * value
     return weights

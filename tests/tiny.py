@@ -12,7 +12,16 @@ from transformers import (
 )
 
 from pipelines import TextGuidedRestorationPipeline
-from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, NAFNet, PromptIR, Restormer, TextualCleaner
+from textir.models import (
+    DegradationDetector,
+    GuidanceMatcher,
+    ImageToTextMapper,
+    NAFNet,
+    PromptIR,
+    Restormer,
+    SFNet,
+    TextualCleaner,
+)
 
 WORD_DIM, IMAGE_DIM, NUM_WORDS = 16, 24, 4
 WORDS = ["a", "photo", "of", "the", "rainy", "hazy", "dark", "clean", "blurred", "noisy", "dog", "street", ",", "."]
@@ -109,10 +118,16 @@ def transformer(network: type = Restormer, guided: bool = True, open_gates: bool
     return with_open_gates(model) if open_gates else model
 
 
+def sfnet(guided: bool = True, open_gates: bool = True, **overrides) -> SFNet:
+    """An SFNet of two blocks a group, the second with dynamic filters."""
+    model = SFNet(**{"width": 16, "depth": 2, "guidance_channels": (4, 6, 8) if guided else None, **overrides})
+    return with_open_gates(model) if open_gates else model
+
+
 def with_open_gates(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("alpha", "scale1", "scale2")):
+            if name.endswith(("alpha", "scale1", "scale2", "patch_selection.low", "patch_selection.high")):
                 parameter.fill_(0.5)
     return model
 

@@ -12,14 +12,14 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 
-from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, transformer
+from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, sfnet, transformer
 from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, PromptIR, TextualCleaner
 
 
 class Case(NamedTuple):
     build: Callable[[], ModelMixin]
     inputs: Callable[[], tuple]  # a batch of two
-    adapted: list[str]  # layers for LoRA
+    adapted: list[str] | str  # layers for LoRA
 
 
 def tokens() -> tuple:
@@ -49,6 +49,7 @@ CASES = {
     ),
     "restorer": Case(restorer, guided_image, ["expand1", "project1", "channel_attention"]),
     "restormer": Case(transformer, guided_image, ["qkv", "project", "expand"]),
+    "sfnet": Case(sfnet, guided_image, r".*(expand|project)\.0"),
     "promptir": Case(lambda: transformer(PromptIR), guided_image, ["qkv", "project", "reduce"]),
 }
 CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer", "restormer", "promptir"]

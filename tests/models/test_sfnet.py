@@ -1,0 +1,109 @@
+"""SFNet keeps the restorer's contract, and its selections are what the paper says."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tiny import image, sfnet
+from textir.models.sfnet import DynamicFilter, GlobalSelection, PatchSelection, local_mean
+
+
+def guidance(batch: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(batch, *shape, generator=generator) for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))]
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (30, 19)])
+def test_any_size_comes_back(size):
+    restored = sfnet(guided=False).eval()(image(*size, batch=2))
+    assert restored.shape == (2, 3, *size) and restored.isfinite().all()
+
+
+def test_three_scales_are_restored():
+    model, x = sfnet(guided=False).eval(), image(16, 24)
+    with torch.no_grad():
+        scales = model.forward_scales(x)
+        assert [tuple(scale.shape[-2:]) for scale in scales] == [(4, 6), (8, 12), (16, 24)]
+        assert torch.equal(scales[-1], model(x))
+
+
+@pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
+def test_a_fresh_guided_network_equals_its_backbone_to_the_bit(fusion):
+    fresh, x = sfnet(open_gates=False, fusion=fusion).eval(), image(17, 31)
+    with torch.no_grad():
+        assert torch.equal(fresh(x, guidance()), fresh(x))
+
+
+def test_strength_turns_guidance_off_to_the_bit():
+    model, x = sfnet().eval(), image(17, 31, batch=2)
+    with torch.no_grad():
+        bare, guided = model(x), model(x, guidance(2))
+        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(guided, bare)
+
+
+def test_a_window_larger_than_the_image_is_the_image():
+    with torch.no_grad():
+        x, whole = image(16, 24), sfnet(guided=False).eval()
+        local = sfnet(guided=False, pooling_window=64).eval()
+        local.load_state_dict(whole.state_dict())
+        assert torch.equal(local(x), whole(x))
+        near = sfnet(guided=False, pooling_window=(8, 12)).eval()
+        near.load_state_dict(whole.state_dict())
+        for model in (near, whole):
+            for name, parameter in model.named_parameters():
+                if "selection" in name:
+                    parameter.fill_(0.5)
+        assert not torch.allclose(near(x), whole(x))
+
+
+def test_the_local_mean_is_that_of_its_neighbourhood():
+    x = torch.randn(1, 2, 9, 11)
+    mean = local_mean(x, (4, 5))
+    assert mean.shape == x.shape
+    torch.testing.assert_close(mean[0, :, 4, 5], x[0, :, 3:7, 3:8].mean((1, 2)))
+    torch.testing.assert_close(mean[0, :, 0, 0], x[0, :, :4, :5].mean((1, 2)))
+
+
+def test_a_dynamic_filter_is_a_weighted_mean_of_neighbours():
+    layer, x = DynamicFilter(16, 3, None).eval(), torch.randn(2, 16, 6, 7)
+    with torch.no_grad():
+        layer.predict.weight.zero_()  # equal weights: a box filter
+        box = F.avg_pool2d(F.pad(x, (1,) * 4, mode="reflect"), 3, 1)
+        torch.testing.assert_close(layer(x), layer.modulate(box, x - box))
+
+
+def test_selections_weigh_mean_and_deviation():
+    x = torch.randn(2, 4, 6, 8)
+    selection = GlobalSelection(4, None)
+    torch.testing.assert_close(selection(x), x - x.mean((2, 3), keepdim=True))  # as it starts
+    parts = PatchSelection(4, None)
+    with torch.no_grad():
+        parts.low.fill_(1.0)
+    expected = F.interpolate(F.adaptive_avg_pool2d(x, 2), (6, 8), mode="nearest")
+    torch.testing.assert_close(parts(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"fusion": "middle"}, "`fusion` must be"), ({"guidance_channels": (4, 6)}, "`guidance_channels` must have 3 entries")],
+)
+def test_wrong_shapes_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        sfnet(**options)
+
+
+def test_guidance_for_an_unguided_network_is_refused():
+    with pytest.raises(ValueError, match="This SFNet takes no guidance"):
+        sfnet(guided=False)(image(16, 24, batch=2), guidance(2))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """In evaluation mode: in training every pass moves the running statistics of the dynamic filters, and recomputing is a pass."""
+    model, x, results = sfnet().eval(), image(16, 24, batch=2), []
+    for checkpointed in (False, True):
+        model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
+        model.zero_grad()
+        restored = model(x, guidance(2))
+        restored.square().mean().backward()
+        results.append([restored.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(results[0], results[1])
