@@ -137,6 +137,8 @@ def test_a_batch_is_its_members(case):
 
 def test_gradients_reach_every_parameter(case):
     for name, gradient in gradients(case.build(), case.inputs()).items():
+        if case.build is sfnet and name.startswith(("outputs.0.", "outputs.1.")):
+            continue  # of the smaller scales, which `forward` does not return
         assert gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0, name
 
 
