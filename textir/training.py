@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -440,9 +441,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, or say that it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()  # of its own name in each process
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}; choose another `--output_dir`.") from None
 
