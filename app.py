@@ -133,15 +133,11 @@ def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_ste
 
 def paint_degraded(picture: Picture, options: dict, seed: int) -> torch.Tensor:
     """The guidance that the words would have given if they had not been cleaned, `(3, h, w)`."""
-    parts = {**pipe.components, "restorer": None, "matcher": None, "detector": None}
-    kept = ("template", "default_num_inference_steps", "default_guidance_scale", "guidance_size", "square_guidance")
-    painter = TextGuidedRestorationPipeline(**parts, **{name: pipe.config[name] for name in kept})
-    painter.set_progress_bar_config(disable=True)
     names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
     chosen = {name: options[name] for name in names if name in options}
     image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
     generator = torch.Generator().manual_seed(seed)
-    return painter(image, guidance="degraded", generator=generator, output_type="pt", **chosen).images[0]
+    return pipe.painter()(image, guidance="degraded", generator=generator, output_type="pt", **chosen).images[0]
 
 
 def array_of(image: torch.Tensor) -> np.ndarray:

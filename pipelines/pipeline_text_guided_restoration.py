@@ -291,6 +291,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         template: the sentence that the pseudo-words complete.
         default_num_inference_steps: of a call that does not say.
         default_guidance_scale: of a call that does not say; above 1 is classifier-free guidance.
+        default_guidance_init: of a call that does not say, `noise` or `image`.
+        default_init_strength: of a call that does not say.
         guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
         square_guidance: paint every guidance as a square, into which the photo is squeezed as for the image encoder, and stretch it
             to the photo's shape afterwards; for small UNets, which know no other shape.
@@ -330,6 +332,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         template: str = "a photo of a",
         default_num_inference_steps: int = 8,
         default_guidance_scale: float = 5.0,
+        default_guidance_init: str = "noise",
+        default_init_strength: float = 0.6,
         guidance_size: int | None = None,
         square_guidance: bool = False,
     ):
@@ -354,6 +358,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             template=template,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
+            default_guidance_init=default_guidance_init,
+            default_init_strength=default_init_strength,
             guidance_size=guidance_size,
             square_guidance=square_guidance,
         )
@@ -378,8 +384,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         negative_prompt: str | list[str] | None = None,
         guidance: str = "cleaned",
         guidance_image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor | None = None,
-        guidance_init: str = "noise",
-        init_strength: float = 0.6,
+        guidance_init: str | None = None,
+        init_strength: float | None = None,
         guidance_strength: float = 1.0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -402,8 +408,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded` words, the `prompt` only, or `none`.
                 A pipeline that has a restorer but no UNet restores without guidance.
             guidance_image: a reference to be used instead of a painted guidance; any size, one for all or one each.
-            guidance_init: `noise` (the paper), or `image`: start from the latents of the degraded image, which fixes the layout.
-            init_strength: how much of the way to noise those latents are taken, in (0, 1].
+            guidance_init: `noise` (the paper), or `image`: start from the latents of the degraded image, which fixes the layout; the
+                checkpoint's `default_guidance_init` by default.
+            init_strength: how much of the way to noise those latents are taken, in (0, 1], and with it the share of the steps that is
+                taken (always one at least); the checkpoint's `default_init_strength` by default.
             guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit.
             num_inference_steps: denoising steps; the checkpoint's default if not given.
             guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
@@ -423,6 +431,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         # 1. Check everything at the door
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        guidance_init = guidance_init or self.config.default_guidance_init
+        init_strength = self.config.default_init_strength if init_strength is None else init_strength
         self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type)
         guidance = self.check_guidance(guidance, prompt, negative_prompt, guidance_image, scale, output_type)
         self._check_callback(callback_on_step_end_tensor_inputs)
@@ -525,6 +535,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             return images, guidance_images
         return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
 
+    def painter(self) -> "TextGuidedRestorationPipeline":
+        """A pipeline of the same networks and settings without restorer and detector: what it returns is the guidance."""
+        parts = {**self.components, "matcher": None, "restorer": None, "detector": None}
+        accepted = inspect.signature(type(self).__init__).parameters.keys() - parts.keys()
+        bare = type(self)(**parts, **{name: self.config[name] for name in accepted & self.config.keys()})
+        bare.set_progress_bar_config(disable=True)
+        return bare
+
     # ---- the steps, each usable on its own
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
@@ -600,6 +618,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         height, width = self.guidance_shape(*degraded.shape[-2:])
         shape = (len(degraded), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         noise = randn_tensor(shape, generator=generator, device=degraded.device, dtype=self.unet.dtype)
+        if init == "image":
+            steps = max(steps, math.ceil(1 / strength))  # fewer would leave no step as short as `strength`
         self.scheduler.set_timesteps(steps, device=degraded.device)
         if init == "noise":
             self._timesteps = self.scheduler.timesteps

@@ -63,6 +63,19 @@ def test_diffusion_loss_has_a_gradient_to_the_words():
     assert (words.grad != 0).any(-1).all()
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_painting_from_another_image_aims_at_the_noise_that_leads_there_from_the_target(kind):
+    (unet, scheduler, latents, words, noise, steps), alpha, sigma, _, _ = noised(kind)
+    start = torch.randn_like(latents)
+    noisy = alpha * start + sigma * noise
+    with torch.no_grad():
+        predicted = unet(noisy, steps, encoder_hidden_states=words).sample
+    as_if = (noisy - alpha * latents) / sigma
+    target = {"epsilon": as_if, "v_prediction": alpha * as_if - sigma * latents, "sample": latents}[kind]
+    loss = diffusion_loss(unet, scheduler, latents, words, noise, steps, start=start)
+    assert loss.item() == pytest.approx((sigma * (predicted - target).square()).mean().item(), rel=1e-3)
+
+
 def test_diffusion_loss_refuses_an_unknown_prediction():
     arguments, *_ = noised("epsilon")
     arguments[1].register_to_config(prediction_type="flow")

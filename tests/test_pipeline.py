@@ -160,6 +160,26 @@ def test_init_strength_sets_the_number_of_steps(pipe):
     assert pipe.num_timesteps == 2
 
 
+def test_few_steps_from_the_image_never_start_beyond_the_strength(pipe):
+    run(pipe, guidance_init="image", init_strength=0.2, num_inference_steps=1)
+    assert pipe.num_timesteps == 1 and pipe._timesteps[0] < 300
+
+
+def test_a_checkpoint_says_what_guidance_starts_from():
+    parts = tiny.components()
+    image = tiny.pipeline(**parts, default_guidance_init="image", default_init_strength=0.25)
+    noise = tiny.pipeline(**parts)
+    assert torch.equal(run(image).guidance_images, run(noise, guidance_init="image", init_strength=0.25).guidance_images)
+    assert torch.equal(run(image, guidance_init="noise").guidance_images, run(noise).guidance_images)
+
+
+def test_the_painter_of_a_pipeline_paints_what_the_pipeline_shows():
+    pipe = tiny.pipeline(default_guidance_init="image", square_guidance=True)
+    painter = pipe.painter()
+    assert painter.restorer is None and painter.config.square_guidance and painter.unet is pipe.unet
+    assert torch.equal(run(painter).images, run(pipe).guidance_images)
+
+
 @pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
 @pytest.mark.parametrize("init", ["noise", "image"])
 def test_fast_schedulers_paint(scheduler, init):

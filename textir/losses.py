@@ -13,6 +13,7 @@ def diffusion_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     snr_gamma: float | None = None,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How badly the UNet, told `prompt_embeds`, predicts the noise in noised latents (Lin et al., eq. 4 and 5).
 
@@ -25,12 +26,21 @@ def diffusion_loss(
         timesteps: `(B,)`.
         snr_gamma: weighs timesteps by min(SNR, gamma) / SNR (Hang et al., *Efficient Diffusion Training via Min-SNR Weighting Strategy*,
             ICCV 2023); `None` weighs them alike.
+        start: `(B, C, h, w)`, what the noise is added to where that is not `latents`: the degraded image, of a UNet that shall paint
+            from it (ours). What is predicted is then the noise that would have led from `latents` to the same place; little
+            noise makes it large, so errors are weighed by sigma. Every timestep must have some noise.
 
     Raises:
         ValueError: if the scheduler predicts something else.
     """
     dtype = next(unet.parameters()).dtype
-    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
+    noisy = scheduler.add_noise(latents if start is None else start, noise, timesteps)
+    sigma = 1.0
+    if start is not None:
+        alpha = scheduler.alphas_cumprod.to(latents)[timesteps][:, None, None, None]
+        sigma = (1 - alpha).sqrt()
+        noise = (noisy - alpha.sqrt() * latents) / sigma
+    noisy = noisy.to(dtype)
     predicted = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds.to(dtype)).sample
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -41,7 +51,7 @@ def diffusion_loss(
         target = latents
     else:
         raise ValueError(f"The scheduler must predict epsilon, v_prediction or sample, got {kind!r}.")
-    error = (predicted.float() - target.float()).square().mean((1, 2, 3))
+    error = ((predicted.float() - target.float()).square() * sigma).mean((1, 2, 3))
     if snr_gamma is None:
         return error.mean()
     snr = compute_snr(scheduler, timesteps)

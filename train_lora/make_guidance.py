@@ -24,7 +24,7 @@ from textir.degradations import degrade
 from textir.images import Picture, read_picture, write_picture
 from textir.training import knob, make_folder, public, run_script
 from textir.words import without_degradations
-from train_lora.stage import load_chain, painter
+from train_lora.stage import load_chain
 
 logger = logging.getLogger("textir.training")
 
@@ -46,8 +46,8 @@ class Config:
     captions: str | None = knob(
         None, "JSON lines with file_name and text: explicit words, of which those for degradations are deleted"
     )
-    guidance_init: str = knob("noise", "noise (the paper) or image")
-    init_strength: float = 0.6
+    guidance_init: str | None = knob(None, "noise (the paper) or image; the checkpoint's default otherwise")
+    init_strength: float | None = knob(None, "how far towards noise an image is taken; the checkpoint's default otherwise")
     num_inference_steps: int | None = knob(None, "the checkpoint's default otherwise")
     guidance_scale: float | None = knob(None, "the checkpoint's default otherwise")
     mixed_precision: str = knob("no", "no, bf16 or fp16 (GPU only)")
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     if state.is_main_process:
         keep_settings(output / "guidance.json", public(config))
     captions = read_captions(config.captions)
-    pipe = painter(load_chain(config))
+    pipe = load_chain(config).painter()
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

@@ -136,10 +136,15 @@ def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair
 
 
 def validate(
-    run: TrainingRun, config: StageConfig, side: int, render: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    run: TrainingRun,
+    config: StageConfig,
+    side: int,
+    render: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    sheet: str = "step",
 ) -> dict[str, float]:
     """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)`, for each recipe and each name that it returns
-    (`clean` stands for the target where it differs), save a sheet of the pictures, and return the scores (on the main process)."""
+    (`clean` stands for the target where it differs), save a sheet of the pictures as `validation/SHEET-STEP.png`, and return the
+    scores (on the main process)."""
     if not run.is_main or config.validation_data_dir is None:
         run.accelerator.wait_for_everyone()
         return {}
@@ -158,7 +163,7 @@ def validate(
                 rows.append((recipe, [degraded[:, :3], *rendered.values(), clean]))
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     run.report(means)
-    write_sheet(run.output_dir / "validation" / f"step-{run.step}.png", [cells for _, cells in rows])
+    write_sheet(run.output_dir / "validation" / f"{sheet}-{run.step}.png", [cells for _, cells in rows])
     run.accelerator.wait_for_everyone()
     return means
 
@@ -334,15 +339,6 @@ def place(pipe, run: TrainingRun, *working: str) -> None:
         reduced = name in ("image_encoder", "text_encoder", "vae", "unet") and (adapted or not trains)
         torch.nn.Module.to(part, run.device, dtype if reduced else torch.float32)
         cast_training_params(part, dtype=torch.float32)
-
-
-def painter(pipe) -> TextGuidedRestorationPipeline:
-    """The same networks without the restorer: a pipeline that returns guidance."""
-    parts = {**pipe.components, "matcher": None, "restorer": None, "detector": None}
-    kept = ("template", "default_num_inference_steps", "default_guidance_scale", "guidance_size", "square_guidance")
-    bare = type(pipe)(**parts, **{name: pipe.config[name] for name in kept})
-    bare.set_progress_bar_config(disable=True)
-    return bare
 
 
 def without_secrets(arguments: list[str]) -> list[str]:

@@ -25,7 +25,6 @@ from train_lora.stage import (
     encoded_batches,
     load_chain,
     need,
-    painter,
     place,
     publish,
     validate,
@@ -104,7 +103,7 @@ def main(config: Config) -> TrainingRun:
 
 def compare(pipe, config: Config):
     """Guidance from the words as they are and from cleaned ones, beside the clean image at their size."""
-    paint = painter(pipe)
+    paint = pipe.painter()
 
     def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
         return {

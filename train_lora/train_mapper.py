@@ -25,7 +25,6 @@ from train_lora.stage import (
     encoded_batches,
     load_chain,
     need,
-    painter,
     place,
     publish,
     validate,
@@ -85,7 +84,7 @@ def main(config: Config) -> TrainingRun:
 
 def repaint(pipe, config: Config):
     """What the words of an image paint, beside what they should paint: the image itself, at the size of the guidance."""
-    paint = painter(pipe)
+    paint = pipe.painter()
 
     def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(config.seed)

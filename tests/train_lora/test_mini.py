@@ -12,6 +12,7 @@ from pipelines import TextGuidedRestorationPipeline
 from tests.train_lora import forget_processes
 from textir.data import LABELS
 from textir.words import DEGRADATION_WORDS
+from train_lora import train_cleaner
 from train_lora.mini import train_painter, train_vae, train_words
 from train_lora.mini.gate import pass_gate
 
@@ -47,7 +48,7 @@ def run(script, config):
 
 @pytest.fixture(scope="module")
 def chain(photos, tmp_path_factory):
-    """All three stages, two steps each, their gates open."""
+    """All stages, two steps each, their gates open."""
     place = tmp_path_factory.mktemp("mini")
     run(train_vae, train_vae.Config(**knobs(photos, place / "vae", gate=0.0, pca_samples=20)))
     words = knobs(
@@ -56,7 +57,10 @@ def chain(photos, tmp_path_factory):
     words |= {"pretrained_model_name_or_path": str(place / "vae" / "pipeline"), "degradations": ["haze", "noise", "clean"]}
     run(train_words, train_words.Config(**words, vocabulary_size=200, text_length=24))
     painter = knobs(photos, place / "painter", gate=100.0, captions=words["captions"], block_out_channels=[32, 64])
-    painter |= {"pretrained_model_name_or_path": str(place / "words" / "pipeline"), "degradations": ["haze", "clean"]}
+    cleaner = knobs(photos, place / "cleaner", diffusion_weight=0.0, word_weight=1.0, cleaner_config='{"width": 16, "residual": true}')
+    cleaner |= {"pretrained_model_name_or_path": str(place / "words" / "pipeline"), "degradations": ["haze", "clean"], "resolution": 64}
+    run(train_cleaner, train_cleaner.Config(**{**cleaner, "validation_data_dir": None}))
+    painter |= {"pretrained_model_name_or_path": str(place / "cleaner" / "pipeline"), "degradations": ["haze", "clean"]}
     readout = str(place / "words" / "readout.safetensors")
     run(train_painter, train_painter.Config(**painter, readout=readout, caption_share=0.5, empty_share=0.3))
     return place
@@ -134,6 +138,7 @@ def test_the_painter_completes_a_chain_that_paints_in_one_step(chain):
     assert pipe.config.default_num_inference_steps == 1 and pipe.config.square_guidance
     painted = pipe(torch.rand(1, 3, 48, 96), guidance="degraded", output_type="pt", generator=torch.Generator().manual_seed(0))
     assert painted.images.shape == (1, 3, 64, 64) and painted.images.isfinite().all()
+    assert pipe.config.default_guidance_init == "image" and pipe.num_timesteps == 1
     prompted = pipe(torch.rand(1, 3, 48, 96), guidance="prompt", prompt="a brown dog", output_type="pt").images
     assert not torch.equal(prompted, painted.images)
 
@@ -143,7 +148,7 @@ def test_text_encoder_and_unet_learn_and_nothing_else(chain):
     assert {name.split(".")[0] for name in trained} == {"text_encoder", "unet"}
     before = TextGuidedRestorationPipeline.from_pretrained(chain / "words" / "pipeline")
     after = TextGuidedRestorationPipeline.from_pretrained(chain / "painter" / "pipeline")
-    for part in ("image_encoder", "mapper", "vae"):
+    for part in ("image_encoder", "mapper", "vae"):  # the cleaner came between
         old, new = (getattr(pipe, part).state_dict() for pipe in (before, after))
         assert all(torch.equal(old[name], new[name]) for name in old), part
 
@@ -152,3 +157,13 @@ def test_captions_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"file": 1}\n')
     with pytest.raises(ValueError, match="must hold JSON lines with file_name and captions"):
         train_words.read_captions([str(tmp_path / "captions.jsonl")])
+
+
+def test_samples_are_spread_over_what_the_painter_learns():
+    config = train_painter.Config(train_data_dir=["x"], output_dir="x", clean_share=0.3, image_share=0.5, uncleaned_share=0.2)
+    kinds = train_painter.draw_kinds(torch.arange(10_000), config, True)
+    shares = {name: kind.double().mean().item() for name, kind in kinds.items()}
+    assert shares == pytest.approx({"clean": 0.3, "from_image": 0.5, "cleaned": 0.4}, abs=1e-3)
+    assert not (kinds["clean"] & kinds["from_image"]).any() and not (kinds["cleaned"] & ~kinds["from_image"]).any()
+    without = train_painter.draw_kinds(torch.arange(100), config, False)
+    assert not without["from_image"].any() and not without["cleaned"].any()

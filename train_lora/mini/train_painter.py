@@ -4,9 +4,12 @@
         --captions captions.jsonl --degradations noise:5..50 rain haze clean --readout runs/mini/words/readout.safetensors \
         --validation_data_dir HELD_OUT --output_dir runs/mini/painter
 
-Image encoder, mapper and VAE are frozen, words and latents can be cached. The UNet predicts `v` with zero terminal SNR, half of the time at the
-last timestep, from which one step paints; a share of the samples is conditioned on a caption or on nothing, so that prompts and
-classifier-free guidance mean something. Gate: one step paints held-out photos within half a dB of the linear read-out of their words.
+Image encoder, mapper, cleaner and VAE are frozen, words and latents can be cached. The UNet predicts `v` with zero terminal SNR. It paints from
+noise what the words say, half of the time from the last timestep, where one step must paint everything; and, where there is a cleaner,
+it paints from the slightly noised latents of the degraded image: by cleaned words the clean photo, by degraded words the degraded one,
+so that the words need to bring the appearance only. A share of the clean photos is painted by a caption or by nothing, so that prompts
+and classifier-free guidance mean something. Gate: one step from noise paints held-out photos within half a dB of the linear read-out
+of their words.
 """
 
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from textir.models import PositionedUNet
 from textir.training import TrainingRun, knob, run_script
 from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.mini.train_words import ReadOut, read_captions
-from train_lora.stage import StageConfig, TrainingData, encoded_batches, load_chain, need, painter, place, publish, validate
+from train_lora.stage import StageConfig, TrainingData, encoded_batches, load_chain, need, place, publish, validate
 
 
 @dataclass(kw_only=True)
@@ -44,7 +47,10 @@ class Config(StageConfig):
     last_step_share: float = knob(0.5, "share of samples at the last timestep, where one step must paint everything")
     caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
     empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
-    clean_share: float = knob(0.5, "share of samples that paint the clean photo from its own words")
+    clean_share: float = knob(0.3, "share of samples that paint from noise the clean photo from its own words")
+    image_share: float = knob(0.5, "share of samples that paint from the degraded image, with a cleaner; the rest paint it from noise")
+    uncleaned_share: float = knob(0.15, "of those, the share whose words stay degraded and that paint the image as it is")
+    init_strength: float = knob(0.15, "how far towards noise the degraded image is taken, half more or less; 1 is noise alone")
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
     gate: float = knob(0.5, "how far in dB the painting may stay behind the read-out")
 
@@ -59,40 +65,56 @@ def main(config: Config) -> TrainingRun:
     pipe.unet.requires_grad_(True)
     pipe.unet.to(memory_format=torch.channels_last)
     run = TrainingRun(config, models)
-    place(pipe, run, "image_encoder", "mapper", "text_encoder", "unet", "vae")
+    frozen = ["image_encoder", "mapper", "vae", *(["cleaner"] if pipe.cleaner is not None else [])]
+    place(pipe, run, *frozen, "text_encoder", "unet")
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     last = noise_scheduler.config.num_train_timesteps - 1
 
     @torch.no_grad()
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        clean = torch.tensor([(int(i) * 0.618034) % 1 < config.clean_share for i in batch["index"]], device=run.device)
-        image = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
-        small = F.interpolate(image, (config.guidance_size,) * 2, mode="area")
-        words = pipe.mapper(pipe.encode_image(image).float())
-        return {
-            "words": words,
-            "latents": pipe.encode_latents(small),
-            "source": batch["source"],
-            "photo": batch["photo"],
-            "clean": clean,
-        }
+        kind = draw_kinds(batch["index"], config, pipe.cleaner is not None)
+        clean, from_image, cleaned = (kind[name].to(run.device) for name in ("clean", "from_image", "cleaned"))
+        seen = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
+        painted = torch.where((clean | cleaned)[:, None, None, None], batch["clean"], seen)
+        words = pipe.mapper(pipe.encode_image(seen).float())
+        if pipe.cleaner is not None:
+            words = torch.where(cleaned[:, None, None], pipe.cleaner(words), words)
+        latents, start = (
+            pipe.encode_latents(F.interpolate(image, (config.guidance_size,) * 2, mode="area")) for image in (painted, seen)
+        )
+        from_photo = {"source": batch["source"], "photo": batch["photo"], "is_clean": clean | cleaned}
+        return {"words": words, "latents": latents, "start": start, "from_image": from_image, **from_photo}
 
     for batch in encoded_batches(run, pipe, data.crops(config.resolution), encode, config.num_cached_samples):
         with run.accumulate():
-            latents = batch["latents"]
-            noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
-            chance = torch.stack([torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i))) for i in batch["index"]])
-            timesteps = torch.where(chance[:, 0].to(run.device) < config.last_step_share, last, timesteps)
-            prompt_embeds = prompt(pipe, data, captions, batch, chance[:, 1], config)
-            run.update(
-                diffusion_loss(run.models["unet"], noise_scheduler, latents, prompt_embeds, noise, timesteps), len(latents)
-            )
+            latents, index = batch["latents"], batch["index"]
+            noise, timesteps = draw_noise(index, latents.shape[1:], noise_scheduler, config.seed, run.device)
+            draws = torch.stack([torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i))) for i in index])
+            chance, share = draws.to(run.device).unbind(1)
+            near = ((0.5 + chance) * config.init_strength * last).round().long().clamp(1, last)
+            timesteps = torch.where(chance < config.last_step_share, last, timesteps.clamp(min=1))
+            timesteps = torch.where(batch["from_image"].bool(), near, timesteps)
+            embeds = prompt(pipe, data, captions, batch, share, config)
+            loss = diffusion_loss(run.models["unet"], noise_scheduler, latents, embeds, noise, timesteps, start=batch["start"])
+            run.update(loss, len(latents))
         if run.due(config.validation_steps):
             validate(run, config, WHOLE, paint(pipe, config))
+            if pipe.cleaner is not None:
+                validate(run, config, WHOLE, guide(pipe, config), "guidance")
     run.save()
     pass_gate(run, config, -config.gate, paint(pipe, config), against="read")
     publish(run, pipe, "mini.train_painter")
     return run
+
+
+def draw_kinds(index: torch.Tensor, config: Config, has_cleaner: bool) -> dict[str, torch.Tensor]:
+    """What each sample `(B,)` paints: `clean` its clean photo by its own words; `from_image` starts from the degraded image, by `cleaned`
+    words or by its own; the others paint the degraded image from noise."""
+    place = (index.cpu().double() * 0.6180339887) % 1  # spreads evenly over [0, 1)
+    clean = place < config.clean_share
+    from_image = ~clean & (place < config.clean_share + config.image_share) & has_cleaner
+    cleaned = from_image & (place >= config.clean_share + config.image_share * config.uncleaned_share)
+    return {"clean": clean, "from_image": from_image, "cleaned": cleaned}
 
 
 def add_unet(pipe, config: Config) -> None:
@@ -120,13 +142,17 @@ def add_unet(pipe, config: Config) -> None:
     )
     pipe.register_modules(unet=unet, scheduler=scheduler)
     pipe.register_to_config(default_num_inference_steps=1, default_guidance_scale=1.0, square_guidance=True)
+    if pipe.cleaner is not None:
+        pipe.register_to_config(default_guidance_init="image", default_init_strength=config.init_strength)
 
 
 def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.Tensor, config: Config) -> torch.Tensor:
-    """Prompt embeddings of a batch: of the pseudo-words, for a share of the samples of a caption or of nothing."""
+    """Prompt embeddings of a batch: of the pseudo-words, for a share of the clean photos of a caption or of nothing."""
     embeds = pipe.encode_words(batch["words"])
     texts = {}
     for row, (draw, source, photo) in enumerate(zip(chance.tolist(), batch["source"].tolist(), batch["photo"].tolist())):
+        if not batch["is_clean"][row]:
+            continue
         said = captions.get(data.sources[int(source)].entries[int(photo)].clean.stem)
         if draw < config.empty_share:
             texts[row] = ""
@@ -140,11 +166,12 @@ def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.
 
 def paint(pipe, config: Config):
     """What one step paints from the words of an image, beside what a matrix reads from them and the image itself, at one size."""
-    bare = painter(pipe)
+    bare = pipe.painter()
     weights = load_file(config.readout) if config.readout else None
 
     def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
-        painted = bare(degraded, guidance="degraded", generator=torch.Generator().manual_seed(0), output_type="pt").images.float()
+        generator = torch.Generator().manual_seed(0)
+        painted = bare(degraded, guidance="degraded", guidance_init="noise", generator=generator, output_type="pt").images.float()
         rendered = {"painted": painted, "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area")}
         if weights is not None:
             words = pipe.mapper(pipe.encode_image(degraded).float())
@@ -152,6 +179,20 @@ def paint(pipe, config: Config):
             head.linear.load_state_dict(weights)
             rendered["read"] = F.interpolate(head(words), painted.shape[-2:], mode="bilinear")
         return rendered
+
+    return render
+
+
+def guide(pipe, config: Config):
+    """The guidance that a restorer would get, from words as they are and from cleaned ones, beside the degraded image at its size."""
+    bare = pipe.painter()
+
+    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+        guidance = {
+            words: bare(degraded, guidance=words, generator=torch.Generator().manual_seed(0), output_type="pt").images.float()
+            for words in ("degraded", "cleaned")
+        }
+        return {"input": F.interpolate(degraded, guidance["cleaned"].shape[-2:], mode="area"), **guidance}
 
     return render
 
