@@ -187,8 +187,18 @@ def degrade(
 @app.command()
 def evaluate(
     data: Annotated[
-        str, typer.Option(help="Folder with input/ and target/, a benchmark as gopro:ROOT, or clean images with --degradation.")
+        str,
+        typer.Option(
+            help="Folder with input/ and target/, a benchmark as gopro:ROOT, or clean images with --degradation; for a suite the folder "
+            "that holds its sets."
+        ),
     ],
+    suite: Annotated[
+        str | None,
+        typer.Option(help="mini: all test sets of the embedded checkpoint, without guidance and with each kind of it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Of a suite: repeat with so many seeds, from --seed on.")] = 1,
+    baselines: Annotated[bool, typer.Option(help="Of a suite: measure methods without learning too.")] = False,
     degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
     protocol: Annotated[str, typer.Option(help="rgb or y (luma, as deraining tables use).")] = "rgb",
     border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
@@ -207,14 +217,18 @@ def evaluate(
     dtype: Dtype = "auto",
 ) -> None:
     """Measure PSNR and SSIM, before and after restoration."""
-    from pipelines import MINI
     from textir.evaluation import evaluate
-    from textir.hub import weights_digest
-    from textir.images import writing
     from textir.metrics import Protocol
 
     try:
         pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        if suite is not None:
+            if degradation is not None or (protocol, border, multiple) != ("rgb", 0, 1):
+                raise ValueError("A suite brings its degradations and its protocol; leave out those options.")
+            measured = measure_suite(pipe, suite, data, range(seed, seed + seeds), tile or None, limit, baselines)
+            if json_file is not None:
+                write_scores(json_file, measured, checkpoint, adapter)
+            return
         result = evaluate(
             pipe,
             data,
@@ -230,18 +244,7 @@ def evaluate(
             tile=tile or None,
         )
         if json_file is not None:
-            folders = {"checkpoint": MINI if checkpoint == "mini" else checkpoint, "adapter": adapter}
-            inside = Path(folders["checkpoint"]) / "adapters" / str(adapter)
-            folders["adapter"] = inside if inside.is_dir() else adapter
-            weights = {
-                name: weights_digest(folder) if Path(folder).is_dir() else str(folder)  # a name on the Hub says it all
-                for name, folder in folders.items()
-                if folder is not None
-            }
-            made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            with writing(json_file) as temporary:
-                temporary.write_text(json.dumps({**result.to_dict(), **made}, indent=2) + "\n")
+            write_scores(json_file, result.to_dict(), checkpoint, adapter)
     except (ValueError, OSError) as error:
         raise fail(error) from None
     mean = result.summary()
@@ -250,6 +253,44 @@ def evaluate(
         f"input    {mean['input_psnr']:.2f} dB  {mean['input_ssim']:.4f}\n"
         f"restored {mean['psnr']:.2f} dB  {mean['ssim']:.4f}   {mean['seconds']:.2f} s/image"
     )
+
+
+def measure_suite(pipe, name: str, root: str, seeds, tile: int | None, limit: int | None, with_baselines: bool) -> dict:
+    """Run a suite and print its tables; returns everything measured."""
+    from dataclasses import asdict
+
+    from textir.suite import SUITES, guidance_table, protocol, run_suite, table
+
+    if name not in SUITES:
+        raise ValueError(f"Unknown `--suite` {name!r}; known are {', '.join(SUITES)}.")
+    rows = SUITES[name]
+    results = []
+    for row in tqdm(rows, "sets", disable=None):
+        results += run_suite(pipe, root, [row], seeds, tile, limit, with_baselines)
+    typer.echo(f"{protocol(seeds, tile)}\n\n{table(results)}\n")
+    if thumbnails := guidance_table(results):
+        typer.echo(f"PSNR of the guidance itself; coarse: 8 x 8 pixels\n\n{thumbnails}")
+    return {"suite": name, "protocol": protocol(seeds, tile), "rows": [asdict(scores) for scores in results]}
+
+
+def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None) -> None:
+    """Write scores with the command and the digests of the weights that they were measured with."""
+    from pipelines import MINI
+    from textir.hub import weights_digest
+    from textir.images import writing
+
+    folders = {"checkpoint": MINI if checkpoint == "mini" else checkpoint, "adapter": adapter}
+    inside = Path(folders["checkpoint"]) / "adapters" / str(adapter)
+    folders["adapter"] = inside if inside.is_dir() else adapter
+    weights = {
+        name: weights_digest(folder) if Path(folder).is_dir() else str(folder)  # a name on the Hub says it all
+        for name, folder in folders.items()
+        if folder is not None
+    }
+    made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
 
 
 @app.command()

@@ -9,12 +9,16 @@ target/) a matcher and fusion blocks are added to the network, which start as if
     accelerate launch -m train_lora.train_restorer --pretrained_model_name_or_path runs/restorer/pipeline \
         --train_data_dir runs/guidance --output_dir runs/guided --learning_rate 2e-4 --matcher_learning_rate 1e-4
 
+A chain small enough to paint in the loop needs no folder: with `--view 256` the guidance of every sample is painted from 256 x 256 pixels
+around the crop, so that it knows more of the photo than the crop shows.
+
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
 from textir import models as networks
@@ -23,7 +27,7 @@ from textir.data import sample_generator
 from textir.losses import restoration_loss
 from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import StageConfig, TrainingData, load_chain, place, publish, read_json, refuse_lora, validate
+from train_lora.stage import StageConfig, TrainingData, load_chain, need, place, publish, read_json, refuse_lora, validate
 
 
 @dataclass(kw_only=True)
@@ -34,6 +38,8 @@ class Config(StageConfig):
     restorer: str = knob("NAFNet", "class of a new network")
     restorer_config: str | None = knob(None, "JSON of its arguments; the defaults otherwise")
     guidance: bool = knob(True, "use the guidance of the training data if there is one; False is the unguided ablation")
+    view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
+    painted_from: str = knob("cleaned", "what `--view` paints from: cleaned words, or degraded ones (the ablation)")
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
@@ -64,12 +70,21 @@ class Config(StageConfig):
             raise ValueError(f"`--phase_ends` must rise and end before `--max_train_steps`, got {self.phase_ends}.")
         if self.restorer not in networks.__all__:
             raise ValueError(f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(networks.__all__)}.")
+        if self.view is not None and (len(self.resolution) > 1 or self.view < self.resolution[0] or not self.guidance):
+            raise ValueError(
+                f"`--view` must be at least the one `--resolution`, with `--guidance`, got {self.view} and {self.resolution}."
+            )
+        if self.painted_from not in ("cleaned", "degraded"):
+            raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
 
 def main(config: Config) -> TrainingRun:
-    data = TrainingData(config, max(config.resolution))
-    guided = config.guidance and data.has_guidance
+    sides = config.resolution if config.view is None else [config.view]
+    data = TrainingData(config, max(sides))
+    guided = config.guidance and (data.has_guidance or config.view is not None)
     pipe = load_restorer(config)
+    if config.view is not None:
+        need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
     if guided:
         add_guidance(pipe, config)
     models = make_trainable(pipe, ["restorer", "matcher"] if guided else ["restorer"], config.rank, config.lora_alpha)
@@ -82,10 +97,13 @@ def main(config: Config) -> TrainingRun:
     run = TrainingRun(config, models, rates)
     place(pipe, run, *models)
     restorer, matcher = run.models["restorer"], run.models.get("matcher")
+    painter = pipe.painter().to(run.device) if config.view is not None else None
 
     ends = [*config.phase_ends, config.max_train_steps]
-    phases = [(data.crops(size), count, end) for size, count, end in zip(config.resolution, config.train_batch_size, ends)]
+    phases = [(data.crops(size), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
     for batch in run.batches(phases):
+        if painter is not None:
+            batch = paint_and_cut(painter, batch, config)
         with run.accumulate():
             degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
             if guided:
@@ -138,6 +156,21 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
         refuse_lora(config, "matcher")
         channels = list(pipe.restorer.config.guidance_channels)
         pipe.register_modules(matcher=GuidanceMatcher(widths=channels, downscale=options.get("downscale", 1)))
+
+
+@torch.no_grad()
+def paint_and_cut(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """Paint the guidance of views `(B, 3, V, V)`, and cut a crop out of each and of its guidance; drawn by the index of the sample."""
+    side, room = config.resolution[0], config.view - config.resolution[0] + 1
+    generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
+    guidance = painter(batch["degraded"].clamp(0, 1), guidance=config.painted_from, generator=generators, output_type="pt").images
+    guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
+    places = [torch.randint(room, (2,), generator=generator).tolist() for generator in generators]
+
+    def cut(images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([image[:, top : top + side, left : left + side] for image, (top, left) in zip(images, places)])
+
+    return {**batch, "degraded": cut(batch["degraded"]), "clean": cut(batch["clean"]), "guidance": cut(guidance)}
 
 
 def restore(pipe: TextGuidedRestorationPipeline, guided: bool):

@@ -57,8 +57,14 @@ def chain(photos, tmp_path_factory):
     words |= {"pretrained_model_name_or_path": str(place / "vae" / "pipeline"), "degradations": ["haze", "noise", "clean"]}
     run(train_words, train_words.Config(**words, vocabulary_size=200, text_length=24))
     painter = knobs(photos, place / "painter", gate=100.0, captions=words["captions"], block_out_channels=[32, 64])
-    cleaner = knobs(photos, place / "cleaner", diffusion_weight=0.0, word_weight=1.0, cleaner_config='{"width": 16, "residual": true}')
-    cleaner |= {"pretrained_model_name_or_path": str(place / "words" / "pipeline"), "degradations": ["haze", "clean"], "resolution": 64}
+    cleaner = knobs(
+        photos, place / "cleaner", diffusion_weight=0.0, word_weight=1.0, cleaner_config='{"width": 16, "residual": true}'
+    )
+    cleaner |= {
+        "pretrained_model_name_or_path": str(place / "words" / "pipeline"),
+        "degradations": ["haze", "clean"],
+        "resolution": 64,
+    }
     run(train_cleaner, train_cleaner.Config(**{**cleaner, "validation_data_dir": None}))
     painter |= {"pretrained_model_name_or_path": str(place / "cleaner" / "pipeline"), "degradations": ["haze", "clean"]}
     readout = str(place / "words" / "readout.safetensors")

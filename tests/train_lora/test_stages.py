@@ -36,7 +36,7 @@ from tests.train_lora import (
 )
 from textir.images import read_picture
 from textir.training import list_checkpoints
-from train_lora import make_guidance
+from train_lora import make_guidance, train_restorer
 
 load = TextGuidedRestorationPipeline.from_pretrained
 
@@ -528,3 +528,53 @@ def test_equal_images_of_different_names_are_painted_from_different_noise(tmp_pa
     output = run("make_guidance", tmp_path / "g", data=str(tmp_path / "pairs"), pretrained_model_name_or_path=chain)
     one, two = files(output).values()
     assert one != two
+
+
+def test_guidance_is_painted_in_the_loop(tmp_path, chain, photos):
+    start = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "view": 36,
+        "matcher_widths": [4, 6, 8],
+        "checkpointing_steps": 2,
+    }
+    output = run("train_restorer", tmp_path, **start)
+    before, after = load(chain), load(output / "pipeline")
+    assert after.matcher is not None and before.matcher is None
+    for part in ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"):
+        old, new = (getattr(pipe, part).state_dict() for pipe in (before, after))
+        assert all(torch.equal(old[name], new[name]) for name in old), part
+    assert {name.split(".")[0] for name in trained(output / "checkpoint-2")} == {"restorer", "matcher"}
+
+
+def test_a_crop_and_its_guidance_show_the_same_place():
+    class Echo:
+        def __call__(self, image, **options):
+            return type("Output", (), {"images": image})
+
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48)
+    view = torch.rand(3, 3, 48, 48)
+    batch = {"index": torch.arange(3), "degraded": view, "clean": view / 2}
+    cut = train_restorer.paint_and_cut(Echo(), batch, config)
+    assert cut["degraded"].shape == (3, 3, 32, 32)
+    assert torch.allclose(cut["guidance"], cut["degraded"], atol=1e-6) and torch.equal(cut["clean"], cut["degraded"] / 2)
+    again = train_restorer.paint_and_cut(Echo(), batch, config)
+    assert torch.equal(cut["degraded"], again["degraded"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"view": 16}, "`--view` must be at least the one `--resolution`"),
+        ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
+        ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
+    ],
+)
+def test_a_view_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("train_restorer", Path("x"), train_data_dir=["x"], **wrong)
+
+
+def test_painting_in_the_loop_needs_a_chain(tmp_path, photos):
+    with pytest.raises(ValueError, match="This stage needs image_encoder, mapper"):
+        run("train_restorer", tmp_path, train_data_dir=[photos], view=36, restorer_config=small_restorer())

@@ -48,7 +48,9 @@ class Config(StageConfig):
     caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
     empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
     clean_share: float = knob(0.3, "share of samples that paint from noise the clean photo from its own words")
-    image_share: float = knob(0.5, "share of samples that paint from the degraded image, with a cleaner; the rest paint it from noise")
+    image_share: float = knob(
+        0.5, "share of samples that paint from the degraded image, with a cleaner; the rest paint it from noise"
+    )
     uncleaned_share: float = knob(0.15, "of those, the share whose words stay degraded and that paint the image as it is")
     init_strength: float = knob(0.15, "how far towards noise the degraded image is taken, half more or less; 1 is noise alone")
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")

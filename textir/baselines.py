@@ -1,0 +1,68 @@
+"""Methods without learning, to know what a network is worth: two denoisers of scikit-image, and haze removal by the dark channel.
+
+All take and return an image `(H, W, 3)` in [0, 1] and are told nothing.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+
+
+def non_local_means(image: np.ndarray) -> np.ndarray:
+    """Non-local means (Buades et al., CVPR 2005) at the noise level that the image shows."""
+    sigma = noise_level(image)
+    settings = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": -1}
+    return denoise_nl_means(image, h=0.8 * sigma, sigma=sigma, **settings).clip(0, 1).astype(np.float32)
+
+
+def total_variation(image: np.ndarray) -> np.ndarray:
+    """Total variation (Rudin et al. 1992, by Chambolle's algorithm) with a weight in proportion to the noise level."""
+    sigma = noise_level(image)
+    return denoise_tv_chambolle(image, weight=max(sigma, 1e-4), channel_axis=-1).clip(0, 1).astype(np.float32)
+
+
+def noise_level(image: np.ndarray) -> float:
+    """Standard deviation of Gaussian noise, from the median of a Laplacian's differences that smooth images hardly have (Immerkaer, *Fast
+    Noise Variance Estimation*, 1996; with Donoho's median instead of the mean)."""
+    kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).expand(3, 1, 3, 3)
+    pixels = torch.from_numpy(image).movedim(-1, 0)[None].float()
+    return float(F.conv2d(pixels, kernel, groups=3).abs().median() / 0.6745 / 6)
+
+
+def dark_channel(image: np.ndarray, window: int = 15, omega: float = 0.95, floor: float = 0.1) -> np.ndarray:
+    """Haze removal by the dark channel prior (He et al., CVPR 2009), its transmission refined by a guided filter (He et al., ECCV 2010).
+
+    Args:
+        image: `(H, W, 3)` in [0, 1].
+        window: side in pixels over which some channel is expected to be dark.
+        omega: share of the haze that is removed.
+        floor: least transmission.
+    """
+    haze = torch.from_numpy(image).movedim(-1, 0)[None].double().clamp(0, 1)
+    dark = lowest(haze, window)
+    brightest = dark.flatten().topk(max(dark.numel() // 1000, 1)).indices
+    air = haze.flatten(2)[..., brightest].amax(-1)[..., None, None].clamp(min=0.1)
+    rough = 1 - omega * lowest(haze / air, window)
+    transmission = guided_filter(haze.mean(1, keepdim=True), rough, radius=40, epsilon=1e-3).clamp(floor, 1)
+    clear = ((haze - air) / transmission + air).clamp(0, 1)
+    return clear[0].movedim(0, -1).float().numpy()
+
+
+def lowest(image: torch.Tensor, window: int) -> torch.Tensor:
+    """The least value of any channel in a window around each pixel: `(1, C, H, W)` -> `(1, 1, H, W)`."""
+    return -F.max_pool2d(-image.amin(1, keepdim=True), window, stride=1, padding=window // 2)
+
+
+def guided_filter(guide: torch.Tensor, image: torch.Tensor, radius: int, epsilon: float) -> torch.Tensor:
+    """Smooth `image` along the edges of `guide`, both `(1, 1, H, W)`."""
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+    slope = (mean(guide * image) - mean(guide) * mean(image)) / (mean(guide * guide) - mean(guide) ** 2 + epsilon)
+    offset = mean(image) - slope * mean(guide)
+    return mean(slope) * guide + mean(offset)
+
+
+BASELINES = {"non-local means": non_local_means, "total variation": total_variation, "dark channel": dark_channel}
