@@ -5,7 +5,7 @@ import pytest
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from textir.metrics import Protocol, center_crop, psnr, ssim
+from textir.metrics import Protocol, center_crop, mean_average_precision, psnr, ssim
 
 Y, RGB = Protocol("y"), Protocol()
 
@@ -127,3 +127,16 @@ def test_a_protocol_says_what_it_compares():
     assert str(Protocol("y", 4, 16)) == (
         "Y PSNR/SSIM of 8-bit images, mean over images, 4 px border left out, centre crop to a multiple of 16"
     )
+
+
+def test_average_precision_of_a_known_ranking():
+    scores = np.array([[0.9], [0.8], [0.7], [0.1]])
+    assert mean_average_precision(scores, [[True], [False], [True], [False]]) == pytest.approx((1 + 2 / 3) / 2)
+    assert mean_average_precision(scores, [[False], [False], [False], [True]]) == pytest.approx(1 / 4)
+
+
+def test_labels_that_say_nothing_are_left_out_of_the_mean():
+    scores = np.array([[0.9, 0.2, 0.3], [0.1, 0.4, 0.3]])
+    assert mean_average_precision(scores, [[True, True, False], [False, True, False]]) == 1
+    assert np.isnan(mean_average_precision(scores, np.ones((2, 3), bool)))
+    assert mean_average_precision(np.zeros((4, 1)), [[True], [False], [False], [False]]) == 1 / 4  # a tie is no merit

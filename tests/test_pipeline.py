@@ -552,3 +552,16 @@ def test_full_size_stable_diffusion_2_1_shapes_run_on_random_weights():
     pipe = full_size_pipeline()
     out = pipe(tiny.image(64, 96), num_inference_steps=1, guidance_scale=1.0, generator=seed(), output_type="pt")
     assert out.images.shape == (1, 3, 64, 96) and torch.isfinite(out.images).all()
+
+
+def test_the_second_view_of_the_detector_is_the_centre_in_native_pixels():
+    pipe = tiny.pipeline()
+    pipe.register_modules(detector=type(pipe.detector)(tiny.IMAGE_DIM, width=8, views=2))
+    side = pipe.image_encoder.config.image_size
+    image = torch.rand(1, 3, 3 * side, 2 * side + 10)
+    views = pipe.encode_views(image)
+    centre = image[..., side : 2 * side, (side + 10) // 2 : (side + 10) // 2 + side]
+    assert torch.equal(views[:, 0], pipe.encode_image(image)) and torch.equal(views[:, 1], pipe.encode_image(centre))
+    assert set(run(pipe).degradation[0]) == set(pipe.detector.config.labels)
+    small = torch.rand(1, 3, side // 2, side)
+    assert torch.equal(pipe.encode_views(small)[:, 1], pipe.encode_image(small))

@@ -73,6 +73,25 @@ def ssim(restored: np.ndarray, clean: np.ndarray, protocol: Protocol = Protocol(
     )
 
 
+def mean_average_precision(scores, present) -> float:
+    """Mean over labels of the average precision: of how many images ranked as high as each true one the label is true.
+
+    Args:
+        scores: `(images, labels)`, higher where a label is more likely.
+        present: `(images, labels)`, whether it is true; labels without a true image, or with no other, are left out.
+
+    Returns:
+        a value in [0, 1], NaN if no label is left.
+    """
+    scores, present = np.asarray(scores, float), np.asarray(present, bool)
+    values = []
+    for score, true in zip(scores.T, present.T):
+        if 0 < true.sum() < len(true):
+            at_least = score[None] >= score[true][:, None]  # for each true image those ranked as high
+            values.append(((at_least & true).sum(1) / at_least.sum(1)).mean())
+    return float(np.mean(values)) if values else float("nan")
+
+
 def _prepared(restored: np.ndarray, clean: np.ndarray, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
     if restored.shape != clean.shape:
         raise ValueError(f"Images of one size are needed, got {restored.shape} and {clean.shape}.")

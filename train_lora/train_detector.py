@@ -14,6 +14,7 @@ from textir.adapters import make_trainable
 from textir.data import LABELS, find_entries
 from textir.degradations import RECIPES, parse_recipe
 from textir.losses import detection_loss
+from textir.metrics import mean_average_precision
 from textir.models import DegradationDetector
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
@@ -63,7 +64,7 @@ def main(config: Config) -> TrainingRun:
 
     @torch.no_grad()
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"image_tokens": pipe.encode_image(batch["degraded"]), "severity": batch["severity"]}
+        return {"image_tokens": pipe.encode_views(batch["degraded"]), "severity": batch["severity"]}
 
     samples = data.crops(config.resolution)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
@@ -80,17 +81,28 @@ def main(config: Config) -> TrainingRun:
 
 @torch.no_grad()
 def judge(run: TrainingRun, pipe, config: Config) -> None:
-    """Log for each validation recipe how often the detector sees exactly what it names."""
+    """Log the mean average precision over labels and the mean error of the severity over validation images of all recipes, and for each
+    recipe how often the detector sees exactly what it names (all in %)."""
     if run.is_main and config.validation_data_dir is not None:
+        labels = pipe.detector.config.labels
+        rows = {"probability": [], "present": [], "error": []}
         right = {}
         with run.averaged():
             for recipe, pair in validation_pairs(config, config.resolution):
                 image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
-                probability, _ = pipe.detect(pipe.encode_image(image))
-                seen = {label for label, p in probability[0].items() if p > 0.5}
-                present = {RECIPES[name].label for name, _, _ in parse_recipe(recipe)} & probability[0].keys()
-                right.setdefault(recipe, []).append(float(seen == present))
-        run.report({recipe: 100 * sum(values) / len(values) for recipe, values in right.items()})
+                (probability,), (severity,) = pipe.detect(pipe.encode_views(image))
+                true = {
+                    RECIPES[name].label: RECIPES[name].severity(low) for name, low, high in parse_recipe(recipe) if low == high
+                }
+                present = {RECIPES[name].label for name, _, _ in parse_recipe(recipe)} & probability.keys()
+                rows["probability"].append([probability[label] for label in labels])
+                rows["present"].append([label in present for label in labels])
+                rows["error"] += [abs(severity[label] - true[label]) for label in present & true.keys()]
+                right.setdefault(recipe, []).append({label for label, p in probability.items() if p > 0.5} == present)
+        scores = {"mean average precision": 100 * mean_average_precision(rows["probability"], rows["present"])}
+        if rows["error"]:
+            scores["severity error"] = 100 * sum(rows["error"]) / len(rows["error"])
+        run.report({**scores, **{recipe: 100 * sum(values) / len(values) for recipe, values in right.items()}})
     run.accelerator.wait_for_everyone()
 
 

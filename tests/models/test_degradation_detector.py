@@ -44,3 +44,20 @@ def test_patches_are_weighed_by_attention(sharpness):
 def test_tokens_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got \({shape[0]}, "):
         detector()(torch.zeros(shape))
+
+
+def test_two_views_are_both_judged():
+    model = detector(views=2)
+    tokens = torch.randn(3, 2, 5, IMAGE_DIM)
+    logits = model(tokens).logits
+    for view in range(2):
+        other = tokens.clone()
+        other[:, view] = torch.randn(3, 5, IMAGE_DIM)
+        assert not torch.allclose(model(other).logits, logits, atol=1e-3)
+    with pytest.raises(ValueError, match=r"must be \(B, 2, 1 \+ patches"):
+        model(tokens[:, 0])
+
+
+def test_more_views_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="`views` must be 1 or 2, got 3"):
+        detector(views=3)
