@@ -16,7 +16,7 @@ from textir.cli import app
 from textir.conversion import FORMATS, convert, convert_back, looks_like, read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32", "sfnet")
+NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32", "sfnet", "drsformer")
 
 
 def published(name: str) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_weights_of_another_network_are_recognised(small):
     assert looks_like(small["nafnet"]) == "nafnet" and looks_like({"a": torch.zeros(1)}) is None
     with pytest.raises(ValueError, match="not weights of restormer; they look like nafnet"):
         convert(small["nafnet"], "restormer")
-    with pytest.raises(ValueError, match="Unknown network 'swinir'; known are restormer, promptir, sfnet, nafnet"):
+    with pytest.raises(ValueError, match="Unknown network 'swinir'; known are restormer, promptir, drsformer, sfnet, nafnet"):
         convert(small["nafnet"], "swinir")
 
 

@@ -14,6 +14,7 @@ from transformers import (
 from pipelines import TextGuidedRestorationPipeline
 from textir.models import (
     DegradationDetector,
+    DRSformer,
     GuidanceMatcher,
     ImageToTextMapper,
     NAFNet,
@@ -109,9 +110,13 @@ def restorer(guided: bool = True, open_gates: bool = True) -> NAFNet:
     return with_open_gates(model) if open_gates else model
 
 
-def transformer(network: type = Restormer, guided: bool = True, open_gates: bool = True, **overrides) -> Restormer | PromptIR:
-    """A Restormer or PromptIR of two levels."""
-    shape = {"width": 8, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1), "refinement_depth": 1}
+def transformer(
+    network: type = Restormer, guided: bool = True, open_gates: bool = True, **overrides
+) -> Restormer | PromptIR | DRSformer:
+    """A Restormer, PromptIR or DRSformer of two levels."""
+    shape = {"width": 8, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
+    if network is not DRSformer:
+        shape["refinement_depth"] = 1
     if network is PromptIR:
         shape |= {"prompt_channels": (4, 8), "prompt_sizes": (8, 4), "prompt_count": 2, "prompt_heads": 2}
     model = network(**{**shape, "heads": (1, 2, 2), "guidance_channels": (4, 6, 8) if guided else None, **overrides})

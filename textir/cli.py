@@ -316,7 +316,7 @@ def push(
 @app.command()
 def convert(
     weights: Annotated[Path, typer.Argument(help="Published weights: .pth, .ckpt or .safetensors.")],
-    source: Annotated[str, typer.Option("--from", help="restormer, promptir, nafnet or sfnet.")],
+    source: Annotated[str, typer.Option("--from", help="restormer, promptir, nafnet, sfnet or drsformer.")],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint in diffusers format.")],
     back: Annotated[bool, typer.Option(help="The other way: WEIGHTS is a checkpoint, OUTPUT a .safetensors file.")] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from textir.models import NAFNet, PromptIR, Restormer, SFNet
+from textir.models import DRSformer, NAFNet, PromptIR, Restormer, SFNet
 
 Weights = dict[str, torch.Tensor]
 
@@ -68,6 +68,30 @@ _PROMPTIR = (
     *((f"prompt{level}.conv3x3.", f"prompts.{3 - level}.smooth.") for level in (3, 2, 1)),
     *(pair for level in (3, 2, 1) for pair in _in_blocks(f"noise_level{level}.", f"prompts.{3 - level}.block.")),
     *((f"reduce_noise_level{level}.", f"prompts.{3 - level}.reduce.") for level in (3, 2, 1)),
+)
+_EXPERTS = (
+    ("layers.0.ca_fc.#.", "weigh.#."),
+    ("layers.1.preprocess.op.0.", "prepare."),
+    ("layers.1._ops.#._ops.#.op.#.", "layers.#.experts.#.#."),
+    ("layers.1._ops.#._out.0.", "layers.#.mix."),
+)
+_SPARSE = (
+    *((f"attn.attn{i + 1}", f"attention.shares.{i}") for i in range(4)),
+    ("ffn.dwconv3x3.", "feed_forward.depthwise3."),
+    ("ffn.dwconv5x5.", "feed_forward.depthwise5."),
+    ("ffn.dwconv3x3_1.", "feed_forward.merge3."),
+    ("ffn.dwconv5x5_1.", "feed_forward.merge5."),
+)
+_SPARSE_GROUPS = (
+    *((f"encoder_level{level}.#.", f"encoders.{level - 1}.#.") for level in (1, 2, 3)),
+    ("latent.#.", "middle.#."),
+    *((f"decoder_level{level}.#.", f"decoders.{3 - level}.#.") for level in (3, 2, 1)),
+)
+_DRSFORMER = (
+    *((f"encoder_level0.{old}", f"first_experts.{new}") for old, new in _EXPERTS),
+    *((f"refinement.{old}", f"last_experts.{new}") for old, new in _EXPERTS),
+    *((group + old, ours + new) for group, ours in _SPARSE_GROUPS for old, new in _SPARSE),
+    *_RESTORMER,
 )
 _NAFNET_BLOCK = (
     ("norm1.", "norm1."),
@@ -132,6 +156,9 @@ FORMATS = {
         _PROMPTIR,
         ("prompt1.prompt_param", "noise_level1.attn.qkv.weight"),
         r"chnl_reduce\d\.|reduce_noise_channel_\d\.",
+    ),
+    "drsformer": Format(
+        DRSformer, _DRSFORMER, ("patch_embed.proj.weight", "encoder_level1.0.attn.attn1", "latent.0.ffn.dwconv3x3.weight")
     ),
     "sfnet": Format(SFNet, _SFNET, ("feat_extract.0.main.0.weight", "SCM1.main.4.weight"), r".*\.dyna(_2)?\.lamb_[lh]$"),
     "nafnet": Format(NAFNet, _NAFNET, ("intro.weight", "ending.weight", "middle_blks.0.sca.1.weight")),
@@ -263,7 +290,7 @@ def infer_config(weights: Weights, network: str) -> dict:
         width, in_channels = weights["feat_extract.0.main.0.weight"].shape[:2]
         return {"in_channels": in_channels, "width": width, "depth": count(weights, "Encoder.0.layers.#.")}
     width, in_channels = weights["patch_embed.proj.weight"].shape[:2]
-    hidden = weights["encoder_level1.0.ffn.project_out.weight"].shape[1]
+    hidden = weights["encoder_level1.0.ffn.project_out.weight"].shape[1] // (2 if network == "drsformer" else 1)
     names = ["encoder_level1", "encoder_level2", "encoder_level3", "latent"]
     config = {
         "in_channels": in_channels,
@@ -279,6 +306,9 @@ def infer_config(weights: Weights, network: str) -> dict:
     }
     if network == "restormer":
         return {**config, "out_channels": len(weights["output.weight"]), "dual_pixel": "skip_conv.weight" in weights}
+    if network == "drsformer":
+        del config["refinement_depth"]
+        return {**config, "experts": "encoder_level0.layers.0.ca_fc.0.weight" in weights}
     prompts = [weights[f"prompt{level}.prompt_param"].shape for level in (1, 2, 3)]
     return {
         **config,

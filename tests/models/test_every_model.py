@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 
 from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, sfnet, transformer
-from textir.models import DegradationDetector, GuidanceMatcher, ImageToTextMapper, PromptIR, TextualCleaner
+from textir.models import DegradationDetector, DRSformer, GuidanceMatcher, ImageToTextMapper, PromptIR, TextualCleaner
 
 
 class Case(NamedTuple):
@@ -51,8 +51,9 @@ CASES = {
     "restormer": Case(transformer, guided_image, ["qkv", "project", "expand"]),
     "sfnet": Case(sfnet, guided_image, r".*(expand|project)\.0"),
     "promptir": Case(lambda: transformer(PromptIR), guided_image, ["qkv", "project", "reduce"]),
+    "drsformer": Case(lambda: transformer(DRSformer), guided_image, ["qkv", "project", "reduce"]),
 }
-CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer", "restormer", "promptir"]
+CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer", "restormer", "promptir", "drsformer"]
 
 
 def tensors(value) -> list[torch.Tensor]:

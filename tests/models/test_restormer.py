@@ -1,14 +1,14 @@
-"""Restormer and PromptIR keep the restorer's contract: any size, guidance that starts at nothing and can be turned off, the same result
-whatever form the attention is computed in."""
+"""Restormer, PromptIR and DRSformer keep the restorer's contract: any size, guidance that starts at nothing and can be turned off, the same
+result whatever form the attention is computed in."""
 
 import pytest
 import torch
 
 from tests.tiny import image, transformer
-from textir.models import PromptIR, Restormer
+from textir.models import DRSformer, PromptIR, Restormer
 from textir.models.restormer import ChannelAttention, ChannelNorm
 
-NETWORKS = [Restormer, PromptIR]
+NETWORKS = [Restormer, PromptIR, DRSformer]
 
 
 def guidance(batch: int = 1) -> list[torch.Tensor]:

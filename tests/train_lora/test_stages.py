@@ -367,7 +367,9 @@ def test_validation_of_a_detector_counts_what_it_sees(tmp_path, chain, photos, p
     with caplog.at_level("INFO", logger="textir.training"):
         run("train_detector", tmp_path, **knobs)
     said = [message for message in caplog.messages if "validation mean average precision" in message]
-    assert len(said) == 2 and all("severity error" in message and "clean" in message and "noise:25" in message for message in said)
+    assert len(said) == 2 and all(
+        "severity error" in message and "clean" in message and "noise:25" in message for message in said
+    )
 
 
 @pytest.mark.skipif(not is_tensorboard_available(), reason="tensorboard is not installed")

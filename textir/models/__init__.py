@@ -1,6 +1,7 @@
 """The networks, a file for each box of the figure; every file is self-contained so that it can travel to the Hub alone."""
 
 from textir.models.degradation_detector import DegradationDetector
+from textir.models.drsformer import DRSformer
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.nafnet import NAFNet
@@ -10,6 +11,7 @@ from textir.models.sfnet import SFNet
 from textir.models.textual_cleaner import TextualCleaner
 
 __all__ = [
+    "DRSformer",
     "DegradationDetector",
     "GuidanceMatcher",
     "ImageToTextMapper",

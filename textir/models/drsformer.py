@@ -1,0 +1,362 @@
+"""DRSformer: a transformer whose attention keeps only the best matches, with experts for what it misses.
+
+Chen et al., *Learning A Sparse Transformer Network for Effective Image Deraining* (CVPR 2023, arXiv 2303.11950); the experts are those of
+Suganuma et al., *Attention-based Adaptive Selection of Operations for Image Restoration in the Presence of Unknown Combined Distortions*
+(CVPR 2019). Guidance enters as in Lin et al. (CVPR 2024).
+
+Written from the papers. The four sparse attention maps are sums over the same ranking, so one sorted softmax gives all of them at once, and,
+being over channels, they commute with the projection behind them. Grouped convolutions of channel pairs are done as two depthwise ones.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import nn
+
+KEPT = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # shares of the channels that the four sparse attention maps keep
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of `(B, C, H, W)`; without bias the mean is not subtracted either."""
+
+    def __init__(self, channels: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 2, 3, 1)
+        if self.bias is not None:
+            x = F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        else:
+            x = x * (torch.rsqrt(x.var(-1, keepdim=True, correction=0) + 1e-5) * self.weight)
+        return x.permute(0, 3, 1, 2)
+
+
+class SparseChannelAttention(nn.Module):
+    """Attention between channels of which each mixes its best matches only: the half, 2/3, 3/4 and 4/5 of them, in learned shares."""
+
+    def __init__(self, channels: int, heads: int, bias: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.shares = nn.ParameterList(nn.Parameter(torch.tensor([0.2])) for _ in KEPT)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.depthwise = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.depthwise(self.qkv(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.heads, -1)
+        q, k, v = qkv.unbind(2)  # (B, HW, heads, C / heads) each
+        products = torch.matmul(q.permute(0, 2, 3, 1), k.transpose(1, 2))
+        lengths = [torch.linalg.vector_norm(part, dim=1).clamp(min=1e-12) for part in (q, k)]
+        cosines = products / (lengths[0][..., :, None] * lengths[1][..., None, :])
+        attention = self.keep_best(cosines.float() * self.temperature.float())  # (B, heads, C / heads, C / heads)
+        if isinstance(self.project, nn.Conv2d):
+            out_weight = self.project.weight.view(channels, self.heads, -1)
+            matrix = torch.einsum("ohd,bhde->bheo", out_weight, attention.to(out_weight)).flatten(1, 2)  # (B, C, C)
+            mixed = torch.matmul(v.flatten(2), matrix.to(v))
+            if self.project.bias is not None:
+                mixed = mixed + self.project.bias.to(mixed)
+            return mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        mixed = torch.einsum("bhde,bnhe->bnhd", attention.to(v), v)  # an adapter sits on the projection
+        return self.project(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+
+    def keep_best(self, logits: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of the softmax over the largest logits of each row `(B, heads, C, C)`, for every share that is kept."""
+        ranked, places = logits.sort(dim=-1, descending=True)
+        powers = (ranked - ranked[..., :1]).exp()
+        sums = powers.cumsum(-1)
+        factors = torch.zeros_like(powers)
+        for share, part in zip(self.shares, KEPT):
+            count = int(logits.shape[-1] * part)
+            inside = torch.arange(logits.shape[-1], device=logits.device) < count
+            factors = factors + inside * (share.float() / sums[..., count - 1 : count])
+        return torch.zeros_like(logits).scatter(-1, places, powers * factors)
+
+
+class PairedConv(nn.Module):
+    """Convolution in groups of two channels that gives one each: `(B, 2 * groups, H, W)` -> `(B, groups, H, W)`."""
+
+    def __init__(self, groups: int, kernel: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, 2, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(groups)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        groups, _, kernel, _ = self.weight.shape
+        options = {"padding": kernel // 2, "groups": groups}
+        first = F.conv2d(x[:, 0::2], self.weight[:, :1], self.bias, **options)
+        return first + F.conv2d(x[:, 1::2], self.weight[:, 1:], **options)
+
+
+class MixedScaleFeedForward(nn.Module):
+    """Two branches of depthwise convolutions, 3 x 3 and 5 x 5, that exchange half of their channels in between."""
+
+    def __init__(self, channels: int, expansion: float, bias: bool = False):
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
+        self.depthwise3 = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
+        self.depthwise5 = nn.Conv2d(2 * hidden, 2 * hidden, 5, padding=2, groups=2 * hidden, bias=bias)
+        self.merge3 = PairedConv(hidden, 3, bias)
+        self.merge5 = PairedConv(hidden, 5, bias)
+        self.reduce = nn.Conv2d(2 * hidden, channels, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.expand(x)
+        fine, coarse = (F.relu(branch(x)).chunk(2, dim=1) for branch in (self.depthwise3, self.depthwise5))
+        fine, coarse = torch.cat([fine[0], coarse[0]], dim=1), torch.cat([fine[1], coarse[1]], dim=1)
+        return self.reduce(torch.cat([F.relu(self.merge3(fine)), F.relu(self.merge5(coarse))], dim=1))
+
+
+class SparseTransformerBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`; `(B, C, H, W)` -> the same."""
+
+    def __init__(self, channels: int, heads: int, expansion: float = 2.66, norm_bias: bool = True, bias: bool = False):
+        super().__init__()
+        self.norm1 = ChannelNorm(channels, norm_bias)
+        self.attention = SparseChannelAttention(channels, heads, bias)
+        self.norm2 = ChannelNorm(channels, norm_bias)
+        self.feed_forward = MixedScaleFeedForward(channels, expansion, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
+
+
+def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequential:
+    """Depthwise and pointwise convolution, `depth` times with ReLU in between."""
+    layers = []
+    for _ in range(depth):
+        padding = dilation * (kernel // 2)
+        layers += [
+            nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers[:-1])
+
+
+class ExpertLayer(nn.Module):
+    """Eight operations side by side, weighed, joined and reduced: separable convolutions, dilated ones, and the mean of 3 x 3."""
+
+    COUNT = 8
+
+    def __init__(self, channels: int):
+        super().__init__()
+        separable = [expert(channels, kernel, dilation=1, depth=2) for kernel in (1, 3, 5, 7)]
+        dilated = [expert(channels, kernel, dilation=2, depth=1) for kernel in (3, 5, 7)]
+        self.experts = nn.ModuleList(separable + dilated)
+        self.mix = nn.Conv2d(self.COUNT * channels, channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        results = [operation(x) for operation in self.experts]
+        results.append(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
+        weighed = [result * weight[:, None, None, None] for result, weight in zip(results, weights.unbind(1))]
+        return F.relu(self.mix(torch.cat(weighed, dim=1)))
+
+
+class ExpertCompensator(nn.Module):
+    """Layers of experts, whose weights follow from the mean of the features; `(B, C, H, W)` -> the same."""
+
+    def __init__(self, channels: int, layers: int = 4):
+        super().__init__()
+        count = layers * ExpertLayer.COUNT
+        self.weigh = nn.Sequential(nn.Linear(channels, 2 * count), nn.ReLU(), nn.Linear(2 * count, count))
+        self.prepare = nn.Conv2d(channels, channels, 1, bias=False)
+        self.layers = nn.ModuleList(ExpertLayer(channels) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.weigh(x.mean((2, 3))).unflatten(1, (len(self.layers), -1)).softmax(-1)
+        x = F.relu(self.prepare(x))
+        for layer, weight in zip(self.layers, weights.unbind(1)):
+            x = F.relu(x + layer(x, weight))
+        return x
+
+
+class GuidanceFusion(nn.Module):
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+
+    def __init__(self, channels: int, guidance_channels: int, heads: int, expansion: float, norm_bias: bool, bias: bool):
+        super().__init__()
+        both = channels + guidance_channels
+        self.block = SparseTransformerBlock(both, heads if both % heads == 0 else 1, expansion, norm_bias, bias)
+        self.project = nn.Conv2d(both, channels, 1)
+        self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
+        guidance = fit(guidance, *x.shape[-2:]).to(x)
+        return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
+
+
+def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Crop features at the right and bottom, or repeat their border there, until they are `height` x `width`."""
+    features = features[..., :height, :width]
+    missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
+    return F.pad(features, missing, mode="replicate") if any(missing) else features
+
+
+class DRSformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Takes rain out of images of any size, alone or with the features of a guidance image.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the finest level; each deeper level doubles them, the finest decoder level works on twice as many.
+        encoder_depths: blocks of each encoder level, finest first.
+        middle_depth: blocks below the deepest level.
+        decoder_depths: blocks of each decoder level, deepest first.
+        heads: attention heads of each level, finest first, and of the middle.
+        expansion: width of the feed-forward branches, in widths of their level.
+        norm_bias: layer normalisation with mean and bias.
+        bias: biases in the convolutions.
+        experts: the mixture-of-experts feature compensators before the first and behind the last level; the publication leaves them out for
+            Rain200L and SPA-Data.
+        guidance_channels: channels of the guidance features, one for each encoder level and one for the middle; `None` builds a network
+            that takes no guidance.
+        fusion: where guidance enters: `encoder` (and middle), `decoder`, or `both`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["SparseTransformerBlock"]
+    _no_split_modules = ["SparseTransformerBlock", "ExpertLayer"]
+    _lora_layers = ["qkv", "project", "expand", "reduce"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 48,
+        encoder_depths: tuple[int, ...] = (4, 6, 6),
+        middle_depth: int = 8,
+        decoder_depths: tuple[int, ...] = (6, 6, 4),
+        heads: tuple[int, ...] = (1, 2, 4, 8),
+        expansion: float = 2.66,
+        norm_bias: bool = True,
+        bias: bool = False,
+        experts: bool = True,
+        guidance_channels: tuple[int, ...] | None = None,
+        fusion: str = "both",
+    ):
+        super().__init__()
+        depth = len(encoder_depths)
+        if len(decoder_depths) != depth or len(heads) != depth + 1:
+            raise ValueError(
+                f"`decoder_depths` must have {depth} entries like `encoder_depths`, and `heads` one more, "
+                f"got {len(decoder_depths)} and {len(heads)}."
+            )
+        if fusion not in ("encoder", "decoder", "both"):
+            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+        if guidance_channels is not None and len(guidance_channels) != depth + 1:
+            raise ValueError(
+                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the middle), got {len(guidance_channels)}."
+            )
+        options = {"expansion": expansion, "norm_bias": norm_bias, "bias": bias}
+        widths = [width * 2**level for level in range(depth + 1)]
+
+        def blocks(channels: int, count: int, level: int) -> nn.ModuleList:
+            return nn.ModuleList(SparseTransformerBlock(channels, heads[level], **options) for _ in range(count))
+
+        def fusion_at(channels: int, level: int) -> GuidanceFusion:
+            return GuidanceFusion(channels, guidance_channels[level], heads[level], **options)
+
+        self.embed = nn.Conv2d(in_channels, width, 3, padding=1, bias=bias)
+        self.first_experts = ExpertCompensator(width) if experts else nn.Identity()
+        self.encoders = nn.ModuleList(blocks(c, n, level) for level, (c, n) in enumerate(zip(widths, encoder_depths)))
+        self.downs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, c // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)) for c in widths[:-1]
+        )
+        self.middle = blocks(widths[-1], middle_depth, depth)
+        self.ups, self.reduces, self.decoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        levels = list(reversed(range(depth)))
+        for level, count in zip(levels, decoder_depths):
+            below, here = widths[level + 1], widths[level] if level else 2 * width
+            self.ups.append(nn.Sequential(nn.Conv2d(below, 2 * below, 3, padding=1, bias=False), nn.PixelShuffle(2)))
+            self.reduces.append(nn.Conv2d(below, here, 1, bias=bias) if level else nn.Identity())
+            self.decoders.append(blocks(here, count, level))
+        self.last_experts = ExpertCompensator(2 * width) if experts else nn.Identity()
+        self.output = nn.Conv2d(2 * width, in_channels, 3, padding=1, bias=bias)
+
+        into_encoder = guidance_channels is not None and fusion != "decoder"
+        into_decoder = guidance_channels is not None and fusion != "encoder"
+        self.encoder_fusions = nn.ModuleList(fusion_at(widths[level], level) for level in range(depth + 1) if into_encoder)
+        self.decoder_fusions = nn.ModuleList(
+            fusion_at(widths[level] if level else 2 * width, level) for level in levels if into_decoder
+        )
+        self.gradient_checkpointing = False
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides are padded to a multiple of this many pixels."""
+        return 2 ** len(self.config.encoder_depths)
+
+    def forward(
+        self,
+        degraded: torch.Tensor,
+        guidance_features: list[torch.Tensor] | None = None,
+        strength: float | torch.Tensor = 1.0,
+    ) -> torch.Tensor:
+        """Restore images.
+
+        Args:
+            degraded: `(B, in_channels, H, W)` in [0, 1], any size.
+            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
+
+        Returns:
+            restored images `(B, in_channels, H, W)`, not clipped.
+
+        Raises:
+            ValueError: if guidance is given to a network built without it, or with another number of levels.
+        """
+        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
+            raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
+        guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
+        height, width = degraded.shape[-2:]
+        multiple = self.size_multiple
+        image = fit(degraded, height + -height % multiple, width + -width % multiple)
+
+        x = self._run([self.first_experts], self.embed(image.contiguous(memory_format=torch.channels_last)))
+        skips = []
+        for level, (encoder, shrink) in enumerate(zip(self.encoders, self.downs)):
+            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+            x = self._run(encoder, x)
+            skips.append(x)
+            x = shrink(x)
+        depth = len(self.encoders)
+        x = self._fuse(self.encoder_fusions, depth, x, guidance, depth, strength)
+        x = self._run(self.middle, x)
+        for i, (grow, reduce, decoder) in enumerate(zip(self.ups, self.reduces, self.decoders)):
+            x = reduce(torch.cat([grow(x), skips.pop()], dim=1))
+            x = self._fuse(self.decoder_fusions, i, x, guidance, depth - 1 - i, strength)
+            x = self._run(decoder, x)
+        x = self._run([self.last_experts], x)
+        return (self.output(x) + image)[..., :height, :width]
+
+    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
+        expected = self.config.guidance_channels
+        if features is None:
+            return None
+        if expected is None:
+            raise ValueError(
+                "This DRSformer takes no guidance; build it with `guidance_channels`, or pass no `guidance_features`."
+            )
+        channels = [f.shape[1] for f in features]
+        if channels != list(expected):
+            raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
+        return features
+
+    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
+        return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
+
+    def _run(self, group, x: torch.Tensor) -> torch.Tensor:
+        for block in group:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x)
+            else:
+                x = block(x)
+        return x
