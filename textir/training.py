@@ -378,6 +378,12 @@ class TrainingRun:
         finally:
             self.ema.restore(self.trainable)
 
+    def settle(self) -> None:
+        """Take the averaged weights for good; training is over."""
+        if self.ema is not None:
+            self.ema.copy_to(self.trainable)
+            self.ema = None
+
     # ---- what is saved: the trainable weights only, by name
 
     def _named(self) -> dict[str, torch.nn.Parameter]:

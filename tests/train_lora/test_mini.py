@@ -123,6 +123,9 @@ def test_words_have_unit_size_and_can_be_read(chain, photos):
     with torch.no_grad():
         words = pipe.mapper(pipe.encode_image(image))
     assert words.shape == (4, 5, 48) and 0.3 < words.std() < 3
+    trained, scale = load_file(chain / "words" / "checkpoint-2" / "trainable.safetensors"), pipe.mapper.state_dict()
+    name = "from_patches.outputs.0.bias"
+    assert not torch.allclose(scale[name], trained[f"mapper.{name}"], rtol=0.05)  # divided by the size of the words it had
     assert load_file(chain / "words" / "readout.safetensors")["weight"].shape == (3 * 16 * 16, 5 * 48)
 
 

@@ -117,9 +117,8 @@ def main(config: Config) -> TrainingRun:
             validate(run, config, WHOLE, read(pipe, models_["readout"]))
     run.save()
     pass_gate(run, config, config.gate, read(pipe, models_["readout"]))
-    with run.averaged():
-        finish(pipe, models_["readout"], vocabulary, names, data, config, Path(config.output_dir))
-    run.ema = None  # the averaged weights are in place
+    run.settle()
+    finish(pipe, models_["readout"], vocabulary, names, data, config, Path(config.output_dir))
     publish(run, pipe, "mini.train_words")
     return run
 
