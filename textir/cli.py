@@ -313,6 +313,40 @@ def push(
         raise fail(error) from None
 
 
+benchmarks = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(benchmarks, name="benchmark")
+
+
+@benchmarks.command()
+def restorers(
+    network: Annotated[
+        list[str] | None, typer.Option(help="restormer, promptir, nafnet, sfnet or drsformer; all of them if not given.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="Height x width, such as 256x256; repeat for more.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or float16; repeat for more.")] = None,
+    way: Annotated[
+        list[str] | None, typer.Option(help="ours, plain (the published arithmetic, same weights) or guided (and the matcher).")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Measured runs of each.")] = 3,
+    device: Device = "auto",
+) -> None:
+    """Time, memory and work of the restoration networks, and the share of this machine's matrix multiplication they reach."""
+    import torch
+
+    from textir.speed import RESTORERS, time_restorers
+
+    try:
+        sides = [tuple(map(int, text.lower().split("x"))) for text in size or ["256x256", "512x512", "768x1024"]]
+        if any(len(pair) != 2 or min(pair) < 16 for pair in sides) or runs < 1:
+            raise ValueError("`--size` must be height x width of at least 16, such as 256x256, and `--runs` at least 1.")
+        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        choice = [network or list(RESTORERS), sides, dtype or ["float32", "bfloat16"], way or ["ours", "plain", "guided"]]
+        for timing in time_restorers(*choice, runs, place):
+            typer.echo(str(timing))
+    except ValueError as error:
+        raise fail(error) from None
+
+
 @app.command()
 def convert(
     weights: Annotated[Path, typer.Argument(help="Published weights: .pth, .ckpt or .safetensors.")],

@@ -1,0 +1,189 @@
+"""How fast the restoration networks are on this machine: time, peak memory, work, and how near to its matrix multiplication they come."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from textir.models import DRSformer, GuidanceMatcher, NAFNet, PromptIR, Restormer, SFNet
+from textir.plain import plain
+
+# As published; NAFNet with 32 channels as for GoPro. Guidance channels as the training scripts build them.
+RESTORERS: dict[str, Callable[..., torch.nn.Module]] = {
+    "restormer": Restormer,
+    "promptir": PromptIR,
+    "nafnet": lambda **options: NAFNet(
+        width=32, encoder_depths=(1, 1, 1, 28), middle_depth=1, decoder_depths=(1, 1, 1, 1), **options
+    ),
+    "sfnet": SFNet,
+    "drsformer": DRSformer,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Timing:
+    """A row of the benchmark.
+
+    Attributes:
+        network: name, or `matcher of ...`.
+        size: height and width in pixels.
+        dtype: of weights and images.
+        way: `ours`, `plain` (published arithmetic) or `guided` (ours with guidance features).
+        milliseconds: median of the runs.
+        memory: highest memory in MiB above what was in use before, NaN where the system does not tell.
+        gmac: 10^9 multiply-adds of convolutions and matrix products.
+        of_peak: share of the matrix multiplication's speed that this comes to.
+    """
+
+    network: str
+    size: tuple[int, int]
+    dtype: str
+    way: str
+    milliseconds: float
+    memory: float
+    gmac: float
+    of_peak: float
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return (
+            f"{self.network:22} {height:>4} x {width:<4} {self.dtype:8} {self.way:6} {self.milliseconds:9.0f} ms {self.memory:7.0f} MiB "
+            f"{self.gmac:7.1f} GMAC {self.of_peak:6.2f} of peak"
+        )
+
+
+def time_restorers(
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    dtypes: Sequence[str] = ("float32",),
+    ways: Sequence[str] = ("ours", "plain", "guided"),
+    runs: int = 3,
+    device: str = "cpu",
+) -> Iterator[Timing]:
+    """Time networks with random weights, one after the other.
+
+    Args:
+        names: keys of `RESTORERS`.
+        sizes: height and width in pixels.
+        dtypes: `float32`, `bfloat16`, `float16`.
+        ways: `ours`, `plain` and `guided`; the last also times the matcher.
+        runs: measured runs, behind one that is not.
+        device: where to.
+
+    Raises:
+        ValueError: if a name is not known.
+    """
+    for kind, asked, known in (
+        ("network", names, RESTORERS),
+        ("dtype", dtypes, DTYPES),
+        ("way", ways, ("ours", "plain", "guided")),
+    ):
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            raise ValueError(f"Unknown {kind} {', '.join(unknown)}; known are {', '.join(known)}.")
+    for dtype in dtypes:
+        speed = matmul_speed(DTYPES[dtype], device)
+        for name in names:
+            networks = build(name, DTYPES[dtype], device, guided="guided" in ways)
+            for size in sizes:
+                for label, way, call in calls(name, networks, size, ways):
+                    with plain(networks["bare"]) if way == "plain" else contextlib.nullcontext():
+                        gmac, (milliseconds, memory) = count_gmac(call), measure(call, runs, device)
+                    yield Timing(label, size, dtype, way, milliseconds, memory, gmac, 2 * gmac / milliseconds / speed)
+
+
+def build(name: str, dtype: torch.dtype, device: str, guided: bool) -> dict[str, torch.nn.Module]:
+    """A network with random weights, and where asked for its guided form with the matcher that feeds it."""
+    torch.manual_seed(0)
+    networks = {"bare": RESTORERS[name]()}
+    if guided:
+        levels = len(networks["bare"].config.get("encoder_depths", (1, 1))) + 1
+        widths = tuple(32 * 2**level for level in range(levels))
+        networks |= {"guided": RESTORERS[name](guidance_channels=widths), "matcher": GuidanceMatcher(widths=widths)}
+    return {
+        part: network.eval().requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
+        for part, network in networks.items()
+    }
+
+
+@torch.no_grad()
+def calls(name: str, networks: dict[str, torch.nn.Module], size: tuple[int, int], ways: Sequence[str]) -> Iterator[tuple]:
+    """`(label, way, call)` of what is timed at a size."""
+    bare = networks["bare"]
+    parameter = next(bare.parameters())
+    image = torch.rand(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+    last = image.contiguous(memory_format=torch.channels_last)
+    if "ours" in ways:
+        yield name, "ours", lambda: bare(last)
+    if "plain" in ways:
+        yield name, "plain", lambda: bare(image)
+    if "guided" in ways:
+        guided, matcher, other = networks["guided"], networks["matcher"], last.flip(-1)
+        features = matcher(last, other).features
+        yield name, "guided", lambda: guided(last, features)
+        yield f"matcher of {name}", "ours", lambda: matcher(last, other)
+
+
+def matmul_speed(dtype: torch.dtype, device: str = "cpu", side: int = 2048, runs: int = 5) -> float:
+    """10^9 operations a millisecond of one large matrix product, the best of some runs: what this machine can do at most."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = min(seconds(lambda: a @ b, device) for _ in range(runs))
+    return 2 * side**3 / (1000 * best) / 1e9
+
+
+@torch.no_grad()
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def count_gmac(call: Callable[[], object]) -> float:
+    """10^9 multiply-adds of the convolutions and matrix products of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2e9
+
+
+def measure(call: Callable[[], object], runs: int, device: str) -> tuple[float, float]:
+    """Median milliseconds of some runs behind one that is not measured, and the highest memory in MiB above what was in use."""
+    seconds(call, device)
+    before = reset_peak(device)
+    times = [seconds(call, device) for _ in range(runs)]
+    return 1000 * statistics.median(times), peak(device) - before
+
+
+def reset_peak(device: str) -> float:
+    """Start to watch the highest memory; returns what is in use in MiB, NaN where the system does not tell."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return float("nan")
+    return status("VmRSS")
+
+
+def peak(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else status("VmHWM")
+
+
+def status(name: str) -> float:
+    """A size from `/proc/self/status` in MiB (Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
