@@ -1,7 +1,8 @@
 """The published arithmetic of the restoration networks, on the same weights: what the benchmark compares ours with.
 
-`plain(model)` swaps, within the block, the forward passes of layers for straightforward ones: layer normalisation that reshuffles images to
-tokens and back, variance computed apart, attention as four (or one) products of whole maps, grouped convolutions as they are. Outputs agree.
+`plain(model)` swaps, within the block, the forward passes of layers for straightforward ones: images channels first in memory, layer
+normalisation that reshuffles them to tokens and back, variance computed apart, attention as four (or one) products of whole maps, grouped
+convolutions as they are. Outputs agree.
 """
 
 import contextlib
@@ -75,10 +76,18 @@ PLAIN = {
 def plain(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model computes the same the plain way."""
     swapped = [module for module in model.modules() if type(module) in PLAIN]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    weights = [module.weight.data for module in convolutions]
+    channels_first = convolutions[0].register_forward_pre_hook(lambda module, inputs: tuple(x.contiguous() for x in inputs))
     try:
+        for module in convolutions:
+            module.weight.data = module.weight.data.contiguous()
         for module in swapped:
             module.forward = PLAIN[type(module)].__get__(module)
         yield model
     finally:
+        channels_first.remove()
+        for module, weight in zip(convolutions, weights):
+            module.weight.data = weight
         for module in swapped:
             module.__dict__.pop("forward", None)

@@ -42,6 +42,7 @@ class Config(StageConfig):
     painted_from: str = knob("cleaned", "what `--view` paints from: cleaned words, or degraded ones (the ablation)")
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
+    aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
     guidance_dropout: float = knob(0.1, "share of samples restored without guidance, so that strength 0 stays good")
     loss: str = knob("l1", "l1 (the paper) or psnr")
@@ -155,7 +156,9 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
     if pipe.matcher is None:
         refuse_lora(config, "matcher")
         channels = list(pipe.restorer.config.guidance_channels)
-        pipe.register_modules(matcher=GuidanceMatcher(widths=channels, downscale=options.get("downscale", 1)))
+        pipe.register_modules(
+            matcher=GuidanceMatcher(widths=channels, downscale=options.get("downscale", 1), aligned=config.aligned)
+        )
 
 
 @torch.no_grad()

@@ -181,3 +181,16 @@ def test_gradients_reach_the_encoder_through(output):
 def test_a_matcher_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="`block_size` and `window` must be at least 1, got"):
         matcher(**options)
+
+
+def test_aligned_guidance_stays_where_it_is():
+    matcher = GuidanceMatcher(widths=(4, 6), depth=1, aligned=True).eval()
+    degraded, guidance = image(16, 24), image(16, 24, seed=1)
+    with torch.no_grad():
+        matched, (query, source) = matcher(degraded, guidance), (matcher.encode(x) for x in (degraded, guidance))
+        patches = [torch.nn.functional.unfold(x[-1], 3, padding=1) for x in (query, source)]
+        score = torch.cosine_similarity(*patches, dim=1).clamp(0, 1).unflatten(1, query[-1].shape[-2:])
+        torch.testing.assert_close(matched.features[-1], source[-1] * score[:, None], atol=1e-5, rtol=1e-4)
+        same = matcher(degraded, degraded)
+    torch.testing.assert_close(same.confidence, torch.ones(1, 1, 16, 24), atol=1e-4, rtol=0)
+    assert same.features[0].shape == (1, 4, 16, 24)

@@ -52,6 +52,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         block_size: side of the blocks located together, in pixels of the deepest level.
         window: side of the search window, in blocks.
         dilations: dilations of the 3 x 3 patches that describe a block's centre.
+        aligned: search nothing; for guidance that shows everything where the degraded image does, as it does when it was painted from
+            it (`guidance_init="image"`). Features are weighted by the match at the place itself.
     """
 
     _supports_gradient_checkpointing = True
@@ -68,6 +70,7 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         block_size: int = 8,
         window: float = 1.5,
         dilations: tuple[int, ...] = (1, 2, 3),
+        aligned: bool = False,
     ):
         super().__init__()
         if block_size < 1 or window < 1:
@@ -93,12 +96,15 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             guidance = resized.clamp(0, 1).to(guidance.dtype)
         queries = self.encode(degraded)
         sources = self.encode(guidance)
-        rows, columns, score = self.match(queries[-1], sources[-1])
+        if self.config.aligned:
+            score = cosine_in_place(queries[-1].float(), sources[-1].float())
+        else:
+            rows, columns, score = self.match(queries[-1], sources[-1])
         score = score[:, None].to(degraded)
         features = []
         for level, source in enumerate(sources):
             scale = 2 ** (len(sources) - 1 - level)
-            moved = gather_blocks(source, rows, columns, scale)
+            moved = source if self.config.aligned else gather_blocks(source, rows, columns, scale)
             features.append(moved * F.interpolate(score, moved.shape[-2:], mode="bilinear", align_corners=False))
         step = self.config.downscale * 2 ** (len(sources) - 1)
         size = (score.shape[-2] * step, score.shape[-1] * step)
@@ -185,6 +191,16 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         top = (best // width - side // 2).clamp(0, max(height - side, 0))
         left = (best % width - side // 2).clamp(0, max(width - side, 0))
         return top, left
+
+
+def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity in [0, 1] of the 3 x 3 patches of `query` and `source` `(B, C, H, W)` around each pixel, `(B, H, W)`."""
+    dots, *energies = (
+        F.avg_pool2d((a * b).sum(1, keepdim=True), 3, 1, padding=1)
+        for a, b in ((query, source), (query, query), (source, source))
+    )
+    norms = [energy.clamp(min=1e-12).sqrt() for energy in energies]
+    return (dots / (norms[0] * norms[1]))[:, 0].clamp(0, 1)
 
 
 def cut_squares(image: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int) -> torch.Tensor:
