@@ -43,7 +43,7 @@ class Config(StageConfig):
     max_train_steps: int = 8000
     use_ema: bool = True
     guidance_size: int = knob(64, "side of the guidance in pixels")
-    block_out_channels: list[int] = knob([96, 128], "channels of the UNet's levels")
+    block_out_channels: list[int] = knob([64, 96], "channels of the UNet's levels")
     last_step_share: float = knob(0.5, "share of samples at the last timestep, where one step must paint everything")
     caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
     empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
@@ -81,9 +81,10 @@ def main(config: Config) -> TrainingRun:
         words = pipe.mapper(pipe.encode_image(seen).float())
         if pipe.cleaner is not None:
             words = torch.where(cleaned[:, None, None], pipe.cleaner(words), words)
-        latents, start = (
-            pipe.encode_latents(F.interpolate(image, (config.guidance_size,) * 2, mode="area")) for image in (painted, seen)
-        )
+        latents = pipe.encode_latents(F.interpolate(painted, (config.guidance_size,) * 2, mode="area"))
+        start = latents.clone()
+        if cleaned.any():  # elsewhere what is seen is what is painted
+            start[cleaned] = pipe.encode_latents(F.interpolate(seen[cleaned], (config.guidance_size,) * 2, mode="area"))
         from_photo = {"source": batch["source"], "photo": batch["photo"], "is_clean": clean | cleaned}
         return {"words": words, "latents": latents, "start": start, "from_image": from_image, **from_photo}
 
