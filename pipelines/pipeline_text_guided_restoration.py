@@ -393,6 +393,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         tile: int | None = None,
         overlap: int = 32,
         output_type: str = "pil",
+        return_influence: bool = True,
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -420,6 +421,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             overlap: pixels that neighbouring tiles share and blend over.
             output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`, `pt` `(B, 3, H, W)`, or `latent`:
                 stop before decoding and return the latents of the guidance.
+            return_influence: restore without guidance too, to say what guidance changed; `False` saves that time.
             return_dict: return a `RestorationOutput`, otherwise the tuple `(images, guidance_images)`.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; returns a dict of tensors
                 to be replaced.
@@ -463,6 +465,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                     tile=tile,
                     overlap=overlap,
                     output_type=output_type,
+                    return_influence=return_influence,
                     callback_on_step_end=callback_on_step_end,
                     callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
                 )
@@ -520,12 +523,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             elif self.restorer is None:
                 restored = torch.cat(references)
             else:
-                restored, _ = self.restore(degraded, tile=tile, overlap=overlap)
-            if references is not None and self.restorer is not None and guidance_strength > 0:
-                unguided = restored
-                aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                restored, shown["match_confidence"] = self.restore(degraded, aligned, guidance_strength, tile, overlap)
-                shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
+                guided = references is not None and guidance_strength > 0
+                if not guided or return_influence:
+                    restored, _ = self.restore(degraded, tile=tile, overlap=overlap)
+                if guided:
+                    unguided = restored if return_influence else None
+                    aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
+                    restored, shown["match_confidence"] = self.restore(degraded, aligned, guidance_strength, tile, overlap)
+                    if unguided is not None:
+                        shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
 
         # 6. Give everything the form that was asked for
         images = convert(list(restored.split(1)), output_type, pictures)

@@ -565,3 +565,13 @@ def test_the_second_view_of_the_detector_is_the_centre_in_native_pixels():
     assert set(run(pipe).degradation[0]) == set(pipe.detector.config.labels)
     small = torch.rand(1, 3, side // 2, side)
     assert torch.equal(pipe.encode_views(small)[:, 1], pipe.encode_image(small))
+
+
+def test_influence_is_left_out_with_its_second_pass(pipe):
+    calls = []
+    handle = pipe.restorer.register_forward_hook(lambda *_: calls.append(1))
+    lean, full = run(pipe, return_influence=False), run(pipe)
+    handle.remove()
+    assert lean.influence is None and full.influence is not None and len(calls) == 3
+    assert torch.equal(lean.images, full.images)
+    assert torch.equal(run(pipe, return_influence=False, guidance_strength=0.0).images, run(pipe, guidance="none").images)

@@ -116,6 +116,7 @@ def restore(
             guidance_strength=strength,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            return_influence=intermediates,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -242,6 +243,7 @@ def evaluate(
             guidance_strength=strength,
             num_inference_steps=steps,
             tile=tile or None,
+            return_influence=False,
         )
         if json_file is not None:
             write_scores(json_file, result.to_dict(), checkpoint, adapter)
