@@ -483,7 +483,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         needs_words = guidance in ("cleaned", "degraded")
         tokens = self.encode_image(degraded) if needs_words or self._can_detect else None
         if self._can_detect:
-            shown["degradation"], shown["severity"] = self.detect(self.encode_views(degraded, tokens))
+            shown["degradation"], shown["severity"] = self.detect(tokens, self.native_pixels(degraded))
 
         adapters = self._task_adapters(task, shown.get("degradation"))
         if adapters is not None and any(names != adapters[0] for names in adapters):
@@ -563,19 +563,16 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         std = torch.tensor(self.image_processor.image_std, device=image.device)[:, None, None]
         return (pixels - mean) / std
 
-    def encode_views(self, image: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """What the detector judges images `(B, 3, H, W)` by, `(B, views, 1 + P, Di)`: the tokens of the whole image (if they are not given)
-        and, for a second view, those of its centre in native pixels."""
-        views = [self.encode_image(image) if tokens is None else tokens]
-        if self.detector.config.get("views", 1) > 1:
-            side = self.image_encoder.config.image_size
-            top, left = (max(length - side, 0) // 2 for length in image.shape[-2:])
-            views.append(self.encode_image(image[..., top : top + side, left : left + side]))
-        return torch.stack(views, dim=1)
+    def native_pixels(self, image: torch.Tensor, side: int = 128) -> torch.Tensor:
+        """The centre of images `(B, 3, H, W)` in native pixels, `side` at most; what a detector may judge texture by."""
+        top, left = (max(length - side, 0) // 2 for length in image.shape[-2:])
+        return image[..., top : top + side, left : left + side].clamp(0, 1)
 
-    def detect(self, image_tokens: torch.Tensor) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-        """Probability and severity of each degradation, a dict for each image, from the tokens of `encode_views`."""
-        seen = self.detector(image_tokens.to(self.detector.dtype))
+    def detect(
+        self, image_tokens: torch.Tensor, pixels: torch.Tensor | None = None
+    ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        """Probability and severity of each degradation, a dict for each image; from image tokens and `native_pixels`."""
+        seen = self.detector(image_tokens.to(self.detector.dtype), pixels)
         labels = self.detector.config.labels
         probability, severity = seen.logits.float().sigmoid().tolist(), seen.severity.float().tolist()
         return [dict(zip(labels, row)) for row in probability], [dict(zip(labels, row)) for row in severity]

@@ -554,17 +554,13 @@ def test_full_size_stable_diffusion_2_1_shapes_run_on_random_weights():
     assert out.images.shape == (1, 3, 64, 96) and torch.isfinite(out.images).all()
 
 
-def test_the_second_view_of_the_detector_is_the_centre_in_native_pixels():
+def test_the_detector_sees_the_centre_in_native_pixels():
     pipe = tiny.pipeline()
-    pipe.register_modules(detector=type(pipe.detector)(tiny.IMAGE_DIM, width=8, views=2))
-    side = pipe.image_encoder.config.image_size
-    image = torch.rand(1, 3, 3 * side, 2 * side + 10)
-    views = pipe.encode_views(image)
-    centre = image[..., side : 2 * side, (side + 10) // 2 : (side + 10) // 2 + side]
-    assert torch.equal(views[:, 0], pipe.encode_image(image)) and torch.equal(views[:, 1], pipe.encode_image(centre))
-    assert set(run(pipe).degradation[0]) == set(pipe.detector.config.labels)
-    small = torch.rand(1, 3, side // 2, side)
-    assert torch.equal(pipe.encode_views(small)[:, 1], pipe.encode_image(small))
+    pipe.register_modules(detector=type(pipe.detector)(tiny.IMAGE_DIM, width=8, pixel_width=4))
+    image = torch.rand(1, 3, 150, 203)
+    assert torch.equal(pipe.native_pixels(image), image[..., 11:139, 37:165])
+    assert torch.equal(pipe.native_pixels(image[..., :40]), image[..., 11:139, :40])
+    assert set(pipe(image, output_type="pt").degradation[0]) == set(pipe.detector.config.labels)
 
 
 def test_influence_is_left_out_with_its_second_pass(pipe):

@@ -64,12 +64,16 @@ def main(config: Config) -> TrainingRun:
 
     @torch.no_grad()
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"image_tokens": pipe.encode_views(batch["degraded"]), "severity": batch["severity"]}
+        return {
+            "image_tokens": pipe.encode_image(batch["degraded"]),
+            "pixels": pipe.native_pixels(batch["degraded"]),
+            "severity": batch["severity"],
+        }
 
     samples = data.crops(config.resolution)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
         with run.accumulate():
-            seen = detector(batch["image_tokens"])
+            seen = detector(batch["image_tokens"], batch["pixels"])
             loss = detection_loss(seen.logits, seen.severity, batch["severity"][:, columns])
             run.update(loss, len(seen.logits))
         if run.due(config.validation_steps):
@@ -90,7 +94,7 @@ def judge(run: TrainingRun, pipe, config: Config) -> None:
         with run.averaged():
             for recipe, pair in validation_pairs(config, config.resolution):
                 image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
-                (probability,), (severity,) = pipe.detect(pipe.encode_views(image))
+                (probability,), (severity,) = pipe.detect(pipe.encode_image(image), pipe.native_pixels(image))
                 true = {
                     RECIPES[name].label: RECIPES[name].severity(low) for name, low, high in parse_recipe(recipe) if low == high
                 }

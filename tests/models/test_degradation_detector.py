@@ -46,18 +46,19 @@ def test_tokens_of_another_shape_are_refused(shape):
         detector()(torch.zeros(shape))
 
 
-def test_two_views_are_both_judged():
-    model = detector(views=2)
-    tokens = torch.randn(3, 2, 5, IMAGE_DIM)
-    logits = model(tokens).logits
-    for view in range(2):
-        other = tokens.clone()
-        other[:, view] = torch.randn(3, 5, IMAGE_DIM)
-        assert not torch.allclose(model(other).logits, logits, atol=1e-3)
-    with pytest.raises(ValueError, match=r"must be \(B, 2, 1 \+ patches"):
-        model(tokens[:, 0])
+def test_native_pixels_show_what_tokens_hide():
+    model, tokens = detector(pixel_width=4), torch.randn(2, 5, IMAGE_DIM)
+    smooth = torch.full((2, 3, 40, 56), 0.5)
+    noisy = smooth + 0.1 * torch.randn(2, 3, 40, 56)
+    assert not torch.allclose(model(tokens, smooth).logits, model(tokens, noisy).logits, atol=1e-4)
+    torch.testing.assert_close(
+        model(tokens, smooth).logits, model(tokens, smooth * 0.5).logits, atol=1e-5, rtol=0
+    )  # brightness is not texture
+    assert model(tokens, torch.rand(2, 3, 17, 19)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="looks at native pixels too"):
+        model(tokens)
 
 
-def test_more_views_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="`views` must be 1 or 2, got 3"):
-        detector(views=3)
+def test_without_a_branch_pixels_play_no_part():
+    model, tokens = detector(), torch.randn(2, 5, IMAGE_DIM)
+    assert torch.equal(model(tokens, torch.rand(2, 3, 32, 32)).logits, model(tokens).logits)
