@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from tests import tiny
 from tests.tiny import image
-from textir.losses import detection_loss, diffusion_loss, restoration_loss, word_loss
+from textir.losses import detection_loss, diffusion_loss, halved, restoration_loss, word_loss
 
 TIMESTEPS = torch.tensor([3, 500, 999])
 
@@ -141,6 +141,24 @@ def test_a_loss_is_taken_in_single_precision(kind, fft_weight):
     loss = restoration_loss(restored, clean, kind, fft_weight)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, restoration_loss(restored.float(), clean.float(), kind, fft_weight))
+
+
+@pytest.mark.parametrize("kind", ["l1", "psnr"])
+def test_a_loss_on_several_scales_is_the_sum_over_them(kind):
+    clean = image(16, 24, batch=2)
+    scales = [image(4, 6, batch=2, seed=1), image(8, 12, batch=2, seed=2), image(16, 24, batch=2, seed=3)]
+    middles = clean.unflatten(3, (6, 4)).unflatten(2, (4, 4))[:, :, :, 1:3, :, 1:3].mean((3, 5))
+    halves = clean.unflatten(3, (12, 2)).unflatten(2, (8, 2)).mean((3, 5))
+    expected = sum(restoration_loss(s, c, kind, 0.1).item() for s, c in zip(scales, (middles, halves, clean), strict=True))
+    assert restoration_loss(scales, clean, kind, 0.1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_scales_of_odd_sizes_are_compared_where_they_lie():
+    ramp = torch.arange(31.0).expand(1, 3, 17, 31) / 31  # a pixel's value is its place
+    places = (torch.arange(8.0) * 4 + 1.5).clamp(max=30) / 31
+    places[-1] = (29 + 30) / 2 / 31  # the last square is half beyond the border, which repeats
+    coarse = restoration_loss([places.expand(1, 3, 5, 8), halved(ramp, 1), ramp], ramp)
+    assert coarse.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_an_unknown_loss_is_refused():

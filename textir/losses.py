@@ -69,11 +69,14 @@ def word_loss(words: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(words.float(), target.float()) / target.float().var().clamp(min=1e-8)
 
 
-def restoration_loss(restored: torch.Tensor, clean: torch.Tensor, kind: str = "l1", fft_weight: float = 0.0) -> torch.Tensor:
+def restoration_loss(
+    restored: torch.Tensor | list[torch.Tensor], clean: torch.Tensor, kind: str = "l1", fft_weight: float = 0.0
+) -> torch.Tensor:
     """Distance of restored images from their clean twins.
 
     Args:
-        restored: `(B, C, H, W)`.
+        restored: `(B, C, H, W)`; or the same images at several scales, coarsest first, each twice the size of the one before (rounded
+            up): then the distance is the sum over scales, each from the clean images reduced to it.
         clean: `(B, C, H, W)` in [0, 1].
         kind: `l1` (the paper), or `psnr`: the mean logarithm of each image's squared error (Chen et al. 2022), which weighs
             slight and heavy degradations alike; errors below 40 dB count less and less.
@@ -86,6 +89,9 @@ def restoration_loss(restored: torch.Tensor, clean: torch.Tensor, kind: str = "l
     Raises:
         ValueError: if `kind` is neither.
     """
+    if not torch.is_tensor(restored):
+        halvings = range(len(restored))[::-1]
+        return sum(restoration_loss(scale, halved(clean, n), kind, fft_weight) for scale, n in zip(restored, halvings))
     error = restored.float() - clean.float()
     if kind == "l1":
         loss = error.abs().mean()
@@ -96,6 +102,16 @@ def restoration_loss(restored: torch.Tensor, clean: torch.Tensor, kind: str = "l
     if fft_weight:
         loss = loss + fft_weight * torch.view_as_real(torch.fft.rfft2(error)).abs().mean()
     return loss
+
+
+def halved(image: torch.Tensor, times: int) -> torch.Tensor:
+    """Images `(B, C, H, W)` at a half, quarter, ... of their size, rounded up: bilinear, from the middle of each square, as SFNet and its
+    kin reduce their targets."""
+    factor = 2**times
+    if factor == 1:
+        return image
+    missing = (0, -image.shape[-1] % factor, 0, -image.shape[-2] % factor)
+    return F.interpolate(F.pad(image, missing, mode="replicate"), scale_factor=1 / factor, mode="bilinear")
 
 
 def detection_loss(logits: torch.Tensor, predicted_severity: torch.Tensor, severity: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,11 @@
 Clean photos are all it needs: every crop is degraded on the fly. With guidance (`make_guidance.py` writes it once, beside input/ and
 target/) a matcher and fusion blocks are added to the network, which start as if they were not there:
 
-    accelerate launch -m train_lora.train_restorer --pretrained_model_name_or_path runs/restorer/pipeline \
-        --train_data_dir runs/guidance --output_dir runs/guided --learning_rate 2e-4 --matcher_learning_rate 1e-4
+    accelerate launch -m train_lora.train_restorer --pretrained_model_name_or_path runs/cleaner/pipeline \
+        --restorer_from runs/restorer/pipeline --train_data_dir runs/guidance --output_dir runs/guided \
+        --learning_rate 2e-4 --matcher_learning_rate 1e-4
+
+The chain of the first does not train here, but the result paints its guidance with it; validation shows it too.
 
 A chain small enough to paint in the loop needs no folder: with `--view 256` the guidance of every sample is painted from 256 x 256 pixels
 around the crop, so that it knows more of the photo than the crop shows.
@@ -15,7 +18,7 @@ around the crop, so that it knows more of the photo than the crop shows.
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +38,13 @@ class Config(StageConfig):
     pretrained_model_name_or_path: str | None = knob(
         None, "checkpoint to start from: mini, a folder or a Hub id; a new network without"
     )
+    restorer_from: str | None = knob(None, "another checkpoint to take the restorer of: the chain that paints comes without one")
     restorer: str = knob("NAFNet", "class of a new network")
     restorer_config: str | None = knob(None, "JSON of its arguments; the defaults otherwise")
     guidance: bool = knob(True, "use the guidance of the training data if there is one; False is the unguided ablation")
+    guidance_dirs: list[str] = knob([], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir")
     view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
-    painted_from: str = knob("cleaned", "what `--view` paints from: cleaned words, or degraded ones (the ablation)")
+    painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
@@ -69,6 +74,15 @@ class Config(StageConfig):
             )
         if list(self.phase_ends) != sorted(self.phase_ends) or any(end >= self.max_train_steps for end in self.phase_ends):
             raise ValueError(f"`--phase_ends` must rise and end before `--max_train_steps`, got {self.phase_ends}.")
+        if self.restorer_from and self.pretrained_model_name_or_path is None:
+            raise ValueError(
+                "`--restorer_from` completes a checkpoint; name it by `--pretrained_model_name_or_path`, or give the restorer there."
+            )
+        if self.guidance_dirs and (len(self.guidance_dirs) != len(self.train_data_dir) or self.guidance_dir or self.dataset_name):
+            raise ValueError(
+                "`--guidance_dirs` needs one folder for each `--train_data_dir`, and neither `--guidance_dir` nor `--dataset_name`, "
+                f"got {len(self.guidance_dirs)} for {len(self.train_data_dir)}."
+            )
         if self.restorer not in networks.__all__:
             raise ValueError(f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(networks.__all__)}.")
         if self.view is not None and (len(self.resolution) > 1 or self.view < self.resolution[0] or not self.guidance):
@@ -81,7 +95,7 @@ class Config(StageConfig):
 
 def main(config: Config) -> TrainingRun:
     sides = config.resolution if config.view is None else [config.view]
-    data = TrainingData(config, max(sides))
+    data = read_data(config, max(sides))
     guided = config.guidance and (data.has_guidance or config.view is not None)
     pipe = load_restorer(config)
     if config.view is not None:
@@ -96,9 +110,11 @@ def main(config: Config) -> TrainingRun:
         model.to(memory_format=torch.channels_last)
     rates = {"matcher": config.matcher_learning_rate} if config.matcher_learning_rate else {}
     run = TrainingRun(config, models, rates)
-    place(pipe, run, *models)
+    shown = guided and pipe.unet is not None and config.validation_data_dir is not None
+    place(pipe, run, *models, *(["image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"] if shown else []))
     restorer, matcher = run.models["restorer"], run.models.get("matcher")
     painter = pipe.painter().to(run.device) if config.view is not None else None
+    several = {"all_scales": True} if getattr(pipe.restorer, "num_scales", 1) > 1 else {}
 
     ends = [*config.phase_ends, config.max_train_steps]
     phases = [(data.crops(size), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
@@ -108,17 +124,40 @@ def main(config: Config) -> TrainingRun:
         with run.accumulate():
             degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
             if guided:
-                features = matcher(degraded, batch["guidance"].contiguous(memory_format=torch.channels_last)).features
-                restored = restorer(degraded, features, draw_strength(batch["index"], config).to(degraded))
+                guidance = batch["guidance"].contiguous(memory_format=torch.channels_last)
+                features = matcher(mean_view(degraded), guidance).features
+                restored = restorer(degraded, features, draw_strength(batch["index"], config).to(degraded), **several)
             else:
-                restored = restorer(degraded)
+                restored = restorer(degraded, **several)
             loss = restoration_loss(restored, batch["clean"], config.loss, config.fft_weight)
             run.update(loss, len(degraded))
         if run.due(config.validation_steps):
-            validate(run, config, config.validation_size, restore(pipe, guided))
+            validate(run, config, config.validation_size, restore(pipe, config, guided))
     run.save()
     publish(run, pipe, "train_restorer")
     return run
+
+
+def read_data(config: Config, smallest: int) -> TrainingData:
+    """The training data, each source with guidance of its own where `guidance_dirs` says so."""
+    if not config.guidance_dirs:
+        return TrainingData(config, smallest)
+    parts = []
+    for i, (source, folder) in enumerate(zip(config.train_data_dir, config.guidance_dirs)):
+        single = {"train_data_dir": [source], "guidance_dir": folder, "guidance_dirs": []}
+        single["output_dir"] = f"{config.output_dir}/source-{i}"  # where it notes which images it has checked
+        parts.append(TrainingData(replace(config, **single), smallest))
+    joined = parts[0]
+    if any(part.weights for part in parts):
+        joined.weights = [weight for part in parts for weight in part.weights or [1.0]]
+    joined.sources = [source for part in parts for source in part.sources]
+    return joined
+
+
+def mean_view(degraded: torch.Tensor) -> torch.Tensor:
+    """What a matcher compares with guidance, `(B, 3, H, W)`: the photo `(B, 3 * views, H, W)` itself, or of the views of a dual-pixel
+    sensor the mean, which lies where the clean photo does; each view alone is shifted against it where it is out of focus."""
+    return degraded if degraded.shape[1] == 3 else degraded.unflatten(1, (-1, 3)).mean(1)
 
 
 def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
@@ -128,7 +167,13 @@ def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
             raise ValueError(
                 "`--restorer_config` builds a new network; leave out `--pretrained_model_name_or_path`, which brings one."
             )
-        return load_chain(config)
+        pipe = load_chain(config)
+        if config.restorer_from is not None:
+            other = {"pretrained_model_name_or_path": config.restorer_from, "restorer_from": None, "adapter": None}
+            given = load_chain(replace(config, revision=None, variant=None, **other))
+            need(given, "restorer")
+            pipe.register_modules(restorer=given.restorer, matcher=given.matcher)
+        return pipe
     refuse_lora(config, "restorer")
     torch.manual_seed(config.seed)
     options = read_json(config.restorer_config, "--restorer_config")
@@ -143,7 +188,7 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
     options = dict(pipe.restorer.config)
     if options.get("guidance_channels") is None:
         refuse_lora(config, "guidance")
-        levels = len(options["encoder_depths"]) + 1
+        levels = len(options["encoder_depths"]) + 1 if "encoder_depths" in options else pipe.restorer.num_levels
         widths = config.matcher_widths or [32 * 2**level for level in range(levels)]
         settings = {name: value for name, value in options.items() if not name.startswith("_")}
         fused = type(pipe.restorer)(**{**settings, "guidance_channels": widths, "fusion": config.fusion})
@@ -176,16 +221,19 @@ def paint_and_cut(painter, batch: dict[str, torch.Tensor], config: Config) -> di
     return {**batch, "degraded": cut(batch["degraded"]), "clean": cut(batch["clean"]), "guidance": cut(guidance)}
 
 
-def restore(pipe: TextGuidedRestorationPipeline, guided: bool):
+def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):
     """What the network makes of an image, alone and, where the chain can paint one, with guidance."""
+    painter = pipe.painter() if guided and pipe.unet is not None else None
 
     def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
         networks = [pipe.restorer, pipe.matcher] if guided else [pipe.restorer]
         for network in networks:
             network.eval()
         rendered = {"unguided" if guided else "restored": pipe.restorer(degraded)}
-        if guided and pipe.unet is not None:
-            rendered["guided"] = pipe(degraded, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        if painter is not None:
+            seen, generator = mean_view(degraded), torch.Generator().manual_seed(0)
+            painted = painter(seen, guidance=config.painted_from, generator=generator, output_type="pt").images
+            rendered["guided"] = pipe.restorer(degraded, pipe.matcher(seen, painted.to(seen)).features)
         for network in networks:
             network.train()
         return rendered

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import image, sfnet
+from textir.losses import restoration_loss
 from textir.models.sfnet import DynamicFilter, GlobalSelection, PatchSelection, local_mean
 
 
@@ -19,12 +20,25 @@ def test_any_size_comes_back(size):
     assert restored.shape == (2, 3, *size) and restored.isfinite().all()
 
 
-def test_three_scales_are_restored():
-    model, x = sfnet(guided=False).eval(), image(16, 24)
+@pytest.mark.parametrize(("size", "expected"), [((16, 24), [(4, 6), (8, 12), (16, 24)]), ((17, 30), [(5, 8), (9, 15), (17, 30)])])
+def test_three_scales_are_restored(size, expected):
+    model, x = sfnet(guided=False).eval(), image(*size)
     with torch.no_grad():
-        scales = model.forward_scales(x)
-        assert [tuple(scale.shape[-2:]) for scale in scales] == [(4, 6), (8, 12), (16, 24)]
-        assert torch.equal(scales[-1], model(x))
+        scales = model(x, all_scales=True)
+        assert [tuple(scale.shape[-2:]) for scale in scales] == expected
+        assert len(scales) == model.num_scales and torch.equal(scales[-1], model(x))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_parameter_learns_from_the_loss_on_all_scales(guided):
+    torch.manual_seed(0)
+    model, x, clean = sfnet(guided), image(16, 24, batch=2), image(16, 24, batch=2, seed=1)
+    features = guidance(2) if guided else None
+    restoration_loss(model(x, features, all_scales=True), clean, "l1", 0.1).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    model.zero_grad()
+    restoration_loss(model(x, features), clean, "l1", 0.1).backward()
+    assert {name[:9] for name, parameter in model.named_parameters() if parameter.grad is None} == {"outputs.0", "outputs.1"}
 
 
 @pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
@@ -103,7 +117,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointed in (False, True):
         model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
         model.zero_grad()
-        scales = model.forward_scales(x, guidance(2))
+        scales = model(x, guidance(2), all_scales=True)
         sum(scale.square().mean() for scale in scales).backward()
         results.append([scales[-1].detach(), *(parameter.grad.clone() for parameter in model.parameters())])
     torch.testing.assert_close(results[0], results[1])

@@ -1,7 +1,7 @@
 """SFNet: a convolutional U with branches that split features into low and high frequencies and weigh them.
 
 Cui et al., *Selective Frequency Network for Image Restoration* (ICLR 2023). Written from the paper; guidance enters as in Lin et al.
-(CVPR 2024). The published network returns three scales in training; `forward` returns the full-size one and `forward_scales` all three.
+(CVPR 2024). The published network returns three scales in training; `forward` returns the full-size one, and with `all_scales` all three.
 """
 
 import torch
@@ -199,6 +199,9 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["SFBlock"]
     _lora_layers = r".*(expand|project)\.0"
 
+    num_levels = 3  # each takes guidance
+    num_scales = 3  # each restores an image, to be compared with the clean one in training
+
     @register_to_config
     def __init__(
         self,
@@ -245,24 +248,24 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         degraded: torch.Tensor,
         guidance_features: list[torch.Tensor] | None = None,
         strength: float | torch.Tensor = 1.0,
-    ) -> torch.Tensor:
+        all_scales: bool = False,
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Restore images.
 
         Args:
             degraded: `(B, C, H, W)` in [0, 1], any size.
             guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
             strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
+            all_scales: return the smaller images too, which training compares with the reduced clean image. An argument and no method of
+                its own, because the wrapper that joins the gradients of several processes hears of `forward` alone.
 
         Returns:
-            restored images `(B, C, H, W)`, not clipped.
+            restored images `(B, C, H, W)`, not clipped; with `all_scales` a list of three, coarsest first: at a quarter, half and full
+            size, `(B, C, ceil(H / 4), ceil(W / 4))` and so on.
 
         Raises:
             ValueError: if guidance is given to a network built without it, or with another number of levels.
         """
-        return self.forward_scales(degraded, guidance_features, strength)[-1][..., : degraded.shape[-2], : degraded.shape[-1]]
-
-    def forward_scales(self, degraded, guidance_features=None, strength=1.0) -> list[torch.Tensor]:
-        """Restored images at a quarter, half and full size (padded to whole multiples), for losses on every scale."""
         if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
             raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
         guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
@@ -285,8 +288,9 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = self.reduces[i - 1](torch.cat([self.ups[i - 1](x), skips.pop()], dim=1))
                 x = self._fuse(self.decoder_fusions, i - 1, x, guidance, 2 - i, strength)
             x = self._run(decoder, x)
-            scales.append(output(x) + images[2 - i])
-        return scales
+            factor = 2 ** (2 - i)
+            scales.append((output(x) + images[2 - i])[..., : -(-height // factor), : -(-width // factor)])
+        return scales if all_scales else scales[-1]
 
     def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
         expected = self.config.guidance_channels
