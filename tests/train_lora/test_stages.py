@@ -581,3 +581,13 @@ def test_a_view_that_makes_no_sense_is_refused(wrong, message):
 def test_painting_in_the_loop_needs_a_chain(tmp_path, photos):
     with pytest.raises(ValueError, match="This stage needs image_encoder, mapper"):
         run("train_restorer", tmp_path, train_data_dir=[photos], view=36, restorer_config=small_restorer())
+
+
+def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, photos):
+    start = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8]}
+    output = run("train_restorer", tmp_path, **start, train_backbone=False, checkpointing_steps=2)
+    names = {name for name in trained(output / "checkpoint-2") if name.startswith("restorer.")}
+    assert names and all("fusion" in name for name in names)
+    before, after = load(chain), load(output / "pipeline")
+    image = tiny.image()
+    assert torch.equal(before.restorer(image), after.restorer(image))
