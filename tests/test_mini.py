@@ -1,0 +1,60 @@
+"""The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a photo it has never seen."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.data import astronaut
+
+from pipelines import MINI, TextGuidedRestorationPipeline
+from textir.degradations import degrade
+from textir.metrics import psnr
+
+
+@pytest.fixture(scope="module")
+def mini():
+    pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def photo() -> torch.Tensor:
+    pixels = torch.from_numpy(astronaut().astype(np.float32) / 255).movedim(-1, 0)[None]
+    return F.interpolate(pixels, (192, 224), mode="area")
+
+
+def restore(mini, image: torch.Tensor, **options):
+    return mini(image, generator=torch.Generator().manual_seed(0), output_type="pt", **options)
+
+
+def decibel(image: torch.Tensor, clean: torch.Tensor) -> float:
+    clean = F.interpolate(clean, image.shape[-2:], mode="area")
+    return psnr(*(x[0].clamp(0, 1).movedim(0, -1).numpy() for x in (image, clean)))
+
+
+def test_every_part_of_the_chain_is_there(mini):
+    assert not [name for name, part in mini.components.items() if part is None]
+    assert mini.config.default_guidance_init == "image" and mini.config.square_guidance
+
+
+@pytest.mark.parametrize(("recipe", "gain"), [("haze:1.5", 3), ("lowlight:2.5", 4)])
+def test_cleaned_words_paint_what_degraded_words_do_not(mini, photo, recipe, gain):
+    degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
+    cleaned, as_it_is = (restore(mini, degraded, guidance=kind).guidance_images for kind in ("cleaned", "degraded"))
+    assert decibel(cleaned, photo) > decibel(as_it_is, photo) + gain
+
+
+@pytest.mark.parametrize(("recipe", "gain"), [("noise:25", 7), ("haze:1", 4), ("lowlight:2.5", 6), ("rain:heavy", 2)])
+def test_photos_come_out_better_than_they_went_in(mini, photo, recipe, gain):
+    degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
+    assert decibel(restore(mini, degraded).images, photo) > decibel(degraded, photo) + gain
+
+
+def test_a_clean_photo_comes_back(mini, photo):
+    assert decibel(restore(mini, photo).images, photo) > 36
+
+
+def test_strength_nought_is_no_guidance_to_the_bit(mini, photo):
+    degraded = degrade(photo, "haze:1", torch.Generator().manual_seed(0))
+    assert torch.equal(restore(mini, degraded, guidance_strength=0.0).images, restore(mini, degraded, guidance="none").images)

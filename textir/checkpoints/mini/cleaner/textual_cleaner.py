@@ -1,0 +1,90 @@
+"""M_clean: takes the degradation out of pseudo-words.
+
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 3): one MLP for
+each word, no exchange between words. The defaults are the paper's shapes (118.2 M parameters) without residual;
+`residual=True` starts as the identity, which keeps the words of clean photos, and `rank` builds a light form.
+"""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import nn
+
+
+class WordMLP(nn.Module):
+    """Three times linear, layer normalisation, LeakyReLU, then linear: `(..., word_dim)` -> `(..., out_dim)`."""
+
+    def __init__(self, word_dim: int, width: int, out_dim: int):
+        super().__init__()
+        self.fc1, self.norm1 = nn.Linear(word_dim, width), nn.LayerNorm(width)
+        self.fc2, self.norm2 = nn.Linear(width, width), nn.LayerNorm(width)
+        self.fc3, self.norm3 = nn.Linear(width, width), nn.LayerNorm(width)
+        self.output = nn.Linear(width, out_dim)
+        self.activation = nn.LeakyReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self.norm1(self.fc1(x)))
+        x = self.activation(self.norm2(self.fc2(x)))
+        x = self.activation(self.norm3(self.fc3(x)))
+        return self.output(x)
+
+
+class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Maps pseudo-words of a degraded image to those of its clean twin.
+
+    Args:
+        word_dim: width of the word embeddings.
+        num_words: pseudo-words for each image.
+        width: width of the hidden layers.
+        residual: add the output to the input, starting from zero.
+        rank: in the light form one MLP serves all words, told apart by a learned embedding, and each word has a low-rank head of
+            this rank; `None` gives every word an MLP of its own (the paper).
+    """
+
+    _lora_layers = ["fc1", "fc2", "fc3", "output"]
+
+    @register_to_config
+    def __init__(
+        self,
+        word_dim: int = 1024,
+        num_words: int = 20,
+        width: int = 1280,
+        residual: bool = False,
+        rank: int | None = None,
+    ):
+        super().__init__()
+        if rank is None:
+            self.words = nn.ModuleList(WordMLP(word_dim, width, word_dim) for _ in range(num_words))
+            last = [word.output for word in self.words]
+        else:
+            self.position = nn.Parameter(torch.randn(num_words, word_dim) * 0.02)
+            self.shared = WordMLP(word_dim, width, rank)
+            self.expand = nn.Parameter(torch.randn(num_words, rank, word_dim) * rank**-0.5)
+            last = [self.shared.output]
+        if residual:
+            for layer in last:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, pseudo_words: torch.Tensor) -> torch.Tensor:
+        """Clean words.
+
+        Args:
+            pseudo_words: `(B, num_words, word_dim)`.
+
+        Returns:
+            cleaned pseudo-words `(B, num_words, word_dim)`.
+
+        Raises:
+            ValueError: if number or width of the words differ.
+        """
+        expected = (self.config.num_words, self.config.word_dim)
+        if pseudo_words.ndim != 3 or tuple(pseudo_words.shape[1:]) != expected:
+            raise ValueError(f"`pseudo_words` must be (B, {expected[0]}, {expected[1]}), got {tuple(pseudo_words.shape)}.")
+        if self.config.rank is None:
+            cleaned = torch.stack([mlp(word) for mlp, word in zip(self.words, pseudo_words.unbind(1))], dim=1)
+        else:
+            low = self.shared(pseudo_words + self.position)
+            cleaned = torch.einsum("bnr,nrd->bnd", low, self.expand)
+        return pseudo_words + cleaned if self.config.residual else cleaned
