@@ -188,10 +188,10 @@ class recorded_inputs:
         def note_encoder(module, args, kwargs):
             pixels = kwargs["pixel_values"].float().cpu()
             mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-            self.pictures["image encoder"] = pixels * std + mean
+            self.pictures.setdefault("image encoder", pixels * std + mean)  # of several calls the first
 
         def note_vae(module, args):
-            self.pictures["VAE"] = args[0].float().cpu() / 2 + 0.5
+            self.pictures.setdefault("VAE", args[0].float().cpu() / 2 + 0.5)
 
         self.handles = [
             self.pipe.image_encoder.register_forward_pre_hook(note_encoder, with_kwargs=True),

@@ -589,5 +589,5 @@ def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, ph
     names = {name for name in trained(output / "checkpoint-2") if name.startswith("restorer.")}
     assert names and all("fusion" in name for name in names)
     before, after = load(chain), load(output / "pipeline")
-    image = tiny.image()
-    assert torch.equal(before.restorer(image), after.restorer(image))
+    old, new = before.restorer.state_dict(), after.restorer.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
