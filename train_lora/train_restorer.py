@@ -49,7 +49,9 @@ class Config(StageConfig):
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
-    train_backbone: bool = knob(True, "train the whole restorer; False trains only what guidance adds, strength 0 stays as it was")
+    train_backbone: bool = knob(
+        True, "train the whole restorer; False trains only what guidance adds, strength 0 stays as it was"
+    )
     guidance_dropout: float = knob(0.1, "share of samples restored without guidance, so that strength 0 stays good")
     loss: str = knob("l1", "l1 (the paper) or psnr")
     fft_weight: float = knob(0.0, "of the distance in the Fourier domain; SFNet takes 0.1")
