@@ -93,7 +93,7 @@ def rain(
 def haze(
     image: torch.Tensor,
     beta: float = 1.5,
-    airlight: Range = (0.75, 1.0),
+    airlight: Range = (0.7, 1.1),
     depth: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
@@ -104,7 +104,7 @@ def haze(
     Args:
         image: `(B, C, H, W)` in [0, 1].
         beta: scattering per unit of depth; 0.5 is a light mist, 3 hides most of the far scene.
-        airlight: range of the airlight A; a slight tint is added per channel.
+        airlight: range of the airlight A, clipped at 1, where the haze is overexposed; a slight tint is added per channel.
         depth: `(B, 1, H, W)`, 0 (camera) to 1 (horizon).
         generator: source of randomness.
     """
@@ -228,17 +228,18 @@ def smooth_field(height: int, width: int, generator: torch.Generator | None = No
 
 def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards, smooth masses and flat objects, with
-    the edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010)."""
+    the edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010). How sharply its objects stand
+    before each other differs from scene to scene."""
     height, width = image.shape[-2:]
-    size = max(3, min(height, width) // 8 | 1)
     depths = []
     for single in image.detach().float().cpu().split(1):
         guide = single.mean(1, keepdim=True)
         depth = torch.linspace(1, 0, height)[None, None, :, None] * _uniform((0, 1), generator)
         depth = depth + smooth_field(height, width, generator) * _uniform((0, 1), generator)
-        depth = depth + flat_objects(single, generator) * _uniform((0, 1), generator)
+        depth = depth + flat_objects(single, generator, int(_uniform((4, 48), generator))) * _uniform((0, 2), generator)
         depth = depth + _uniform((-0.6, 0.6), generator) * guide
-        depth = guided_blur(guide, depth, size, 0.005)
+        size = max(3, round(min(height, width) * 2 ** -_uniform((3, 7), generator)) | 1)
+        depth = guided_blur(guide, depth, size, 10 ** -_uniform((2, 4), generator))
         depth = (depth - depth.amin()) / (depth.amax() - depth.amin()).clamp(min=1e-6)
         near = _uniform((0.05, 0.5), generator)
         depths.append(near + (1 - near) * depth)
@@ -249,7 +250,7 @@ def flat_objects(image: torch.Tensor, generator: torch.Generator | None = None, 
     """A field `(1, 1, H, W)` in [0, 1] of regions of one value each that follow the objects of a photo `(1, C, H, W)`: every pixel
     belongs to the nearest of `count` random ones in place and colour (a step of SLIC, Achanta et al. 2012)."""
     height, width = image.shape[-2:]
-    scale = min(1.0, 64 / min(height, width))
+    scale = min(1.0, 96 / min(height, width))
     small = F.interpolate(image, [max(1, round(side * scale)) for side in (height, width)], mode="bilinear", antialias=True)
     rows, columns = small.shape[-2:]
     place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")) / max(rows, columns)
