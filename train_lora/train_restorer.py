@@ -45,6 +45,9 @@ class Config(StageConfig):
     guidance_dirs: list[str] = knob([], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir")
     view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
+    true_share: float = knob(
+        0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
+    )
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
@@ -92,6 +95,8 @@ class Config(StageConfig):
             raise ValueError(
                 f"`--view` must be at least the one `--resolution`, with `--guidance`, got {self.view} and {self.resolution}."
             )
+        if not 0 <= self.true_share <= 1 or (self.true_share and self.view is None):
+            raise ValueError(f"`--true_share` must lie in 0 to 1 and goes with `--view`, got {self.true_share}.")
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
@@ -214,10 +219,14 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
 
 @torch.no_grad()
 def paint_and_cut(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Paint the guidance of views `(B, 3, V, V)`, and cut a crop out of each and of its guidance; drawn by the index of the sample."""
+    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones, and cut a crop out of each and of its guidance; drawn
+    by the index of the sample."""
     side, room = config.resolution[0], config.view - config.resolution[0] + 1
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
     guidance = painter(batch["degraded"].clamp(0, 1), guidance=config.painted_from, generator=generators, output_type="pt").images
+    true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
+    thumbnails = F.interpolate(batch["clean"], guidance.shape[-2:], mode="area")
+    guidance = torch.where(torch.tensor(true, device=guidance.device)[:, None, None, None], thumbnails.to(guidance), guidance)
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
     places = [torch.randint(room, (2,), generator=generator).tolist() for generator in generators]
 
