@@ -32,6 +32,7 @@ Tile = Annotated[int | None, typer.Option(help="Side of tiles in pixels; 0 for n
 Recursive = Annotated[bool, typer.Option(help="Look into sub-folders and keep their tree.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Backend = Annotated[str, typer.Option(help="What runs the restorer: torch, or onnx (onnxruntime) after `export onnx`.")]
 
 
 def fail(message: object) -> typer.Exit:
@@ -40,8 +41,8 @@ def fail(message: object) -> typer.Exit:
     return typer.Exit(2)
 
 
-def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str):
-    """A pipeline ready to work, with an adapter if one is asked for."""
+def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"):
+    """A pipeline ready to work, with an adapter or ONNX files if they are asked for."""
     import torch
     from diffusers.utils import logging
 
@@ -50,6 +51,8 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str)
     dtypes = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in dtypes:
         raise ValueError(f"`--dtype` must be one of {', '.join(dtypes)}, got {dtype!r}.")
+    if backend not in ("torch", "onnx"):
+        raise ValueError(f"`--backend` must be torch or onnx, got {backend!r}.")
     logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +67,10 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str)
     if adapter is not None:
         inside = Path(folder) / "adapters" / adapter
         pipe.load_lora_weights(str(inside) if inside.is_dir() else adapter, adapter_name=Path(adapter).name.replace(".", "_"))
+    if backend == "onnx":
+        from textir.onnx_export import use_onnx
+
+        use_onnx(pipe, folder)
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     return pipe
 
@@ -89,13 +96,14 @@ def restore(
     fail_fast: Annotated[bool, typer.Option(help="Stop at the first bad file.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "torch",
 ) -> None:
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its source."""
     from textir.restoration import plan_jobs, restore_files, restore_picture
 
     try:
         jobs = plan_jobs(inputs, output, recursive)
-        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         pipe.check_arguments(
             task, guidance_strength=strength, num_inference_steps=1 if steps is None else steps, tile=tile or None
         )
@@ -216,13 +224,14 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all scores and settings here.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "torch",
 ) -> None:
     """Measure PSNR and SSIM, before and after restoration."""
     from textir.evaluation import evaluate
     from textir.metrics import Protocol
 
     try:
-        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         if suite is not None:
             if degradation is not None or (protocol, border, multiple) != ("rgb", 0, 1):
                 raise ValueError("A suite brings its degradations and its protocol; leave out those options.")
@@ -376,5 +385,42 @@ def convert(
             model = convert(read_weights(weights), source)
             TextGuidedRestorationPipeline(restorer=model).save_pretrained(output)
         typer.echo(str(output))
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+
+
+exports = typer.Typer(help="Write networks for other runtimes.", no_args_is_help=True)
+app.add_typer(exports, name="export")
+
+
+@exports.callback()
+def export() -> None:
+    """Write networks for other runtimes."""
+
+
+@exports.command()
+def onnx(
+    checkpoint: Annotated[str, typer.Argument(help="mini (embedded), a folder in diffusers format, or a Hub id.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="New folder for the checkpoint with its ONNX files, or the checkpoint's own; then only these are written."
+        ),
+    ],
+    adapter: Adapter = None,
+) -> None:
+    """Write restorer and matcher as ONNX files, for `--backend onnx` and runtimes without torch; an adapter becomes part of them."""
+    from textir.onnx_export import export_onnx, require
+
+    try:
+        require("onnx")
+        pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")
+        if adapter is not None:
+            if Path(checkpoint).resolve() == output.resolve():
+                raise ValueError("An adapter changes the weights; choose a new folder as `--output`.")
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
+        for file in export_onnx(pipe, output):
+            typer.echo(file)
     except (ValueError, OSError) as error:
         raise fail(error) from None

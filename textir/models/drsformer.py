@@ -180,10 +180,15 @@ class ExpertCompensator(nn.Module):
 
 
 class GuidanceFusion(nn.Module):
-    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero.
+
+    The backbone's features, which are small in its depths, are normalised before: the block's own norm sees both maps at once and would
+    let the larger one drown the other.
+    """
 
     def __init__(self, channels: int, guidance_channels: int, heads: int, expansion: float, norm_bias: bool, bias: bool):
         super().__init__()
+        self.norm = ChannelNorm(channels, norm_bias)
         both = channels + guidance_channels
         self.block = SparseTransformerBlock(both, heads if both % heads == 0 else 1, expansion, norm_bias, bias)
         self.project = nn.Conv2d(both, channels, 1)
@@ -191,7 +196,7 @@ class GuidanceFusion(nn.Module):
 
     def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
         guidance = fit(guidance, *x.shape[-2:]).to(x)
-        return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
+        return x + strength * self.alpha * self.project(self.block(torch.cat([self.norm(x), guidance], dim=1)))
 
 
 def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:

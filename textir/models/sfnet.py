@@ -17,6 +17,8 @@ Window = tuple[int, int] | None  # height and width of the neighbourhood over wh
 def local_mean(x: torch.Tensor, window: Window) -> torch.Tensor:
     """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `window` smaller than the image over one around each pixel, moved
     inwards at the border, `(B, C, H, W)`."""
+    if window is not None and torch.onnx.is_in_onnx_export():
+        return banded_mean(banded_mean(x, window[1], -1), window[0], -2)
     if window is None or (window[0] >= x.shape[-2] and window[1] >= x.shape[-1]):
         return x.mean((2, 3), keepdim=True)
     return sliding_mean(sliding_mean(x.float(), window[1], -1), window[0], -2).to(x)
@@ -32,6 +34,14 @@ def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     missing = window - 1
     centers = (torch.arange(size, device=x.device) - missing // 2).clamp(0, size - window)
     return torch.cat([first, others], dim).index_select(dim, centers) / window
+
+
+def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose cumulated sums are slow besides."""
+    places = torch.arange(x.shape[dim], device=x.device)
+    starts = (places - (window - 1) // 2).clamp(max=x.shape[dim] - window).clamp(min=0)
+    band = ((places[:, None] >= starts) & (places[:, None] < starts + window)).to(x)
+    return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
 def shrink(window: Window, factor: int) -> Window:
