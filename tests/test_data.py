@@ -592,7 +592,7 @@ def test_a_photo_that_is_to_be_underexposed_is_not_darkened(recipe):
 
 def test_photos_are_darkened_before_they_are_degraded():
     dark = brightness("noise", 1.0)
-    assert max(dark) <= 0.8 and min(dark) > 0.8**2.5 - 1e-6 and max(dark) - min(dark) > 0.15
+    assert max(dark) <= 0.8 and min(dark) > 0.8**2.5 * 0.5 ** (1 / 2.2) - 1e-6 and max(dark) - min(dark) > 0.15
     sample = Sampler(["clean"], 24, low_key=1.0)(Images(random_pixels()), sample_generator(0, 0))
     assert torch.equal(sample["clean"], sample["degraded"])
 

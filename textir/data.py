@@ -323,8 +323,8 @@ class Sampler:
         recipes: weighted degradation recipes for clean photos, see `parse_mixture`; pairs need none.
         crop_size: side of the square crop in pixels.
         max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
-        low_key: share of the clean photos that are darkened (gamma up to 2.5) before they are degraded, where the recipe has no
-            `lowlight`: a dark photo need not be an under-exposed one.
+        low_key: share of the clean photos that are darkened (gamma up to 2.5, up to a stop less light) before they are degraded, where
+            the recipe has no `lowlight`: a dark photo need not be an under-exposed one.
         min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
             for networks that see whole photos in small.
 
@@ -355,6 +355,7 @@ class Sampler:
             recipe = self.mixture[int(torch.multinomial(self.shares, 1, generator=generator))][0]
             if self.low_key and "lowlight" not in recipe and torch.rand((), generator=generator) < self.low_key:
                 clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
+                clean = clean * 2 ** (-torch.rand((), generator=generator) / 2.2)
             steps = draw_recipe(recipe, generator)
             degraded = apply_steps(clean[None], steps, generator)[0]
             severity = severities(steps)

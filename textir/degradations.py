@@ -13,10 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.filters import filter2d, gaussian_blur2d, get_motion_kernel2d, guided_blur
+from kornia.filters import filter2d, gaussian_blur2d, guided_blur
+from kornia.geometry import rotate
 from PIL import Image
 
 Range = tuple[float, float]
+BILINEAR = torch.tensor([[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]) / 4  # weights of bilinear demosaicking
 
 
 def gaussian_noise(
@@ -52,19 +54,46 @@ def poisson_gaussian_noise(
     return (photons.to(image) + read_sigma / 255 * _normal(image.shape, generator).to(image)).clamp(0, 1)
 
 
+def camera_noise(
+    image: torch.Tensor, peak: float = 100.0, read_sigma: float = 2.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Sensor noise as a camera hands it on: shot and read noise in linear light on a Bayer mosaic, spread over neighbouring pixels by
+    demosaicking and stretched in the shadows by the display curve (after Brooks et al., *Unprocessing images for learned raw
+    denoising*, CVPR 2019). The picture itself is not demosaicked, so nothing but noise is added.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1]; with other than three channels the sensor has no mosaic.
+        peak: photons that a white pixel collects; fewer is noisier.
+        read_sigma: read-out noise on the 0-255 scale of linear light.
+        generator: source of randomness.
+    """
+    linear = image.detach().float().cpu().clamp(0, 1) ** 2.2
+    noise = torch.poisson(linear * peak, generator=generator) / peak - linear
+    noise = noise + read_sigma / 255 * _normal(linear.shape, generator)
+    if image.shape[1] == 3:
+        rows, columns = (torch.arange(size) % 2 for size in image.shape[-2:])
+        red, blue = rows[:, None] + columns == 0, rows[:, None] + columns == 2
+        mosaic = torch.stack([red, ~(red | blue), blue])[None].float()
+        noise, weights = (filter2d(x * mosaic, BILINEAR, border_type="reflect") for x in (noise, torch.ones_like(noise)))
+        noise = noise / weights
+    return ((linear + noise).clamp(0, 1) ** (1 / 2.2)).to(image)
+
+
 def rain(
     image: torch.Tensor,
     intensity: float = 0.6,
     layers: int = 3,
     direction: Range = (-35.0, 35.0),
     veil: Range = (0.0, 0.45),
+    additive: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Rain streaks in several layers under a veil of distant drops.
+    """Rain in several layers, from single drops to long streaks, under a veil of distant ones.
 
-    Near layers are sparse, long, wide and bright; far ones dense, short and faint. A layer is sparse noise drawn out by a
-    line kernel along the direction of fall (Garg and Nayar, *Vision and rain*, 2007) and covers the scene by its opacity;
-    the veil is the accumulation term of Li et al. (*Heavy rain image restoration*, CVPR 2019).
+    Near layers are sparse, long, wide and bright; far ones dense, short and faint; how far drops travel during the exposure (shutter
+    and zoom) is drawn for each image. A layer is sparse noise drawn out along the direction of fall (Garg and Nayar, *Vision and rain*,
+    2007); the veil is the accumulation term of Li et al. (*Heavy rain image restoration*, CVPR 2019). Drops cover the scene, or add their
+    light to it as in the sets that deraining is measured on (Yang et al., *Deep joint rain detection and removal*, CVPR 2017).
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -72,20 +101,28 @@ def rain(
         layers: number of streak layers.
         direction: range of the angle of fall in degrees from the vertical.
         veil: range of the veil's opacity at intensity 1.
+        additive: share of images whose rain adds its light; of the others it covers.
         generator: source of randomness.
     """
     rainy = []
     for single in image.split(1):
         height, width = single.shape[-2:]
-        angle = _uniform(direction, generator)
+        adds = _uniform((0, 1), generator) < additive
+        angle, travel = _uniform(direction, generator), 4 * 30 ** _uniform((0, 1), generator)
         fog = intensity * _uniform(veil, generator) * (0.3 + 0.7 * smooth_field(height, width, generator)).to(image)
-        single = single + fog * (_uniform((0.6, 1.0), generator) - single)
-        for layer in range(layers):
-            nearness = (layer + _uniform((0.2, 1.0), generator)) / layers
-            streaks = _streak_layer(height, width, angle + _uniform((-4, 4), generator), nearness, intensity, generator)
-            patchy = 0.4 + 0.6 * smooth_field(height, width, generator)
-            opacity = (streaks * patchy).to(image)
-            single = single + opacity * (_uniform((0.75, 1.0), generator) - single).clamp(min=0)
+        rays = fog, _uniform((0.6, 1.0), generator)
+        for layer in range(layers + 1):
+            if layer:
+                nearness = (layer - 1 + _uniform((0.2, 1.0), generator)) / layers
+                tilt = angle + _uniform((-4, 4), generator)
+                streaks = _streak_layer(height, width, tilt, travel, nearness, intensity, generator)
+                rays = (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image), _uniform((0.75, 1.0), generator)
+            opacity, light = rays
+            if adds:
+                single = single + 0.6 * light * opacity
+            else:
+                change = opacity * (light - single)
+                single = single + (change.clamp(min=0) if layer else change)
         rainy.append(single)
     return torch.cat(rainy).clamp(0, 1)
 
@@ -288,17 +325,23 @@ def disc_kernel(radius: float) -> torch.Tensor:
 
 
 def _streak_layer(
-    height: int, width: int, angle: float, nearness: float, intensity: float, generator: torch.Generator | None
+    height: int, width: int, angle: float, travel: float, nearness: float, intensity: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    length = int(6 + 40 * nearness * _uniform((0.5, 1.0), generator)) | 1
-    thickness = 0.3 + 0.9 * nearness * _uniform((0.4, 1.0), generator)
-    density = (0.002 + 0.02 * intensity) * min(1, 10 * intensity) * (1.3 - nearness) * _uniform((0.4, 1.2), generator)
-    drops = (torch.rand(1, 1, height, width, generator=generator) < density).float()
-    drops = drops * torch.rand(1, 1, height, width, generator=generator)
-    line = get_motion_kernel2d(length, angle + 90, direction=_uniform((-0.6, 0.6), generator), mode="bilinear")
-    streaks = _blur(drops, line * length)
+    """Opacity `(1, 1, height, width)` of streaks of about `travel` pixels: drops drawn out downwards, then turned by `angle` degrees."""
+    length = max(3, round(travel * (0.4 + 0.6 * nearness) * _uniform((0.6, 1.4), generator)))
+    thickness = 0.3 + 1.3 * nearness * _uniform((0.2, 1.0), generator)
+    covered = 0.8 * intensity * min(1, 10 * intensity) * (1.2 - nearness) * _uniform((0.1, 1.0), generator)
+    side = math.ceil(math.hypot(height, width)) + 2
+    drops = torch.rand(1, 1, side + length - 1, side, generator=generator) < covered / (length * max(1, 2 * thickness))
+    drops = drops * torch.rand(drops.shape, generator=generator)
+    ends = _uniform((0, 1), generator), _uniform((0, 1), generator)  # brightness where a streak begins and ends
+    streaks = F.conv2d(drops, torch.linspace(*ends, length)[None, None, :, None] / max(ends))
     if thickness > 0.5:
-        streaks = gaussian_blur2d(streaks, 5, (thickness, thickness)) * 2 * thickness
+        size = 2 * math.ceil(2 * thickness) + 1
+        streaks = gaussian_blur2d(streaks, (size, size), (thickness, thickness)) * 2 * thickness
+    turned = rotate(streaks, torch.tensor([angle]), padding_mode="zeros", align_corners=True)
+    top, left = (side - height) // 2, (side - width) // 2
+    streaks = turned[..., top : top + height, left : left + width]
     return (streaks * (0.35 + 0.55 * intensity) * _uniform((0.4, 1.0), generator)).clamp(0, 0.9)
 
 
@@ -349,6 +392,7 @@ RECIPES = {
     "noise": Ingredient(gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50), "noise"),
     "noise8": Ingredient(_eight_bit_noise, "sigma", "0-255 scale, clipped to 8 bits", 0, 255, _levels(15, 25, 50), "noise"),
     "poisson": Ingredient(poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30), "noise"),
+    "camera": Ingredient(camera_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"),
     "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0), "rain"),
     "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0), "haze"),
     "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31), "blur"),
