@@ -45,6 +45,7 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str,
     """A pipeline ready to work, with an adapter or ONNX files if they are asked for."""
     import torch
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from pipelines import MINI, TextGuidedRestorationPipeline
 
@@ -54,6 +55,7 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str,
     if backend not in ("torch", "onnx"):
         raise ValueError(f"`--backend` must be torch or onnx, got {backend!r}.")
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = dtypes[dtype] or (torch.float16 if device.startswith("cuda") else torch.float32)

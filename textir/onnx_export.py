@@ -143,6 +143,10 @@ def write_onnx(network: nn.Module, call: Callable, inputs: dict[str, torch.Tenso
                 dynamic_axes=sizes,
             )
         model = onnx.load(temporary)
+        with torch.no_grad():
+            results = traced(*inputs.values())
+        for value, result in zip(model.graph.output, results if isinstance(results, tuple) else (results,)):
+            value.type.tensor_type.shape.dim[1].dim_value = result.shape[1]  # which the tracer leaves open
         part = "matcher" if file.name == MATCHER else "restorer"
         onnx.helper.set_model_props(model, {DIGEST: weights_digest(file.parent / part)})
         onnx.save(model, temporary)
