@@ -80,6 +80,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.Conv2d(source, width, 3, stride=1 if level == 0 else 2, padding=1)
             for level, (source, width) in enumerate(zip(sources, widths))
         )
+        for entry in self.entries:  # features stay as large as the image, level by level; by default each would be smaller
+            nn.init.kaiming_normal_(entry.weight, nonlinearity="linear")
         self.levels = nn.ModuleList(nn.ModuleList(ResidualBlock(width) for _ in range(depth)) for width in widths)
         self.gradient_checkpointing = False
 
@@ -114,9 +116,7 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Features of every level, finest first; sides are padded to whole blocks of the deepest level's pixels."""
         multiple = self.config.downscale * 2 ** (len(self.levels) - 1)
-        height, width = image.shape[-2:]
-        missing = (0, -width % multiple, 0, -height % multiple)
-        x = F.pixel_unshuffle(F.pad(image, missing, mode="replicate"), self.config.downscale)
+        x = F.pixel_unshuffle(pad_to_multiple(image, multiple), self.config.downscale)
         features = []
         for entry, blocks in zip(self.entries, self.levels):
             x = entry(x)
@@ -135,29 +135,34 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             rows and columns in `source`, integers `(B, H, W)`, and the cosine similarity of the 3 x 3 patches in [0, 1],
             `(B, H, W)`, through which gradients flow.
         """
-        found = [self._match_single(q, s) for q, s in zip(query.float(), source.float())]
-        rows, columns, score = (torch.stack(parts) for parts in zip(*found))
+        query, source = query.float(), source.float()
+        if torch.onnx.is_in_onnx_export():  # what is exported must not depend on the number of images
+            return self._match(query, source)
+        found = [self._match(*pair) for pair in zip(query.split(1), source.split(1))]
+        rows, columns, score = (torch.cat(parts) for parts in zip(*found))
         return rows, columns, score
 
-    def _match_single(self, query, source, blocks_at_once: int = 64):
-        size = self.config.block_size
-        height, width = query.shape[-2:]
-        grid = (-(-height // size), -(-width // size))
-        whole = F.pad(query[None], (0, grid[1] * size - width, 0, grid[0] * size - height), mode="replicate")[0]
-        side = min(round(size * self.config.window), max(height, width))
+    def _match(self, query, source, blocks_at_once: int = 64):
+        size, device = self.config.block_size, query.device
+        batch, _, height, width = query.shape
+        side = round(size * self.config.window)
+        if not torch.onnx.is_in_onnx_export():
+            side = min(side, max(height, width))
+        whole = pad_to_multiple(query, size)
+        grid = (whole.shape[-2] // size, whole.shape[-1] // size)
         with torch.no_grad():
-            top, left = self._locate(whole, source, grid, side)  # (blocks,) each
+            top, left = (places.flatten() for places in self._locate(whole, source, grid, side))  # (B * blocks,) each
 
-        bordered_query = F.pad(whole[None], (1, 1, 1, 1))[0]
-        bordered_source = F.pad(source[None], (1, 1, 1, 1))[0]
-        query_rows = torch.arange(grid[0], device=query.device).repeat_interleave(grid[1]) * size
-        query_columns = torch.arange(grid[1], device=query.device).repeat(grid[0]) * size
-        steps = torch.arange(side, device=query.device)
+        bordered_query, bordered_source = F.pad(whole, (1, 1, 1, 1)), F.pad(source, (1, 1, 1, 1))
+        image, row, column = torch.meshgrid(*(torch.arange(n, device=device) for n in (batch, *grid)), indexing="ij")
+        image, query_top, query_left = image.flatten(), row.flatten() * size, column.flatten() * size
+        steps = torch.arange(side, device=device)
         inside = ((steps < height)[:, None] & (steps < width)).flatten()  # a window may be larger than the source
+        everything = torch.arange(top.shape[0], device=device)
         rows, columns, scores = [], [], []
-        for part in torch.arange(len(top), device=query.device).split(blocks_at_once):
-            q = cut_squares(bordered_query, query_rows[part], query_columns[part], size + 2)
-            s = cut_squares(bordered_source, top[part], left[part], side + 2)
+        for part in [everything] if torch.onnx.is_in_onnx_export() else everything.split(blocks_at_once):
+            q = cut_squares(bordered_query, image[part], query_top[part], query_left[part], size + 2)
+            s = cut_squares(bordered_source, image[part], top[part], left[part], side + 2)
             similarity = patch_cosine(q, s).masked_fill(~inside, -1)  # (blocks, size², side²)
             score, best = similarity.max(-1)
             rows.append((top[part, None] + best // side).clamp(max=height - 1))
@@ -165,32 +170,52 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             scores.append(score.clamp(0, 1))
 
         def unblock(parts: list[torch.Tensor]) -> torch.Tensor:
-            image = torch.cat(parts).reshape(*grid, size, size).transpose(1, 2).reshape(grid[0] * size, grid[1] * size)
-            return image[:height, :width]
+            whole_blocks = torch.cat(parts).reshape(batch, *grid, size, size).transpose(2, 3)
+            return whole_blocks.reshape(batch, grid[0] * size, grid[1] * size)[:, :height, :width]
 
         return unblock(rows), unblock(columns), unblock(scores)
 
     def _locate(self, query, source, grid, side) -> tuple[torch.Tensor, torch.Tensor]:
-        """Top and left of the search window in `source` for each block of `query` `(C, H, W)`, by its dilated centre patches."""
+        """Top and left of the search window in `source` `(B, C, H, W)` for each block of `query`, by its dilated centre patches, integers
+        `(B, blocks)`."""
         size = self.config.block_size
-        _, height, width = source.shape
-        similarity = torch.zeros(grid[0] * grid[1], height, width, device=query.device)
+        batch, _, height, width = source.shape
+        similarity = torch.zeros(batch, grid[0] * grid[1], height, width, device=query.device)
         centers = torch.arange(grid[0], device=query.device) * size + size // 2
         middles = torch.arange(grid[1], device=query.device) * size + size // 2
         for dilation in self.config.dilations:
-            bordered = F.pad(query[None], (dilation,) * 4)[0]
+            bordered = F.pad(query, (dilation,) * 4)
             offsets = torch.arange(3, device=query.device) * dilation
-            patches = bordered[:, (centers[:, None] + offsets)[:, None, :, None], (middles[:, None] + offsets)[None, :, None, :]]
-            kernels = patches.permute(1, 2, 0, 3, 4).flatten(0, 1)  # (blocks, C, 3, 3)
-            kernels = kernels / kernels.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None, None]
-            dots = F.conv2d(source[None], kernels, padding=dilation, dilation=dilation)[0]
+            patches = bordered[
+                ..., (centers[:, None] + offsets)[:, None, :, None], (middles[:, None] + offsets)[None, :, None, :]
+            ]
+            kernels = patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (B, blocks, C, 3, 3)
+            kernels = kernels / kernels.flatten(2).norm(dim=2).clamp(min=1e-6)[..., None, None, None]
+            dots = correlate(source, kernels, dilation)
             ones = torch.ones(1, 1, 3, 3, device=query.device)
-            energy = F.conv2d(source.square().sum(0)[None, None], ones, padding=dilation, dilation=dilation)[0]
+            energy = F.conv2d(source.square().sum(1, keepdim=True), ones, padding=dilation, dilation=dilation)
             similarity += dots / energy.sqrt().clamp(min=1e-6)
-        best = similarity.flatten(1).argmax(1)
-        top = (best // width - side // 2).clamp(0, max(height - side, 0))
-        left = (best % width - side // 2).clamp(0, max(width - side, 0))
+        best = similarity.flatten(2).argmax(2)
+        row = best // width
+        top = (row - side // 2).clamp(max=height - side).clamp(min=0)
+        left = (best - row * width - side // 2).clamp(max=width - side).clamp(min=0)
         return top, left
+
+
+def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeat the border of `(B, C, H, W)` at the right and bottom until both sides are multiples of `multiple`."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def correlate(source: torch.Tensor, kernels: torch.Tensor, dilation: int) -> torch.Tensor:
+    """Each image of `source` `(B, C, H, W)` under its own dilated `kernels` `(B, K, C, 3, 3)`: `(B, K, H, W)`."""
+    if not torch.onnx.is_in_onnx_export():  # then B is 1
+        return F.conv2d(source, kernels[0], padding=dilation, dilation=dilation)
+    height, width = source.shape[-2:]  # ONNX knows no convolution with kernels for each image: the same as one product
+    bordered, starts = F.pad(source, (dilation,) * 4), [i * dilation for i in range(3)]
+    shifted = torch.cat([bordered[..., top : top + height, left : left + width] for top in starts for left in starts], dim=1)
+    return (kernels.permute(0, 1, 3, 4, 2).flatten(2) @ shifted.flatten(2)).unflatten(2, (height, width))
 
 
 def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -203,12 +228,13 @@ def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return (dots / (norms[0] * norms[1]))[:, 0].clamp(0, 1)
 
 
-def cut_squares(image: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int) -> torch.Tensor:
-    """Squares of `image` `(C, H, W)` at `top`, `left` `(K,)` as `(K, side, side, C)`; beyond the border the last pixel repeats."""
-    steps = torch.arange(side, device=image.device)
-    rows = (top[:, None] + steps).clamp(max=image.shape[-2] - 1)
-    columns = (left[:, None] + steps).clamp(max=image.shape[-1] - 1)
-    return image.permute(1, 2, 0)[rows[:, :, None], columns[:, None, :]]
+def cut_squares(images: torch.Tensor, which: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int) -> torch.Tensor:
+    """Squares of `images` `(B, C, H, W)`, of the one that `which` `(K,)` names at `top`, `left` `(K,)`, as `(K, side, side, C)`; beyond the
+    border the last pixel repeats."""
+    steps = torch.arange(side, device=images.device)
+    rows = (top[:, None] + steps).clamp(max=images.shape[-2] - 1)
+    columns = (left[:, None] + steps).clamp(max=images.shape[-1] - 1)
+    return images.permute(0, 2, 3, 1)[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def patch_cosine(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,8 @@ def gate(x: torch.Tensor) -> torch.Tensor:
 def local_mean(x: torch.Tensor, window: int | None) -> torch.Tensor:
     """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, moved inwards at the border; over the whole image
     where the window is larger, or `None`."""
+    if window is not None and torch.onnx.is_in_onnx_export():
+        return banded_mean(banded_mean(x, window, -1), window, -2)
     if window is None or window >= max(x.shape[-2:]):
         return x.mean((2, 3), keepdim=True)
     return sliding_mean(sliding_mean(x.float(), window, -1), window, -2).to(x)
@@ -49,6 +51,14 @@ def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
     centers = (torch.arange(size, device=x.device) - window // 2).clamp(0, size - window)
     return torch.cat([first, others], dim).index_select(dim, centers) / window
+
+
+def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose cumulated sums are slow besides."""
+    places = torch.arange(x.shape[dim], device=x.device)
+    starts = (places - window // 2).clamp(max=x.shape[dim] - window).clamp(min=0)
+    band = ((places[:, None] >= starts) & (places[:, None] < starts + window)).to(x)
+    return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
 class NAFBlock(nn.Module):
@@ -77,17 +87,22 @@ class NAFBlock(nn.Module):
 
 
 class GuidanceFusion(nn.Module):
-    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero.
+
+    The backbone's features, which are small in its depths, are normalised before: the block's own norm sees both maps at once and would
+    let the larger one drown the other.
+    """
 
     def __init__(self, channels: int, guidance_channels: int, window: int | None = None):
         super().__init__()
+        self.norm = LayerNorm2d(channels)
         self.block = NAFBlock(channels + guidance_channels, window)
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
         guidance = fit(guidance, *x.shape[-2:]).to(x)
-        return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
+        return x + strength * self.alpha * self.project(self.block(torch.cat([self.norm(x), guidance], dim=1)))
 
 
 def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
