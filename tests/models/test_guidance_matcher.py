@@ -125,8 +125,8 @@ def test_what_is_found_lies_in_the_guidance():
 
 
 def test_blocks_at_once_change_nothing():
-    model, query, source = matcher(), torch.randn(5, 12, 20), torch.randn(5, 12, 20)
-    for first, second in zip(model._match_single(query, source), model._match_single(query, source, blocks_at_once=2)):
+    model, query, source = matcher(), torch.randn(1, 5, 12, 20), torch.randn(1, 5, 12, 20)
+    for first, second in zip(model._match(query, source), model._match(query, source, blocks_at_once=2)):
         assert torch.equal(first, second)
 
 
@@ -159,10 +159,10 @@ def test_gather_blocks_moves_squares(scale):
 
 
 def test_squares_repeat_the_border_beyond_it():
-    field = torch.randn(3, 6, 9)
-    inside, beyond = cut_squares(field, torch.tensor([1, 4]), torch.tensor([2, 7]), 3)
-    assert torch.equal(inside, field[:, 1:4, 2:5].permute(1, 2, 0))
-    assert torch.equal(beyond, field[:, [4, 5, 5]][:, :, [7, 8, 8]].permute(1, 2, 0))
+    fields = torch.randn(2, 3, 6, 9)
+    inside, beyond = cut_squares(fields, torch.tensor([1, 0]), torch.tensor([1, 4]), torch.tensor([2, 7]), 3)
+    assert torch.equal(inside, fields[1, :, 1:4, 2:5].permute(1, 2, 0))
+    assert torch.equal(beyond, fields[0][:, [4, 5, 5]][:, :, [7, 8, 8]].permute(1, 2, 0))
 
 
 # ---- training, and what is refused

@@ -150,7 +150,7 @@ class RestormerBlock(nn.Module):
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
-        for seen, inside, tile in tiles(x, self.feed_forward.expand.out_channels):
+        for seen, inside, tile in tiles(x, self.feed_forward.depthwise.in_channels):
             out[tile] = x[tile] + self.feed_forward(self.norm2(x[seen]))[inside]
         return out
 
