@@ -116,7 +116,10 @@ def rain(
                 nearness = (layer - 1 + _uniform((0.2, 1.0), generator)) / layers
                 tilt = angle + _uniform((-4, 4), generator)
                 streaks = _streak_layer(height, width, tilt, travel, nearness, intensity, generator)
-                rays = (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image), _uniform((0.75, 1.0), generator)
+                rays = (
+                    (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image),
+                    _uniform((0.75, 1.0), generator),
+                )
             opacity, light = rays
             if adds:
                 single = single + 0.6 * light * opacity

@@ -9,6 +9,7 @@ tile by tile within each block.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def tiles(x: torch.Tensor, channels: int) -> Iterator[tuple[tuple, tuple, tuple]
     for size in x.shape[-2:]:
         count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
         ends = [size * i // count for i in range(count + 1)]
-        seen = [(max(start - 1, 0), min(end + 1, size)) for start, end in zip(ends, ends[1:])]
+        seen = [(max(start - 1, 0), min(end + 1, size)) for start, end in pairwise(ends)]
         inside = [slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])]
         spans.append([(slice(*s), i, slice(start, end)) for s, i, start, end in zip(seen, inside, ends, ends[1:])])
     for rows in spans[0]:
@@ -98,7 +99,9 @@ class ChannelAttention(nn.Module):
             if self.project.bias is not None:
                 mixed = mixed + self.project.bias.to(mixed)
             return mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        mixed = torch.einsum("bhde,bnhe->bnhd", weights.to(value), value.unflatten(2, (self.heads, -1)))  # an adapter sits on `project`
+        mixed = torch.einsum(
+            "bhde,bnhe->bnhd", weights.to(value), value.unflatten(2, (self.heads, -1))
+        )  # an adapter sits on `project`
         return self.project(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
