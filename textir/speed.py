@@ -107,7 +107,7 @@ def build(name: str, dtype: torch.dtype, device: str, guided: bool) -> dict[str,
         widths = tuple(32 * 2**level for level in range(levels))
         networks |= {"guided": RESTORERS[name](guidance_channels=widths), "matcher": GuidanceMatcher(widths=widths)}
     return {
-        part: network.eval().requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
+        part: torch.nn.Module.to(network.eval().requires_grad_(False), device, dtype, memory_format=torch.channels_last)
         for part, network in networks.items()
     }
 
