@@ -91,11 +91,15 @@ def test_restoring_through_the_api_equals_the_python_api(client, photo):
     assert np.array_equal(before, bytes_of(photo)) and np.array_equal(after, bytes_of(file))
 
 
+def assert_equal_but_for_rounding(found: np.ndarray, expected: np.ndarray):
+    """Weights that were loaded anew lie at other alignments in memory, where sums round otherwise."""
+    assert found.shape == expected.shape
+    assert abs(found.astype(int) - expected).max() <= 1 and (found != expected).mean() < 0.01
+
+
 def test_the_python_lines_of_the_page_restore_alike_with_the_embedded_checkpoint(client, photo):
     *_, file, _, _, code, _ = client.predict(handle_file(photo), "denoise", api_name="/restore")
-    found, expected = run_code(code, photo.parent).astype(int), bytes_of(file).astype(int)
-    # weights that were loaded anew lie at other alignments, where sums round otherwise
-    assert abs(found - expected).max() <= 1 and (found != expected).mean() < 0.01
+    assert_equal_but_for_rounding(run_code(code, photo.parent), bytes_of(file))
 
 
 def test_depth_and_alpha_survive_the_app(client, tmp_path):
@@ -131,7 +135,7 @@ def test_the_python_lines_of_the_page_restore_alike_with_the_whole_chain(chain, 
     photo = random_photo(tmp_path / "photo.png", height=72, width=100)
     _, file, summary, _, code, _ = chain.predict(handle_file(photo), "denoise", api_name="/restore", **options)
     assert "100 x 72" in summary and bytes_of(file).shape == (72, 100, 3)
-    assert np.array_equal(run_code(code, tmp_path), bytes_of(file))
+    assert_equal_but_for_rounding(run_code(code, tmp_path), bytes_of(file))
 
 
 def test_the_seed_decides_the_guidance(chain, photo):
@@ -192,7 +196,7 @@ def test_an_embedded_adapter_is_chosen_by_task_or_by_name_and_leaves_no_trace(ch
 def test_the_python_lines_of_the_page_restore_alike_with_adapters(chain, plain_pixels, task, adapter):
     photo, _ = plain_pixels
     *_, file, _, _, code, _ = chain.predict(handle_file(photo), task, adapter=adapter, api_name="/restore")
-    assert np.array_equal(run_code(code, photo.parent), bytes_of(file))
+    assert_equal_but_for_rounding(run_code(code, photo.parent), bytes_of(file))
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such", "/etc/passwd", "textir/checkpoints"])
@@ -219,7 +223,7 @@ def test_an_adapter_from_elsewhere_is_used_once_and_taken_out_again(client, phot
     plain = restored(client, photo)
     *_, file, _, _, code, _ = client.predict(handle_file(photo), adapter="user/name", api_name="/restore")
     assert not np.array_equal(bytes_of(file), plain)
-    assert np.array_equal(run_code(code, tmp_path), bytes_of(file))
+    assert_equal_but_for_rounding(run_code(code, tmp_path), bytes_of(file))
     assert np.array_equal(restored(client, photo), plain) and not has_lora_layers(space.pipe.restorer)
 
 
