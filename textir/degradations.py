@@ -110,22 +110,13 @@ def rain(
         adds = _uniform((0, 1), generator) < additive
         angle, travel = _uniform(direction, generator), 4 * 30 ** _uniform((0, 1), generator)
         fog = intensity * _uniform(veil, generator) * (0.3 + 0.7 * smooth_field(height, width, generator)).to(image)
-        rays = fog, _uniform((0.6, 1.0), generator)
-        for layer in range(layers + 1):
-            if layer:
-                nearness = (layer - 1 + _uniform((0.2, 1.0), generator)) / layers
-                tilt = angle + _uniform((-4, 4), generator)
-                streaks = _streak_layer(height, width, tilt, travel, nearness, intensity, generator)
-                rays = (
-                    (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image),
-                    _uniform((0.75, 1.0), generator),
-                )
-            opacity, light = rays
-            if adds:
-                single = single + 0.6 * light * opacity
-            else:
-                change = opacity * (light - single)
-                single = single + (change.clamp(min=0) if layer else change)
+        single = single + _cast_light(single, fog, _uniform((0.6, 1.0), generator), adds)
+        for layer in range(layers):
+            nearness = (layer + _uniform((0.2, 1.0), generator)) / layers
+            tilt = angle + _uniform((-4, 4), generator)
+            streaks = _streak_layer(height, width, tilt, travel, nearness, intensity, generator)
+            opacity = (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image)
+            single = single + _cast_light(single, opacity, _uniform((0.75, 1.0), generator), adds).clamp(min=0)
         rainy.append(single)
     return torch.cat(rainy).clamp(0, 1)
 
@@ -325,6 +316,11 @@ def disc_kernel(radius: float) -> torch.Tensor:
     axis = torch.arange(-half, half + 1).float()
     disc = (radius + 0.5 - torch.hypot(axis[:, None], axis[None])).clamp(0, 1)
     return (disc / disc.sum())[None]
+
+
+def _cast_light(image: torch.Tensor, opacity: torch.Tensor, light: float, adds: bool) -> torch.Tensor:
+    """How drops of that opacity and brightness change an image: they add their light, or cover it."""
+    return 0.6 * light * opacity if adds else opacity * (light - image)
 
 
 def _streak_layer(
