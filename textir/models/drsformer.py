@@ -5,8 +5,12 @@ Suganuma et al., *Attention-based Adaptive Selection of Operations for Image Res
 (CVPR 2019). Guidance enters as in Lin et al. (CVPR 2024).
 
 Written from the papers. The four sparse attention maps are sums over the same ranking, so one sorted softmax gives all of them at once, and,
-being over channels, they commute with the projection behind them. Grouped convolutions of channel pairs are done as two depthwise ones.
+being over channels, they commute with the projection behind them. Grouped convolutions of channel pairs are done as two depthwise ones,
+and what experts do last is one matrix with what mixes them. Everything works on channels-last memory, on a processor tile by tile.
 """
+
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 KEPT = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # shares of the channels that the four sparse attention maps keep
+TILE = 2**20  # numbers in a tile of feature maps, 4 MiB in float32
 
 
 class ChannelNorm(nn.Module):
@@ -35,6 +40,37 @@ class ChannelNorm(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a processor.
+
+    Yields:
+        indices of the tile with a border of `border` pixels where there is one, of the tile within that, and of the tile.
+    """
+    spans = []
+    for size in x.shape[-2:]:
+        count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+        ends = [size * i // count for i in range(count + 1)]
+        seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
+        inside = [slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])]
+        spans.append([(slice(*s), i, slice(start, end)) for s, i, start, end in zip(seen, inside, ends, ends[1:])])
+    for rows in spans[0]:
+        for columns in spans[1]:
+            yield tuple((..., row, column) for row, column in zip(rows, columns))
+
+
+def in_tiles(x: torch.Tensor) -> bool:
+    """Whether blocks go tile by tile: in inference on a processor, where whole maps would pass through memory again and again."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def transform(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Channels of `(B, C, H, W)` by the matrix `(B, C_out, C)` of each image: as a convolution, which processors do twice as fast."""
+    if in_tiles(x):
+        return torch.cat([F.conv2d(image, matrix[..., None, None]) for image, matrix in zip(x.split(1), matrices)])
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ matrices.transpose(1, 2)
+    return pixels.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
+
+
 class SparseChannelAttention(nn.Module):
     """Attention between channels of which each mixes its best matches only: the half, 2/3, 3/4 and 4/5 of them, in learned shares."""
 
@@ -48,22 +84,35 @@ class SparseChannelAttention(nn.Module):
         self.project = nn.Conv2d(channels, channels, 1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.depthwise(self.qkv(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.heads, -1)
-        q, k, v = qkv.unbind(2)  # (B, HW, heads, C / heads) each
-        products = torch.matmul(q.permute(0, 2, 3, 1), k.transpose(1, 2))
-        lengths = [torch.linalg.vector_norm(part, dim=1).clamp(min=1e-12) for part in (q, k)]
-        cosines = products / (lengths[0][..., :, None] * lengths[1][..., None, :])
-        attention = self.keep_best(cosines.float() * self.temperature.float())  # (B, heads, C / heads, C / heads)
+        query, key, value = self.split(x)
+        return self.mix(self.weigh(*self.compare(query, key)), value)
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `(B, C, H, W)` each."""
+        return self.depthwise(self.qkv(x)).chunk(3, dim=1)
+
+    def compare(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Products of the channels of each head `(B, heads, c, c)`, and their squared lengths `(B, heads, c)`: sums over pixels."""
+        query, key = (x.permute(0, 2, 3, 1).flatten(1, 2).chunk(self.heads, dim=2) for x in (query, key))  # (B, HW, c) each
+        products = torch.stack([q.transpose(1, 2) @ k for q, k in zip(query, key)], dim=1)
+        lengths = (torch.stack([part.square().sum(1) for part in parts], dim=1) for parts in (query, key))
+        return products, *lengths
+
+    def weigh(self, products: torch.Tensor, query_lengths: torch.Tensor, key_lengths: torch.Tensor) -> torch.Tensor:
+        """How much of each channel goes into each other, `(B, heads, c, c)`."""
+        lengths = [squares.float().sqrt().clamp(min=1e-12) for squares in (query_lengths, key_lengths)]
+        cosines = products.float() / (lengths[0][..., :, None] * lengths[1][..., None, :])
+        return self.keep_best(cosines * self.temperature.float())
+
+    def mix(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Values mixed by `weights`, and projected."""
         if isinstance(self.project, nn.Conv2d):
-            out_weight = self.project.weight.view(channels, self.heads, -1)
-            matrix = torch.einsum("ohd,bhde->bheo", out_weight, attention.to(out_weight)).flatten(1, 2)  # (B, C, C)
-            mixed = torch.matmul(v.flatten(2), matrix.to(v))
-            if self.project.bias is not None:
-                mixed = mixed + self.project.bias.to(mixed)
-            return mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        mixed = torch.einsum("bhde,bnhe->bnhd", attention.to(v), v)  # an adapter sits on the projection
-        return self.project(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+            out_weight = self.project.weight.view(len(self.project.weight), self.heads, -1)
+            matrices = torch.einsum("ohd,bhde->bohe", out_weight, weights.to(out_weight)).flatten(2)
+            mixed = transform(value, matrices.to(value))
+            return mixed if self.project.bias is None else mixed + self.project.bias.to(mixed)[:, None, None]
+        mixed = torch.einsum("bhde,bhenm->bhdnm", weights.to(value), value.unflatten(1, (self.heads, -1)))
+        return self.project(mixed.flatten(1, 2))  # an adapter sits on it
 
     def keep_best(self, logits: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the softmax over the largest logits of each row `(B, heads, C, C)`, for every share that is kept."""
@@ -109,9 +158,9 @@ class MixedScaleFeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.expand(x)
-        fine, coarse = (F.relu(branch(x)).chunk(2, dim=1) for branch in (self.depthwise3, self.depthwise5))
+        fine, coarse = (F.relu_(branch(x)).chunk(2, dim=1) for branch in (self.depthwise3, self.depthwise5))
         fine, coarse = torch.cat([fine[0], coarse[0]], dim=1), torch.cat([fine[1], coarse[1]], dim=1)
-        return self.reduce(torch.cat([F.relu(self.merge3(fine)), F.relu(self.merge5(coarse))], dim=1))
+        return self.reduce(torch.cat([F.relu_(self.merge3(fine)), F.relu_(self.merge5(coarse))], dim=1))
 
 
 class SparseTransformerBlock(nn.Module):
@@ -125,8 +174,28 @@ class SparseTransformerBlock(nn.Module):
         self.feed_forward = MixedScaleFeedForward(channels, expansion, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if in_tiles(x):
+            return self.feed_forward_in_tiles(self.attention_in_tiles(x))
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
+
+    def attention_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
+        values, sums = torch.empty_like(x), None
+        for seen, inside, tile in tiles(x, 3 * x.shape[1], border=1):
+            query, key, value = (part[inside] for part in self.attention.split(self.norm1(x[seen])))
+            values[tile] = value
+            compared = self.attention.compare(query, key)
+            sums = [part.float() + total for part, total in zip(compared, sums or (0, 0, 0))]
+        weights = self.attention.weigh(*sums)
+        for *_, tile in tiles(x, 3 * x.shape[1], border=1):
+            values[tile] = x[tile] + self.attention.mix(weights, values[tile])
+        return values
+
+    def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        for seen, inside, tile in tiles(x, self.feed_forward.depthwise5.in_channels, border=4):
+            out[tile] = x[tile] + self.feed_forward(self.norm2(x[seen]))[inside]
+        return out
 
 
 def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequential:
@@ -137,7 +206,7 @@ def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequenti
         layers += [
             nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels, bias=False),
             nn.Conv2d(channels, channels, 1, bias=False),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers[:-1])
 
@@ -155,10 +224,25 @@ class ExpertLayer(nn.Module):
         self.mix = nn.Conv2d(self.COUNT * channels, channels, 1, bias=False)
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        results = [operation(x) for operation in self.experts]
+        matrices = self.join(weights)
+        if not in_tiles(x):
+            return F.relu(self.work(x, matrices))
+        out = torch.empty_like(x)
+        for seen, inside, tile in tiles(x, 2 * x.shape[1], border=6):
+            out[tile] = F.relu_(self.work(x[seen], matrices)[inside])
+        return out
+
+    def join(self, weights: torch.Tensor) -> torch.Tensor:
+        """What follows the last depthwise convolutions as one matrix `(B, C, 8 C)`: pointwise ones, weights `(B, 8)` and the mix."""
+        mix = self.mix.weight.flatten(1).unflatten(1, (self.COUNT, -1)).transpose(0, 1)  # (8, C, C)
+        last = torch.stack([operation[-1].weight.flatten(1) for operation in self.experts])
+        joined = torch.cat([mix[:-1] @ last, mix[-1:]])
+        return (weights[..., None, None] * joined).transpose(1, 2).flatten(2)
+
+    def work(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        results = [operation[:-1](x) for operation in self.experts]
         results.append(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
-        weighed = [result * weight[:, None, None, None] for result, weight in zip(results, weights.unbind(1))]
-        return F.relu(self.mix(torch.cat(weighed, dim=1)))
+        return transform(torch.cat(results, dim=1), matrices.to(x))
 
 
 class ExpertCompensator(nn.Module):
@@ -175,7 +259,7 @@ class ExpertCompensator(nn.Module):
         weights = self.weigh(x.mean((2, 3))).unflatten(1, (len(self.layers), -1)).softmax(-1)
         x = F.relu(self.prepare(x))
         for layer, weight in zip(self.layers, weights.unbind(1)):
-            x = F.relu(x + layer(x, weight))
+            x = F.relu_(x + layer(x, weight))
         return x
 
 
