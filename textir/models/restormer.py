@@ -18,7 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
-TILE = 2**19  # numbers in a tile of feature maps, 2 MiB in float32
+TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
 
 
 class ChannelNorm(nn.Module):
