@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipelines import TextGuidedRestorationPipeline
 from textir.cli import app
 from textir.conversion import FORMATS, convert, convert_back, looks_like, read_weights
+from textir.models import SFNet
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32", "sfnet", "drsformer")
@@ -62,6 +63,17 @@ def test_the_published_function_is_computed(name):
     back = convert_back(model, name.split("_")[0])
     assert back.keys() == weights.keys() and all(back[key].shape == weights[key].shape for key in weights)
     assert all(torch.equal(back[key], weights[key]) for key in weights if not re.match(form.unused, key))
+
+
+def test_means_over_neighbourhoods_are_the_published_ones():
+    weights, case = published("sfnet"), load_file(FIXTURES / "sfnet_local_outdoor.safetensors")  # the same names and shapes
+    whole = convert(weights, "sfnet")
+    local = SFNet(pooling_share=210 / 256).eval()
+    local.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        output = local(case["input"])
+        assert (output - case["output"]).abs().max() < 1e-4 * case["output"].abs().max()
+        assert (output - whole(case["input"])).abs().max() > 0.1 * case["output"].abs().max()
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"params": w}, lambda w: {"params_ema": w, "params": {}}])

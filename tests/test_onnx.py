@@ -35,7 +35,7 @@ RESTORERS = {
     "promptir": lambda: tiny.transformer(PromptIR),
     "drsformer": lambda: tiny.transformer(DRSformer),
     "sfnet": tiny.sfnet,
-    "sfnet, pooling": lambda: tiny.sfnet(pooling_window=(24, 20)),
+    "sfnet, pooling": lambda: tiny.sfnet(pooling_share=0.8),
 }
 
 

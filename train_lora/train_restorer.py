@@ -49,7 +49,7 @@ class Config(StageConfig):
         0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
     )
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
-    matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; 32, 64, ... by default")
+    matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; what suits the restorer by default")
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
     train_backbone: bool = knob(
@@ -200,7 +200,9 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
     if options.get("guidance_channels") is None:
         refuse_lora(config, "guidance")
         levels = len(options["encoder_depths"]) + 1 if "encoder_depths" in options else pipe.restorer.num_levels
-        widths = config.matcher_widths or [32 * 2**level for level in range(levels)]
+        widths = config.matcher_widths or list(pipe.restorer.guidance_widths[:levels])
+        if len(widths) != levels:
+            raise ValueError(f"`--matcher_widths` needs {levels} numbers, one a level of the restorer, got {widths}.")
         settings = {name: value for name, value in options.items() if not name.startswith("_")}
         fused = type(pipe.restorer)(**{**settings, "guidance_channels": widths, "fusion": config.fusion})
         absent = fused.load_state_dict(pipe.restorer.state_dict(), strict=False)

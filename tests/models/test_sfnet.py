@@ -55,24 +55,34 @@ def test_strength_turns_guidance_off_to_the_bit():
         assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(guided, bare)
 
 
-def test_a_window_larger_than_the_image_is_the_image():
+def test_means_are_taken_nearby_outside_training_only():
     with torch.no_grad():
-        x, whole = image(16, 24), sfnet(guided=False).eval()
-        local = sfnet(guided=False, pooling_window=64).eval()
-        local.load_state_dict(whole.state_dict())
-        assert torch.equal(local(x), whole(x))
-        near = sfnet(guided=False, pooling_window=(8, 12)).eval()
+        x, whole = image(16, 24, batch=2), sfnet(guided=False).eval()
+        near = sfnet(guided=False, pooling_share=0.5).eval()
         near.load_state_dict(whole.state_dict())
         for model in (near, whole):
             for name, parameter in model.named_parameters():
                 if "selection" in name:
                     parameter.fill_(0.5)
         assert not torch.allclose(near(x), whole(x))
+        torch.testing.assert_close(near.train()(x), whole.train()(x))
+
+
+@pytest.mark.parametrize("share", [0, 1, 210])
+def test_a_share_lies_between_none_and_all(share):
+    with pytest.raises(ValueError, match="`pooling_share` must lie between 0 and 1"):
+        sfnet(pooling_share=share)
+
+
+def test_the_smallest_images_have_a_neighbourhood():
+    with torch.no_grad():
+        for share in (None, 0.1):
+            assert sfnet(guided=False, pooling_share=share).eval()(image(1, 7)).shape == (1, 3, 1, 7)
 
 
 def test_the_local_mean_is_that_of_its_neighbourhood():
     x = torch.randn(1, 2, 9, 11)
-    mean = local_mean(x, (4, 5))
+    mean = local_mean(x, 0.46)  # 4 and 5 pixels
     assert mean.shape == x.shape
     torch.testing.assert_close(mean[0, :, 4, 5], x[0, :, 3:7, 3:8].mean((1, 2)))
     torch.testing.assert_close(mean[0, :, 0, 0], x[0, :, :4, :5].mean((1, 2)))

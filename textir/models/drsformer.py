@@ -315,6 +315,8 @@ class DRSformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["SparseTransformerBlock", "ExpertLayer"]
     _lora_layers = ["qkv", "project", "expand", "reduce"]
 
+    guidance_widths = (32, 64, 128, 256, 512)  # of a matcher that costs a small part of the network, finest level first
+
     @register_to_config
     def __init__(
         self,

@@ -228,6 +228,8 @@ class Backbone(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["RestormerBlock"]
     _lora_layers = ["qkv", "project", "expand", "reduce"]
 
+    guidance_widths = (32, 64, 128, 256, 512)  # of a matcher that costs a small part of the network, finest level first
+
     def _build(
         self, in_channels, out_channels, width, encoder_depths, middle_depth, decoder_depths, refinement_depth, heads, expansion,
         norm_bias, bias, guidance_channels, fusion, dual_pixel=False, prompts=None,

@@ -11,23 +11,25 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
-Window = tuple[int, int] | None  # height and width of the neighbourhood over which means are taken; `None` is the image
+Share = float | None  # of height and width, of the neighbourhood over which means are taken; `None` is the image
 
 
-def local_mean(x: torch.Tensor, window: Window) -> torch.Tensor:
-    """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `window` smaller than the image over one around each pixel, moved
+def local_mean(x: torch.Tensor, share: Share) -> torch.Tensor:
+    """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `share` below 1 over that share of the sides around each pixel, moved
     inwards at the border, `(B, C, H, W)`."""
-    if window is not None and torch.onnx.is_in_onnx_export():
-        return banded_mean(banded_mean(x, window[1], -1), window[0], -2)
-    if window is None or (window[0] >= x.shape[-2] and window[1] >= x.shape[-1]):
+    if share is None:
         return x.mean((2, 3), keepdim=True)
-    return sliding_mean(sliding_mean(x.float(), window[1], -1), window[0], -2).to(x)
+    mean = banded_mean if torch.onnx.is_in_onnx_export() else sliding_mean
+    windows = [at_least(1, size * round(256 * share) // 256) for size in x.shape[-2:]]
+    return mean(mean(x.float(), windows[1], -1), windows[0], -2).to(x)
+
+
+def at_least(least: int, size: int) -> int:
+    return size if torch.onnx.is_in_onnx_export() else max(least, size)  # there sizes are not known yet
 
 
 def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     size = x.shape[dim]
-    if window >= size:
-        return x.mean(dim, keepdim=True)
     sums = x.cumsum(dim)
     first = sums.narrow(dim, window - 1, 1)
     others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
@@ -44,10 +46,6 @@ def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
-def shrink(window: Window, factor: int) -> Window:
-    return None if window is None else (max(1, window[0] // factor), max(1, window[1] // factor))
-
-
 def conv(in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1) -> nn.Sequential:
     layers = [nn.Conv2d(in_channels, out_channels, size, stride, size // 2)]
     return nn.Sequential(*layers, nn.GELU()) if activation else nn.Sequential(*layers)
@@ -60,9 +58,9 @@ def up_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 class FrequencyModulation(nn.Module):
     """Weighs low and high frequencies against each other, by what both are like on average."""
 
-    def __init__(self, channels: int, window: Window, hidden: int = 32):
+    def __init__(self, channels: int, share: Share, hidden: int = 32):
         super().__init__()
-        self.window = window
+        self.share = share
         hidden = max(channels // 2, hidden)
         self.squeeze = nn.Conv2d(channels, hidden, 1)
         self.weigh_high = nn.Conv2d(hidden, channels, 1)
@@ -70,7 +68,7 @@ class FrequencyModulation(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        both = self.squeeze(local_mean(low + high, None if self.training else self.window))
+        both = self.squeeze(local_mean(low + high, None if self.training else self.share))
         weights = torch.cat([self.weigh_high(both), self.weigh_low(both)], dim=1).softmax(1)
         weight_high, weight_low = weights.chunk(2, dim=1)
         return self.mix(high * weight_high + low * weight_low)
@@ -79,17 +77,17 @@ class FrequencyModulation(nn.Module):
 class DynamicFilter(nn.Module):
     """A low-pass filter made from the features themselves, one for each of `groups`; what it leaves is the high frequencies."""
 
-    def __init__(self, channels: int, size: int, window: Window, groups: int = 8):
+    def __init__(self, channels: int, size: int, share: Share, groups: int = 8):
         super().__init__()
-        self.size, self.groups, self.window = size, groups, window
+        self.size, self.groups = size, groups
         self.predict = nn.Conv2d(channels, groups * size**2, 1, bias=False)
         self.norm = nn.BatchNorm2d(groups * size**2)
-        self.modulate = FrequencyModulation(channels, window)
+        self.modulate = FrequencyModulation(channels, share)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channels, height, width = x.shape[1:]
-        kernels = self.norm(self.predict(local_mean(x, None if self.training else self.window)))
-        kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)  # (B, groups, 1, size², 1 or H, 1 or W)
+        kernels = self.norm(self.predict(x.mean((2, 3), keepdim=True)))
+        kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)  # (B, groups, 1, size², 1, 1)
         border = self.size // 2
         padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(1, (self.groups, channels // self.groups))
         low = torch.zeros_like(x).unflatten(1, (self.groups, channels // self.groups))
@@ -103,14 +101,14 @@ class DynamicFilter(nn.Module):
 class GlobalSelection(nn.Module):
     """Weighs the mean of a channel against its deviations from it."""
 
-    def __init__(self, channels: int, window: Window):
+    def __init__(self, channels: int, share: Share):
         super().__init__()
-        self.window = window
+        self.share = share
         self.low = nn.Parameter(torch.zeros(channels))
         self.high = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = local_mean(x, None if self.training else self.window)
+        mean = local_mean(x, None if self.training else self.share)
         low, high = self.low[:, None, None], self.high[:, None, None]
         return mean * low + (x - mean) * (high + 1)
 
@@ -118,16 +116,16 @@ class GlobalSelection(nn.Module):
 class PatchSelection(nn.Module):
     """The same for each of 2 x 2 parts of the image on its own."""
 
-    def __init__(self, channels: int, window: Window):
+    def __init__(self, channels: int, share: Share):
         super().__init__()
-        self.window = window
+        self.share = share
         self.low = nn.Parameter(torch.zeros(4 * channels))
         self.high = nn.Parameter(torch.zeros(4 * channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
         parts = x.reshape(batch, channels, 2, height // 2, 2, width // 2).permute(0, 1, 2, 4, 3, 5).flatten(1, 3)
-        mean = local_mean(parts, None if self.training else self.window)
+        mean = local_mean(parts, None if self.training else self.share)
         parts = mean * self.low[:, None, None] + (parts - mean) * self.high[:, None, None]
         return parts.unflatten(1, (channels, 2, 2)).permute(0, 1, 2, 4, 3, 5).reshape(batch, channels, height, width)
 
@@ -135,13 +133,13 @@ class PatchSelection(nn.Module):
 class SFBlock(nn.Module):
     """Residual block whose features are weighed by frequency between its convolutions; some also filter them dynamically."""
 
-    def __init__(self, channels: int, filters: bool, window: Window):
+    def __init__(self, channels: int, filters: bool, share: Share):
         super().__init__()
         half = channels // 2
         self.expand = conv(channels, channels, 3)
-        self.filters = nn.ModuleList(DynamicFilter(half, size, window) for size in (3, 5)) if filters else nn.ModuleList()
-        self.global_selection = GlobalSelection(half, window)
-        self.patch_selection = PatchSelection(half, shrink(window, 2))
+        self.filters = nn.ModuleList(DynamicFilter(half, size, share) for size in (3, 5)) if filters else nn.ModuleList()
+        self.global_selection = GlobalSelection(half, share)
+        self.patch_selection = PatchSelection(half, share)
         self.project = conv(channels, channels, 3, activation=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -172,9 +170,9 @@ class ImagePyramid(nn.Module):
 class GuidanceFusion(nn.Module):
     """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
 
-    def __init__(self, channels: int, guidance_channels: int, window: Window):
+    def __init__(self, channels: int, guidance_channels: int, share: Share):
         super().__init__()
-        self.block = SFBlock(channels + guidance_channels, False, window)
+        self.block = SFBlock(channels + guidance_channels, False, share)
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -197,8 +195,9 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         in_channels: channels of the image.
         width: channels of the finest level; each of the two deeper levels doubles them.
         depth: blocks of each encoder and decoder group; the last of each filters dynamically.
-        pooling_window: side (or height and width) in pixels of the neighbourhood over which means are taken outside training; `None`
-            takes the whole image (Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*, ECCV 2022).
+        pooling_share: share of height and width, in steps of 1/256 below 1, over which means are taken outside training; `None` takes the
+            whole image (Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*, ECCV 2022). Published
+            for outdoor haze with 210 / 256. Dynamic filters always follow from the whole image.
         guidance_channels: channels of the guidance features, one for each of the three levels, the deepest being the middle; `None` builds
             a network that takes no guidance.
         fusion: where guidance enters: `encoder`, `decoder`, or `both`.
@@ -209,6 +208,7 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["SFBlock"]
     _lora_layers = r".*(expand|project)\.0"
 
+    guidance_widths = (32, 64, 128)  # of a matcher that costs a small part of the network, finest level first
     num_levels = 3  # each takes guidance
     num_scales = 3  # each restores an image, to be compared with the clean one in training
 
@@ -218,7 +218,7 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         in_channels: int = 3,
         width: int = 32,
         depth: int = 16,
-        pooling_window: Window = None,
+        pooling_share: Share = None,
         guidance_channels: tuple[int, ...] | None = None,
         fusion: str = "both",
     ):
@@ -227,26 +227,26 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
         if guidance_channels is not None and len(guidance_channels) != 3:
             raise ValueError(f"`guidance_channels` must have 3 entries, one a level, got {len(guidance_channels)}.")
+        if pooling_share is not None and not 0 < pooling_share < 1:
+            raise ValueError(f"`pooling_share` must lie between 0 and 1, or be None for the whole image, got {pooling_share}.")
         widths = [width, 2 * width, 4 * width]
-        whole = (pooling_window, pooling_window) if isinstance(pooling_window, int) else pooling_window
-        windows = [shrink(whole, 2**level) for level in range(3)]
         self.embed = conv(in_channels, width, 3)
         self.pyramid = nn.ModuleList(ImagePyramid(in_channels, c) for c in widths[1:])
-        self.encoders = nn.ModuleList(self._group(c, depth, w) for c, w in zip(widths, windows))
+        self.encoders = nn.ModuleList(self._group(c, depth, pooling_share) for c in widths)
         self.downs = nn.ModuleList(conv(c, 2 * c, 3, stride=2) for c in widths[:-1])
-        self.decoders = nn.ModuleList(self._group(c, depth, w) for c, w in zip(widths[::-1], windows[::-1]))
+        self.decoders = nn.ModuleList(self._group(c, depth, pooling_share) for c in widths[::-1])
         self.ups = nn.ModuleList(up_conv(2 * c, c) for c in (widths[1], widths[0]))
         self.reduces = nn.ModuleList(conv(2 * c, c, 1) for c in (widths[1], widths[0]))
         self.outputs = nn.ModuleList(conv(c, in_channels, 3, activation=False) for c in widths[::-1])
 
-        fusions = [] if guidance_channels is None else list(zip(widths, guidance_channels, windows))
+        fusions = [(*shape, pooling_share) for shape in zip(widths, guidance_channels or ())]
         self.encoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions if fusion != "decoder" else []))
         self.decoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions[-2::-1] if fusion != "encoder" else []))
         self.gradient_checkpointing = False
 
     @staticmethod
-    def _group(channels: int, depth: int, window: Window) -> nn.ModuleList:
-        return nn.ModuleList(SFBlock(channels, i == depth - 1, window) for i in range(depth))
+    def _group(channels: int, depth: int, share: Share) -> nn.ModuleList:
+        return nn.ModuleList(SFBlock(channels, i == depth - 1, share) for i in range(depth))
 
     @property
     def size_multiple(self) -> int:
@@ -281,7 +281,8 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
-        image = fit(degraded, height + -height % multiple, width + -width % multiple)
+        sides = [at_least(2 * multiple, side + -side % multiple) for side in (height, width)]  # filters reflect 2 pixels of a quarter
+        image = fit(degraded, *sides)
         images = [image, image[..., ::2, ::2], image[..., ::4, ::4]]  # nearest-neighbour reduction, as published
 
         x, skips = self.embed(image), []
