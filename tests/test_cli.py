@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
+from textir.adapters import make_trainable, save_adapter
 from textir.cli import app
 
 
@@ -51,6 +53,27 @@ def test_a_file_gives_a_file_of_the_same_name_and_size(photos, tmp_path, checkpo
     assert result.exit_code == 0, result.output
     assert size_of(tmp_path / "out" / "a.png") == (40, 24)
     assert "1 of 1 images restored" in result.output
+
+
+def test_a_task_brings_the_adapter_that_the_checkpoint_has_for_it(photos, tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    pipe = TextGuidedRestorationPipeline.from_pretrained(folder)
+    make_trainable(pipe, ["restorer"], rank=2)
+    for name, parameter in pipe.restorer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.5)
+    save_adapter(pipe, folder / "adapters" / "derain")
+
+    def restored(*options):
+        result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", folder, *options)
+        assert result.exit_code == 0, result.output
+        return np.asarray(Image.open(tmp_path / "out" / "a.png"))
+
+    plain = restored()
+    assert np.array_equal(restored("--task", "denoise"), plain)
+    adapted = restored("--task", "derain")
+    assert not np.array_equal(adapted, plain)
+    assert np.array_equal(restored("--task", "derain", "--adapter", "derain"), adapted)
 
 
 def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):

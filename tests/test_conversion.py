@@ -6,15 +6,17 @@ import re
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipelines import TextGuidedRestorationPipeline
 from textir.cli import app
 from textir.conversion import FORMATS, convert, convert_back, looks_like, read_weights
-from textir.models import SFNet
+from textir.models import PromptIR, SFNet
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = ("restormer_deblurring", "restormer_denoising_biasfree", "promptir", "nafnet_gopro_width32", "sfnet", "drsformer")
@@ -80,6 +82,22 @@ def test_means_over_neighbourhoods_are_the_published_ones():
 def test_wrapped_weights_are_found(wrap, small, tmp_path):
     torch.save(wrap(small["restormer"]), tmp_path / "weights.pth")
     assert convert(read_weights(tmp_path / "weights.pth"), "restormer").config.encoder_depths == [1, 2, 1]
+
+
+def test_a_converted_promptir_restores_from_the_command_line(tmp_path):
+    network = PromptIR(width=8, encoder_depths=(1, 1, 1), middle_depth=1, decoder_depths=(1, 1, 1), refinement_depth=1)
+    weights = {f"net.{key}": value for key, value in convert_back(network, "promptir").items()}
+    torch.save({"state_dict": weights}, tmp_path / "model.ckpt")
+    Image.new("RGB", (41, 30), "teal").save(tmp_path / "photo.png")
+    for command in (
+        ["convert", "--from", "promptir", tmp_path / "model.ckpt", "--output", tmp_path / "promptir"],
+        ["restore", tmp_path / "photo.png", "--checkpoint", tmp_path / "promptir", "--output", tmp_path / "out"],
+    ):
+        result = CliRunner().invoke(app, [str(argument) for argument in command])
+        assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "photo.png") as photo, Image.open(tmp_path / "out" / "photo.png") as restored:
+        pipe = TextGuidedRestorationPipeline(restorer=network.eval())
+        assert np.array_equal(np.asarray(restored), np.asarray(pipe(photo).images[0]))
 
 
 def test_the_prefix_of_lightning_is_taken_off(small, tmp_path):

@@ -41,8 +41,10 @@ def fail(message: object) -> typer.Exit:
     return typer.Exit(2)
 
 
-def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"):
-    """A pipeline ready to work, with an adapter or ONNX files if they are asked for."""
+def load_pipeline(
+    checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch", task: str = "auto"
+):
+    """A pipeline ready to work, with the adapter asked for, the one that the checkpoint has for `task`, and ONNX files if asked for."""
     import torch
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
@@ -66,9 +68,10 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str,
         pipe = TextGuidedRestorationPipeline.from_pretrained(folder, dtype=precision).to(device)
     except (OSError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{folder} could not be loaded on {device}: {error}") from error
-    if adapter is not None:
-        inside = Path(folder) / "adapters" / adapter
-        pipe.load_lora_weights(str(inside) if inside.is_dir() else adapter, adapter_name=Path(adapter).name.replace(".", "_"))
+    of_task = task if backend == "torch" and (Path(folder) / "adapters" / task).is_dir() else None
+    for name in dict.fromkeys(name for name in (adapter, of_task) if name is not None):
+        inside = Path(folder) / "adapters" / name
+        pipe.load_lora_weights(str(inside) if inside.is_dir() else name, adapter_name=Path(name).name.replace(".", "_"))
     if backend == "onnx":
         from textir.onnx_export import use_onnx
 
@@ -105,7 +108,7 @@ def restore(
 
     try:
         jobs = plan_jobs(inputs, output, recursive)
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend, task)
         pipe.check_arguments(
             task, guidance_strength=strength, num_inference_steps=1 if steps is None else steps, tile=tile or None
         )
@@ -233,7 +236,7 @@ def evaluate(
     from textir.metrics import Protocol
 
     try:
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend, task)
         if suite is not None:
             if degradation is not None or (protocol, border, multiple) != ("rgb", 0, 1):
                 raise ValueError("A suite brings its degradations and its protocol; leave out those options.")
