@@ -107,6 +107,18 @@ def test_the_prefix_of_lightning_is_taken_off(small, tmp_path):
     assert weights.keys() == small["nafnet"].keys() and all(value.dtype == torch.float32 for value in weights.values())
 
 
+def test_weights_saved_on_a_gpu_are_read_without_one(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(small["nafnet"], tmp_path / "gpu.pth")
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "gpu.pth", weights_only=True)  # the file is what it is meant to be
+    weights = read_weights(tmp_path / "gpu.pth")
+    assert all(value.device.type == "cpu" for value in weights.values())
+    assert all(torch.equal(weights[key], value) for key, value in small["nafnet"].items())
+
+
 def test_weights_of_another_network_are_recognised(small):
     assert looks_like(small["nafnet"]) == "nafnet" and looks_like({"a": torch.zeros(1)}) is None
     with pytest.raises(ValueError, match="not weights of restormer; they look like nafnet"):
