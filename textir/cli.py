@@ -41,9 +41,7 @@ def fail(message: object) -> typer.Exit:
     return typer.Exit(2)
 
 
-def load_pipeline(
-    checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch", task: str = "auto"
-):
+def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch", task: str = "auto"):
     """A pipeline ready to work, with the adapter asked for, the one that the checkpoint has for `task`, and ONNX files if asked for."""
     import torch
     from diffusers.utils import logging

@@ -281,7 +281,8 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
-        sides = [at_least(2 * multiple, side + -side % multiple) for side in (height, width)]  # filters reflect 2 pixels of a quarter
+        # At least 16 pixels, because the filters reflect two of a quarter of the size.
+        sides = [at_least(2 * multiple, side + -side % multiple) for side in (height, width)]
         image = fit(degraded, *sides)
         images = [image, image[..., ::2, ::2], image[..., ::4, ::4]]  # nearest-neighbour reduction, as published
 
