@@ -1,8 +1,8 @@
 """The published arithmetic of the restoration networks, on the same weights: what the benchmark compares ours with.
 
 `plain(model)` swaps, within the block, the forward passes of layers for straightforward ones: images channels first in memory, layer
-normalisation that reshuffles them to tokens and back, variance computed apart, attention as four (or one) products of whole maps, grouped
-convolutions as they are. Outputs agree.
+normalisation that reshuffles them to tokens and back, variance computed apart, attention as four (or one) products of whole maps, no tiles,
+experts weighed one by one, grouped convolutions as they are. Outputs agree.
 """
 
 import contextlib
@@ -58,6 +58,24 @@ def sparse_attention(self, x: torch.Tensor) -> torch.Tensor:
     return self.project(total.flatten(1, 2).unflatten(2, x.shape[-2:]))
 
 
+def block(self, x: torch.Tensor) -> torch.Tensor:
+    """A transformer block of Restormer or DRSformer on whole maps, not tile by tile."""
+    x = x + self.attention(self.norm1(x))
+    return x + self.feed_forward(self.norm2(x))
+
+
+def gated_feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+    gate, value = self.depthwise(self.expand(x)).chunk(2, dim=1)
+    return self.reduce(F.gelu(gate) * value)
+
+
+def expert_layer(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    results = [operation(x) for operation in self.experts]
+    results.append(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
+    weighed = [result * weight[:, None, None, None] for result, weight in zip(results, weights.unbind(1))]
+    return F.relu(self.mix(torch.cat(weighed, dim=1)))
+
+
 def paired_conv(self, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2, groups=len(self.weight))
 
@@ -65,9 +83,13 @@ def paired_conv(self, x: torch.Tensor) -> torch.Tensor:
 PLAIN = {
     restormer.ChannelNorm: token_norm,
     restormer.ChannelAttention: attention,
+    restormer.GatedFeedForward: gated_feed_forward,
+    restormer.RestormerBlock: block,
     drsformer.ChannelNorm: token_norm,
     drsformer.SparseChannelAttention: sparse_attention,
     drsformer.PairedConv: paired_conv,
+    drsformer.SparseTransformerBlock: block,
+    drsformer.ExpertLayer: expert_layer,
     nafnet.LayerNorm2d: image_norm,
 }
 
