@@ -75,6 +75,14 @@ def test_a_task_brings_the_adapter_that_the_checkpoint_has_for_it(photos, tmp_pa
     assert not np.array_equal(adapted, plain)
     assert np.array_equal(restored("--task", "derain", "--adapter", "derain"), adapted)
 
+    scores = []
+    for options in (["--task", "denoise"], ["--task", "derain"], ["--adapter", "derain"]):
+        data = ["--data", photos, "--degradation", "noise:9", "--checkpoint", folder]
+        result = run("evaluate", *data, *options, "--json", tmp_path / "scores.json")
+        assert result.exit_code == 0, result.output
+        scores.append(json.loads((tmp_path / "scores.json").read_text())["weights"])
+    assert "adapter" not in scores[0] and scores[1] == scores[2] and "adapter" in scores[2]
+
 
 def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):
     run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint)

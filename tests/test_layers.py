@@ -1,11 +1,14 @@
 """The rules that keep the house in order: who may import whom, and what travels to the Hub alone."""
 
 import ast
+import inspect
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from textir.models import drsformer, restormer, sfnet
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted([*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")])
@@ -39,6 +42,12 @@ def test_files_that_travel_to_the_hub_stand_alone(path):
 def test_only_the_face_of_the_package_imports_pipelines(path):
     if path.relative_to(ROOT / "textir").as_posix() not in ("__init__.py", "cli.py"):
         assert not any(name.split(".")[0] == "pipelines" for name in imports(path))
+
+
+@pytest.mark.parametrize("name", ["ChannelNorm", "tiles", "in_tiles", "transform", "fit"])
+def test_what_files_that_stand_alone_share_is_the_same(name):
+    twins = [getattr(module, name) for module in (restormer, drsformer, sfnet) if hasattr(module, name)]
+    assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
 
 def test_gradio_and_spaces_stay_in_the_app():

@@ -99,6 +99,7 @@ def test_the_command_prints_tables_and_writes_every_score(root, tmp_path, monkey
     [
         (["--suite", "maxi"], "Unknown `--suite` 'maxi'; known are mini"),
         (["--suite", "mini", "--degradation", "noise:5"], "A suite brings its degradations"),
+        (["--suite", "mini", "--task", "denoise"], "A suite brings its degradations, its task"),
         (["--suite", "mini"], "lacks the sets"),
     ],
 )

@@ -41,8 +41,19 @@ def fail(message: object) -> typer.Exit:
     return typer.Exit(2)
 
 
-def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch", task: str = "auto"):
-    """A pipeline ready to work, with the adapter asked for, the one that the checkpoint has for `task`, and ONNX files if asked for."""
+def find_adapters(checkpoint: str, adapter: str | None, task: str = "auto", backend: str = "torch") -> dict[str, str]:
+    """Names and places of the LoRA weights that are asked for, and of those that the checkpoint has for a task."""
+    from pipelines import MINI
+
+    carried = Path(MINI if checkpoint == "mini" else checkpoint) / "adapters"
+    wanted = [] if adapter is None else [adapter]
+    if backend == "torch" and task != adapter and (carried / task).is_dir():
+        wanted.append(task)
+    return {Path(name).name.replace(".", "_"): str(carried / name) if (carried / name).is_dir() else name for name in wanted}
+
+
+def load_pipeline(checkpoint: str, adapters: dict[str, str], device: str, dtype: str, backend: str = "torch"):
+    """A pipeline ready to work, with adapters or ONNX files if they are asked for."""
     import torch
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
@@ -66,10 +77,8 @@ def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str,
         pipe = TextGuidedRestorationPipeline.from_pretrained(folder, dtype=precision).to(device)
     except (OSError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{folder} could not be loaded on {device}: {error}") from error
-    of_task = task if backend == "torch" and (Path(folder) / "adapters" / task).is_dir() else None
-    for name in dict.fromkeys(name for name in (adapter, of_task) if name is not None):
-        inside = Path(folder) / "adapters" / name
-        pipe.load_lora_weights(str(inside) if inside.is_dir() else name, adapter_name=Path(name).name.replace(".", "_"))
+    for name, place in adapters.items():
+        pipe.load_lora_weights(place, adapter_name=name)
     if backend == "onnx":
         from textir.onnx_export import use_onnx
 
@@ -106,7 +115,7 @@ def restore(
 
     try:
         jobs = plan_jobs(inputs, output, recursive)
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend, task)
+        pipe = load_pipeline(checkpoint, find_adapters(checkpoint, adapter, task, backend), device, dtype, backend)
         pipe.check_arguments(
             task, guidance_strength=strength, num_inference_steps=1 if steps is None else steps, tile=tile or None
         )
@@ -234,13 +243,14 @@ def evaluate(
     from textir.metrics import Protocol
 
     try:
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend, task)
+        if suite is not None and (degradation, task, protocol, border, multiple) != (None, "auto", "rgb", 0, 1):
+            raise ValueError("A suite brings its degradations, its task and its protocol; leave out those options.")
+        adapters = find_adapters(checkpoint, adapter, task, backend)
+        pipe = load_pipeline(checkpoint, adapters, device, dtype, backend)
         if suite is not None:
-            if degradation is not None or (protocol, border, multiple) != ("rgb", 0, 1):
-                raise ValueError("A suite brings its degradations and its protocol; leave out those options.")
             measured = measure_suite(pipe, suite, data, range(seed, seed + seeds), tile or None, limit, baselines)
             if json_file is not None:
-                write_scores(json_file, measured, checkpoint, adapter)
+                write_scores(json_file, measured, checkpoint, adapters)
             return
         result = evaluate(
             pipe,
@@ -258,7 +268,7 @@ def evaluate(
             return_influence=False,
         )
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), checkpoint, adapter)
+            write_scores(json_file, result.to_dict(), checkpoint, adapters)
     except (ValueError, OSError) as error:
         raise fail(error) from None
     mean = result.summary()
@@ -287,20 +297,18 @@ def measure_suite(pipe, name: str, root: str, seeds, tile: int | None, limit: in
     return {"suite": name, "protocol": protocol(seeds, tile), "rows": [asdict(scores) for scores in results]}
 
 
-def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None) -> None:
+def write_scores(path: Path, scores: dict, checkpoint: str, adapters: dict[str, str]) -> None:
     """Write scores with the command and the digests of the weights that they were measured with."""
     from pipelines import MINI
     from textir.hub import weights_digest
     from textir.images import writing
 
-    folders = {"checkpoint": MINI if checkpoint == "mini" else checkpoint, "adapter": adapter}
-    inside = Path(folders["checkpoint"]) / "adapters" / str(adapter)
-    folders["adapter"] = inside if inside.is_dir() else adapter
-    weights = {
-        name: weights_digest(folder) if Path(folder).is_dir() else str(folder)  # a name on the Hub says it all
-        for name, folder in folders.items()
-        if folder is not None
-    }
+    def digest(place: str | Path) -> str:
+        return weights_digest(place) if Path(place).is_dir() else str(place)  # a name on the Hub says it all
+
+    weights = {"checkpoint": digest(MINI if checkpoint == "mini" else checkpoint)}
+    if adapters:
+        weights["adapter"] = " + ".join(digest(place) for place in adapters.values())
     made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
@@ -377,7 +385,7 @@ def convert(
 
     try:
         if back:
-            pipe = load_pipeline(str(weights), None, "cpu", "float32")
+            pipe = load_pipeline(str(weights), {}, "cpu", "float32")
             published = {name: value.contiguous() for name, value in convert_back(pipe.restorer, source).items()}
             output.parent.mkdir(parents=True, exist_ok=True)
             with writing(output) as temporary:
@@ -417,7 +425,7 @@ def onnx(
 
     try:
         require("onnx")
-        pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")
+        pipe = load_pipeline(checkpoint, find_adapters(checkpoint, adapter), "cpu", "float32")
         if adapter is not None:
             if Path(checkpoint).resolve() == output.resolve():
                 raise ValueError("An adapter changes the weights; choose a new folder as `--output`.")

@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
 
 from tests.tiny import image, transformer
 from textir.models import DRSformer
 from textir.models.drsformer import KEPT, ExpertCompensator, ExpertLayer, PairedConv, SparseChannelAttention
+from textir.plain import expert_layer
 
 
 def test_attention_is_the_sum_of_four_that_keep_the_best():
@@ -51,6 +53,21 @@ def test_experts_are_weighed_by_what_the_features_show():
         compensator(torch.cat([x, 3 * x]))
     torch.testing.assert_close(weights[0].sum(1), torch.ones(2))
     assert not torch.allclose(weights[0][0], weights[0][1], atol=1e-4)
+
+
+def test_adapters_on_experts_count():
+    layer, x = ExpertLayer(4), torch.rand(1, 4, 9, 11)
+    weights = torch.full((1, ExpertLayer.COUNT), 1 / ExpertLayer.COUNT)
+    layer.mix.weight.data.abs_()  # what is rectified afterwards is not all nothing
+    plain = layer(x, weights)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["mix", r"experts.1.4"]), layer)
+    torch.testing.assert_close(layer(x, weights), plain)
+    for part in (layer.mix, layer.experts[1][4]):
+        torch.nn.init.constant_(part.lora_B["default"].weight, 0.5)
+        adapted = layer(x, weights)
+        assert not torch.allclose(adapted, plain, atol=1e-3)
+        plain = adapted
+    torch.testing.assert_close(adapted, expert_layer(layer, x, weights))
 
 
 def test_without_experts_only_the_compensators_are_gone():

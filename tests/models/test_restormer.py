@@ -1,6 +1,8 @@
 """Restormer, PromptIR and DRSformer keep the restorer's contract: any size, guidance that starts at nothing and can be turned off, the same
 result whatever form the attention is computed in."""
 
+import sys
+
 import pytest
 import torch
 
@@ -49,6 +51,19 @@ def test_a_batch_equals_its_images(network):
     with torch.no_grad():
         singles = [model(x[i : i + 1], [f[i : i + 1] for f in features]) for i in range(3)]
         torch.testing.assert_close(model(x, features), torch.cat(singles), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_blocks_in_tiles_do_the_same_as_on_whole_maps(network, monkeypatch):
+    module = sys.modules[network.__module__]
+    model, x = transformer(network).eval(), image(41, 70, batch=2)
+    features = [torch.randn(2, *shape) for shape in ((4, 44, 72), (6, 22, 36), (8, 11, 18))]
+    whole = model(x, features)  # with gradients
+    monkeypatch.setattr(module, "TILE", 1)
+    cut = next(module.tiles(torch.empty(1, 1, 41, 70), 1, border=1))[2]
+    assert (cut[1].stop, cut[2].stop) == (13, 17)  # there are three times four
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, features), whole, atol=2e-6, rtol=1e-4)
 
 
 def test_attention_is_the_one_of_the_paper():

@@ -211,6 +211,15 @@ def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequenti
     return nn.Sequential(*layers[:-1])
 
 
+def matrix_of(pointwise: nn.Module) -> torch.Tensor:
+    """The matrix `(C_out, C)` of a convolution of single pixels without bias, adapters on it included."""
+    if isinstance(pointwise, nn.Conv2d):
+        return pointwise.weight.flatten(1)
+    base = pointwise.get_base_layer()
+    unit = torch.eye(base.in_channels, device=base.weight.device, dtype=base.weight.dtype)
+    return pointwise(unit[..., None, None]).flatten(1).T
+
+
 class ExpertLayer(nn.Module):
     """Eight operations side by side, weighed, joined and reduced: separable convolutions, dilated ones, and the mean of 3 x 3."""
 
@@ -234,8 +243,8 @@ class ExpertLayer(nn.Module):
 
     def join(self, weights: torch.Tensor) -> torch.Tensor:
         """What follows the last depthwise convolutions as one matrix `(B, C, 8 C)`: pointwise ones, weights `(B, 8)` and the mix."""
-        mix = self.mix.weight.flatten(1).unflatten(1, (self.COUNT, -1)).transpose(0, 1)  # (8, C, C)
-        last = torch.stack([operation[-1].weight.flatten(1) for operation in self.experts])
+        mix = matrix_of(self.mix).unflatten(1, (self.COUNT, -1)).transpose(0, 1)  # (8, C, C)
+        last = torch.stack([matrix_of(operation[-1]) for operation in self.experts])
         joined = torch.cat([mix[:-1] @ last, mix[-1:]])
         return (weights[..., None, None] * joined).transpose(1, 2).flatten(2)
 

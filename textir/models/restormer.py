@@ -38,17 +38,17 @@ class ChannelNorm(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def tiles(x: torch.Tensor, channels: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
     """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a processor.
 
     Yields:
-        indices of the tile with a border of one pixel where there is one, of the tile within that, and of the tile.
+        indices of the tile with a border of `border` pixels where there is one, of the tile within that, and of the tile.
     """
     spans = []
     for size in x.shape[-2:]:
         count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
         ends = [size * i // count for i in range(count + 1)]
-        seen = [(max(start - 1, 0), min(end + 1, size)) for start, end in pairwise(ends)]
+        seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
         inside = [slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])]
         spans.append([(slice(*s), i, slice(start, end)) for s, i, start, end in zip(seen, inside, ends, ends[1:])])
     for rows in spans[0]:
@@ -151,19 +151,19 @@ class RestormerBlock(nn.Module):
 
     def attention_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         values, sums = torch.empty_like(x), None
-        for seen, inside, tile in tiles(x, 3 * x.shape[1]):
+        for seen, inside, tile in tiles(x, 3 * x.shape[1], border=1):
             query, key, value = (part[inside] for part in self.attention.split(self.norm1(x[seen])))
             values[tile] = value
             compared = self.attention.compare(query, key)
             sums = [part.float() + total for part, total in zip(compared, sums or (0, 0, 0))]
         weights = self.attention.weigh(*sums)
-        for *_, tile in tiles(x, 3 * x.shape[1]):
+        for *_, tile in tiles(x, 3 * x.shape[1], border=1):
             values[tile] = x[tile] + self.attention.mix(weights, values[tile])
         return values
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
-        for seen, inside, tile in tiles(x, self.feed_forward.depthwise.in_channels):
+        for seen, inside, tile in tiles(x, self.feed_forward.depthwise.in_channels, border=1):
             out[tile] = x[tile] + self.feed_forward(self.norm2(x[seen]))[inside]
         return out
 
