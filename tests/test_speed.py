@@ -40,6 +40,17 @@ def test_the_plain_way_computes_the_same_on_whole_maps(name, monkeypatch):
         assert torch.equal(model(image, features(2)), ours)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_plain_way_keeps_channels_first(name):
+    model, orders = NETWORKS[name]().eval().to(memory_format=torch.channels_last), set()
+    for layer in model.modules():
+        if isinstance(layer, (torch.nn.Conv2d, drsformer.PairedConv)):
+            layer.register_forward_hook(lambda layer, inputs, output: orders.add(output.is_contiguous()))
+    with torch.no_grad(), plain(model):
+        model(tiny.image(16, 32, batch=2), features(2))
+    assert orders == {True}
+
+
 def test_work_is_counted_in_multiply_adds():
     layer = torch.nn.Conv2d(3, 8, 5, padding=2)
     assert speed.count_gmac(lambda: layer(torch.rand(2, 3, 10, 20))) == pytest.approx(2 * 200 * 8 * 3 * 25 / 1e9)

@@ -98,18 +98,19 @@ PLAIN = {
 def plain(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model computes the same the plain way."""
     swapped = [module for module in model.modules() if type(module) in PLAIN]
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    weights = [module.weight.data for module in convolutions]
-    channels_first = convolutions[0].register_forward_pre_hook(lambda module, inputs: tuple(x.contiguous() for x in inputs))
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+    weights = [kernel.data for kernel in kernels]
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels_first = first.register_forward_pre_hook(lambda module, inputs: tuple(x.contiguous() for x in inputs))
     try:
-        for module in convolutions:
-            module.weight.data = module.weight.data.contiguous()
+        for kernel in kernels:  # anew: `contiguous()` leaves kernels of one pixel or one channel as they are, channels last
+            kernel.data = torch.empty(kernel.shape, dtype=kernel.dtype, device=kernel.device).copy_(kernel.data)
         for module in swapped:
             module.forward = PLAIN[type(module)].__get__(module)
         yield model
     finally:
         channels_first.remove()
-        for module, weight in zip(convolutions, weights):
-            module.weight.data = weight
+        for kernel, weight in zip(kernels, weights):
+            kernel.data = weight
         for module in swapped:
             module.__dict__.pop("forward", None)

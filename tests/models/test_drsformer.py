@@ -7,7 +7,14 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from tests.tiny import image, transformer
 from textir.models import DRSformer
-from textir.models.drsformer import KEPT, ExpertCompensator, ExpertLayer, PairedConv, SparseChannelAttention
+from textir.models.drsformer import (
+    KEPT,
+    ExpertCompensator,
+    ExpertLayer,
+    MixedScaleFeedForward,
+    PairedConv,
+    SparseChannelAttention,
+)
 from textir.plain import expert_layer
 
 
@@ -39,6 +46,19 @@ def test_pairs_of_channels_are_convolved_together(kernel, bias):
     layer, x = PairedConv(5, kernel, bias), torch.randn(2, 10, 9, 11)
     expected = F.conv2d(x, layer.weight, layer.bias, padding=kernel // 2, groups=5)
     torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("expansion", [2, 2.0625])  # of 16 channels 32 and 33 in a branch: 33 has a pair of both
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_feed_forward_in_quarters_is_the_same(expansion, bias, adapted):
+    layer, x = MixedScaleFeedForward(16, expansion, bias), torch.randn(2, 16, 9, 11)
+    if adapted:
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["expand", "reduce"], init_lora_weights=False), layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.2)
+        torch.testing.assert_close(layer.work(x, layer.quarters()), layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_experts_are_weighed_by_what_the_features_show():

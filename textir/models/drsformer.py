@@ -4,9 +4,10 @@ Chen et al., *Learning A Sparse Transformer Network for Effective Image Derainin
 Suganuma et al., *Attention-based Adaptive Selection of Operations for Image Restoration in the Presence of Unknown Combined Distortions*
 (CVPR 2019). Guidance enters as in Lin et al. (CVPR 2024).
 
-Written from the papers. The four sparse attention maps are sums over the same ranking, so one sorted softmax gives all of them at once, and,
-being over channels, they commute with the projection behind them. Grouped convolutions of channel pairs are done as two depthwise ones,
-and what experts do last is one matrix with what mixes them. Everything works on channels-last memory, on a processor tile by tile.
+Written from the papers. The four sparse attention maps are sums over the same ranking, so one sorted softmax gives all of them at once,
+and, being over channels, they commute with the projection behind them. Grouped convolutions of channel pairs are done as two depthwise ones
+on channels sorted by parity, and what experts do last is one matrix with what mixes them. Everything works on channels-last memory, on a
+processor tile by tile.
 """
 
 from collections.abc import Iterator
@@ -69,6 +70,20 @@ def transform(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         return torch.cat([F.conv2d(image, matrix[..., None, None]) for image, matrix in zip(x.split(1), matrices)])
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ matrices.transpose(1, 2)
     return pixels.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
+
+
+def kernel_of(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernel `(C_out, C_in / groups, k, k)` and bias `(C_out,)` of a convolution, adapters of one of single pixels included."""
+    base = getattr(layer, "base_layer", layer)
+    bias = torch.zeros_like(base.weight[:, 0, 0, 0]) if base.bias is None else base.bias
+    if layer is base:
+        return base.weight, bias
+    unit = torch.eye(base.in_channels, device=bias.device, dtype=bias.dtype)[..., None, None]
+    return (layer(unit) - bias[:, None, None]).transpose(0, 1), bias
+
+
+def depthwise(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))
 
 
 class SparseChannelAttention(nn.Module):
@@ -162,6 +177,56 @@ class MixedScaleFeedForward(nn.Module):
         fine, coarse = torch.cat([fine[0], coarse[0]], dim=1), torch.cat([fine[1], coarse[1]], dim=1)
         return self.reduce(torch.cat([F.relu_(self.merge3(fine)), F.relu_(self.merge5(coarse))], dim=1))
 
+    def quarters(self) -> list[tuple]:
+        """The kernels and biases of each layer, sorted by half and then by even and odd channels: pairs become sums of two depthwise
+        convolutions, and no feature maps are joined or cut. Zeros fill each quarter up to the width of a processor's registers.
+
+        Where the halves are odd, the pair in the middle has a channel of both branches; the sum of its fine one takes in the other.
+        """
+        hidden = len(self.merge3.weight)
+        odd, late = hidden % 2, hidden // 2
+        even = hidden - late
+        width = -(-even // 16) * 16
+
+        def fill(rows: torch.Tensor) -> torch.Tensor:
+            return F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, width - len(rows)])
+
+        def halves(layer: nn.Module) -> list[list[tuple]]:
+            chunks = zip(*(part.chunk(2) for part in kernel_of(layer)))
+            return [[(fill(kernel[i::2]), fill(bias[i::2])) for i in (0, 1)] for kernel, bias in chunks]
+
+        def pairs(layer: PairedConv) -> tuple:
+            kernel, bias = kernel_of(layer)
+            fine = (fill(kernel[:even, :1]), fill(bias[:even])), (fill(kernel[:late, 1:]), None)
+            rest = fill(F.pad(bias[even:], (odd, 0)))
+            return fine, ((fill(kernel[late:, odd : odd + 1]), rest), (fill(kernel[even:, 1 - odd : 2 - odd]), None))
+
+        def columns(kernel: torch.Tensor) -> tuple:
+            kernel = kernel.transpose(0, 1)
+            parts = kernel[:even], torch.cat([torch.zeros_like(kernel[:odd]), kernel[even:]])
+            return tuple(fill(part).transpose(0, 1) for part in parts)
+
+        branches = zip(halves(self.depthwise3), halves(self.depthwise5))
+        reduce = map(columns, kernel_of(self.reduce)[0].chunk(2, dim=1))
+        return list(zip(halves(self.expand), branches, map(pairs, (self.merge3, self.merge5)), reduce))
+
+    def work(self, x: torch.Tensor, quarters: list[tuple]) -> torch.Tensor:
+        """The same as `forward`, from `quarters`."""
+        odd, middle = len(self.merge3.weight) % 2, len(self.merge3.weight) // 2
+        out = kernel_of(self.reduce)[1][:, None, None]
+        for expand, branches, pairs, (fine_columns, coarse_columns) in quarters:
+            x_halves = [F.conv2d(x, *kernel) for kernel in expand]
+            seen = [[F.relu_(depthwise(maps, *kernel)) for maps, kernel in zip(x_halves, branch)] for branch in branches]
+            (fine, more), (coarse, rest) = (
+                [depthwise(m, *kernel) for m, kernel in zip(ms, pair)] for ms, pair in zip(seen, pairs)
+            )
+            fine += more
+            coarse[:, odd:] += rest[:, : rest.shape[1] - odd]
+            if odd:
+                fine[:, middle] += coarse[:, 0]
+            out = out + F.conv2d(F.relu_(fine), fine_columns) + F.conv2d(F.relu_(coarse), coarse_columns)
+        return out
+
 
 class SparseTransformerBlock(nn.Module):
     """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`; `(B, C, H, W)` -> the same."""
@@ -192,9 +257,9 @@ class SparseTransformerBlock(nn.Module):
         return values
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(x)
-        for seen, inside, tile in tiles(x, self.feed_forward.depthwise5.in_channels, border=4):
-            out[tile] = x[tile] + self.feed_forward(self.norm2(x[seen]))[inside]
+        out, quarters = torch.empty_like(x), self.feed_forward.quarters()
+        for seen, inside, tile in tiles(x, len(self.feed_forward.merge3.weight), border=4):
+            out[tile] = x[tile] + self.feed_forward.work(self.norm2(x[seen]), quarters)[inside]
         return out
 
 
@@ -209,15 +274,6 @@ def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequenti
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers[:-1])
-
-
-def matrix_of(pointwise: nn.Module) -> torch.Tensor:
-    """The matrix `(C_out, C)` of a convolution of single pixels without bias, adapters on it included."""
-    if isinstance(pointwise, nn.Conv2d):
-        return pointwise.weight.flatten(1)
-    base = pointwise.get_base_layer()
-    unit = torch.eye(base.in_channels, device=base.weight.device, dtype=base.weight.dtype)
-    return pointwise(unit[..., None, None]).flatten(1).T
 
 
 class ExpertLayer(nn.Module):
@@ -243,8 +299,8 @@ class ExpertLayer(nn.Module):
 
     def join(self, weights: torch.Tensor) -> torch.Tensor:
         """What follows the last depthwise convolutions as one matrix `(B, C, 8 C)`: pointwise ones, weights `(B, 8)` and the mix."""
-        mix = matrix_of(self.mix).unflatten(1, (self.COUNT, -1)).transpose(0, 1)  # (8, C, C)
-        last = torch.stack([matrix_of(operation[-1]) for operation in self.experts])
+        mix = kernel_of(self.mix)[0].flatten(1).unflatten(1, (self.COUNT, -1)).transpose(0, 1)  # (8, C, C)
+        last = torch.stack([kernel_of(operation[-1])[0].flatten(1) for operation in self.experts])
         joined = torch.cat([mix[:-1] @ last, mix[-1:]])
         return (weights[..., None, None] * joined).transpose(1, 2).flatten(2)
 
