@@ -88,6 +88,13 @@ def test_every_way_is_timed(small):
     assert rows[2].gmac > rows[0].gmac
 
 
+def test_onnxruntime_is_timed_in_float32(small):
+    pytest.importorskip("onnxruntime")
+    rows = list(speed.time_restorers(["restormer"], [(32, 48)], ["float32", "bfloat16"], ["ours", "onnx"], runs=1))
+    assert [(row.dtype, row.way) for row in rows] == [("float32", "ours"), ("float32", "onnx"), ("bfloat16", "ours")]
+    assert rows[1].gmac == rows[0].gmac and rows[1].of_peak > 0
+
+
 def test_the_command_prints_a_line_for_each(small):
     result = CliRunner().invoke(
         app,

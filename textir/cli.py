@@ -347,7 +347,10 @@ def restorers(
     size: Annotated[list[str] | None, typer.Option(help="Height x width, such as 256x256; repeat for more.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or float16; repeat for more.")] = None,
     way: Annotated[
-        list[str] | None, typer.Option(help="ours, plain (the published arithmetic, same weights) or guided (and the matcher).")
+        list[str] | None,
+        typer.Option(
+            help="ours, plain (the published arithmetic, same weights), guided (and the matcher), onnx (ours in onnxruntime, float32)."
+        ),
     ] = None,
     runs: Annotated[int, typer.Option(help="Measured runs of each.")] = 3,
     device: Device = "auto",

@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines import TextGuidedRestorationPipeline
 from textir.models import DRSformer, GuidanceMatcher, NAFNet, PromptIR, Restormer, SFNet
+from textir.onnx_export import RESTORER, Session, export_onnx, require
 from textir.plain import plain
 
 # As published; NAFNet with 32 channels as for GoPro. Guidance channels as the training scripts build them.
@@ -35,7 +38,7 @@ class Timing:
         network: name, or `matcher of ...`.
         size: height and width in pixels.
         dtype: of weights and images.
-        way: `ours`, `plain` (published arithmetic) or `guided` (ours with guidance features).
+        way: `ours`, `plain` (published arithmetic), `guided` (ours with guidance features) or `onnx` (ours in onnxruntime).
         milliseconds: median of the runs.
         memory: highest memory in MiB above what was in use before, NaN where the system does not tell.
         gmac: 10^9 multiply-adds of convolutions and matrix products.
@@ -73,17 +76,17 @@ def time_restorers(
         names: keys of `RESTORERS`.
         sizes: height and width in pixels.
         dtypes: `float32`, `bfloat16`, `float16`.
-        ways: `ours`, `plain` and `guided`; the last also times the matcher.
+        ways: `ours`, `plain`, `guided`, which also times the matcher, and `onnx`: in onnxruntime, in float32 only.
         runs: measured runs, behind one that is not.
         device: where to.
 
     Raises:
-        ValueError: if a name is not known.
+        ValueError: if a name is not known, or onnxruntime is missing.
     """
     for kind, asked, known in (
         ("network", names, RESTORERS),
         ("dtype", dtypes, DTYPES),
-        ("way", ways, ("ours", "plain", "guided")),
+        ("way", ways, ("ours", "plain", "guided", "onnx")),
     ):
         unknown = [name for name in asked if name not in known]
         if unknown:
@@ -92,10 +95,12 @@ def time_restorers(
         speed = matmul_speed(DTYPES[dtype], device)
         for name in names:
             networks = build(name, DTYPES[dtype], device, guided="guided" in ways)
+            if "onnx" in ways and dtype == "float32":
+                networks["onnx"] = in_onnxruntime(networks["bare"])
             for size in sizes:
-                for label, way, call in calls(name, networks, size, ways):
+                for label, way, call, counted in calls(name, networks, size, ways):
                     with plain(networks["bare"]) if way == "plain" else contextlib.nullcontext():
-                        gmac, (milliseconds, memory) = count_gmac(call), measure(call, runs, device)
+                        (milliseconds, memory), gmac = measure(call, runs, device), count_gmac(counted)
                     yield Timing(label, size, dtype, way, milliseconds, memory, gmac, 2 * gmac / milliseconds / speed)
 
 
@@ -115,20 +120,34 @@ def build(name: str, dtype: torch.dtype, device: str, guided: bool) -> dict[str,
 
 @torch.no_grad()
 def calls(name: str, networks: dict[str, torch.nn.Module], size: tuple[int, int], ways: Sequence[str]) -> Iterator[tuple]:
-    """`(label, way, call)` of what is timed at a size."""
+    """`(label, way, call, counted)` of what is timed at a size; `counted` is a call in torch that does the same work."""
     bare = networks["bare"]
     parameter = next(bare.parameters())
     image = torch.rand(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
     last = image.contiguous(memory_format=torch.channels_last)
+    found = {}
     if "ours" in ways:
-        yield name, "ours", lambda: bare(last)
+        found[name, "ours"] = lambda: bare(last)
     if "plain" in ways:
-        yield name, "plain", lambda: bare(image)
+        found[name, "plain"] = lambda: bare(image)
     if "guided" in ways:
         guided, matcher, other = networks["guided"], networks["matcher"], last.flip(-1)
         features = matcher(last, other).features
-        yield name, "guided", lambda: guided(last, features)
-        yield f"matcher of {name}", "ours", lambda: matcher(last, other)
+        found[name, "guided"] = lambda: guided(last, features)
+        found[f"matcher of {name}", "ours"] = lambda: matcher(last, other)
+    for (label, way), call in found.items():
+        yield label, way, call, call
+    if "onnx" in networks:
+        yield name, "onnx", lambda: networks["onnx"](degraded=image), lambda: bare(last)
+
+
+def in_onnxruntime(network: torch.nn.Module) -> Session:
+    """A network exported to a folder that is gone afterwards."""
+    require("onnx", "onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = TextGuidedRestorationPipeline(restorer=network)
+        export_onnx(pipe, Path(folder) / "checkpoint")
+        return Session(Path(folder) / "checkpoint" / RESTORER, torch.device("cpu"))
 
 
 def matmul_speed(dtype: torch.dtype, device: str = "cpu", side: int = 2048, runs: int = 5) -> float:
