@@ -1,6 +1,7 @@
 """How fast the restoration networks are on this machine: time, peak memory, work, and how near to its matrix multiplication they come."""
 
 import contextlib
+import ctypes
 import statistics
 import tempfile
 import time
@@ -12,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines import TextGuidedRestorationPipeline
 from textir.models import DRSformer, GuidanceMatcher, NAFNet, PromptIR, Restormer, SFNet
-from textir.onnx_export import RESTORER, Session, export_onnx, require
+from textir.onnx_export import RESTORER, Session, example, require, unguided, write_onnx
 from textir.plain import plain
 
 # As published; NAFNet with 32 channels as for GoPro. Guidance channels as the training scripts build them.
@@ -112,10 +112,7 @@ def build(name: str, dtype: torch.dtype, device: str, guided: bool) -> dict[str,
         levels = len(networks["bare"].config.get("encoder_depths", (1, 1))) + 1
         widths = networks["bare"].guidance_widths[:levels]
         networks |= {"guided": RESTORERS[name](guidance_channels=widths), "matcher": GuidanceMatcher(widths=widths)}
-    return {
-        part: torch.nn.Module.to(network.eval().requires_grad_(False), device, dtype, memory_format=torch.channels_last)
-        for part, network in networks.items()
-    }
+    return {part: network.eval().requires_grad_(False).to(device, dtype) for part, network in networks.items()}
 
 
 @torch.no_grad()
@@ -124,30 +121,25 @@ def calls(name: str, networks: dict[str, torch.nn.Module], size: tuple[int, int]
     bare = networks["bare"]
     parameter = next(bare.parameters())
     image = torch.rand(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
-    last = image.contiguous(memory_format=torch.channels_last)
-    found = {}
-    if "ours" in ways:
-        found[name, "ours"] = lambda: bare(last)
-    if "plain" in ways:
-        found[name, "plain"] = lambda: bare(image)
+    found = {(name, way): lambda: bare(image) for way in ("ours", "plain") if way in ways}
     if "guided" in ways:
-        guided, matcher, other = networks["guided"], networks["matcher"], last.flip(-1)
-        features = matcher(last, other).features
-        found[name, "guided"] = lambda: guided(last, features)
-        found[f"matcher of {name}", "ours"] = lambda: matcher(last, other)
+        guided, matcher, other = networks["guided"], networks["matcher"], image.flip(-1)
+        features = matcher(image, other).features
+        found[name, "guided"] = lambda: guided(image, features)
+        found[f"matcher of {name}", "ours"] = lambda: matcher(image, other)
     for (label, way), call in found.items():
         yield label, way, call, call
     if "onnx" in networks:
-        yield name, "onnx", lambda: networks["onnx"](degraded=image), lambda: bare(last)
+        yield name, "onnx", lambda: networks["onnx"](degraded=image), lambda: bare(image)
 
 
 def in_onnxruntime(network: torch.nn.Module) -> Session:
     """A network exported to a folder that is gone afterwards."""
     require("onnx", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
-        pipe = TextGuidedRestorationPipeline(restorer=network)
-        export_onnx(pipe, Path(folder) / "checkpoint")
-        return Session(Path(folder) / "checkpoint" / RESTORER, torch.device("cpu"))
+        network.save_pretrained(Path(folder) / "restorer")
+        file = write_onnx(network, unguided, {"degraded": example(network)}, ["restored"], Path(folder) / RESTORER)
+        return Session(file, torch.device("cpu"))
 
 
 def matmul_speed(dtype: torch.dtype, device: str = "cpu", side: int = 2048, runs: int = 5) -> float:
@@ -192,11 +184,18 @@ def reset_peak(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
+    give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return float("nan")
     return status("VmRSS")
+
+
+def give_back_memory() -> None:
+    """Let the allocator return to the system what is free, where it can (glibc): what earlier runs left behind would hide the next peak."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak(device: str) -> float:

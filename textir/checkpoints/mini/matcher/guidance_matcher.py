@@ -117,6 +117,7 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Features of every level, finest first; sides are padded to whole blocks of the deepest level's pixels."""
         multiple = self.config.downscale * 2 ** (len(self.levels) - 1)
         x = F.pixel_unshuffle(pad_to_multiple(image, multiple), self.config.downscale)
+        x = x.contiguous(memory_format=torch.channels_last)  # a third faster on processors
         features = []
         for entry, blocks in zip(self.entries, self.levels):
             x = entry(x)

