@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from textir.models import drsformer, restormer, sfnet
+from textir.models import drsformer, nafnet, restormer, sfnet
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted([*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")])
@@ -46,7 +46,7 @@ def test_only_the_face_of_the_package_imports_pipelines(path):
 
 @pytest.mark.parametrize("name", ["ChannelNorm", "tiles", "in_tiles", "transform", "fit"])
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    twins = [getattr(module, name) for module in (restormer, drsformer, sfnet) if hasattr(module, name)]
+    twins = [getattr(module, name) for module in (restormer, drsformer, nafnet, sfnet) if hasattr(module, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
 

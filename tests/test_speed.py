@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests import tiny
 from textir import speed
 from textir.cli import app
-from textir.models import DRSformer, GuidanceMatcher, PromptIR, Restormer, drsformer, restormer
+from textir.models import DRSformer, GuidanceMatcher, PromptIR, Restormer, drsformer, nafnet, restormer
 from textir.plain import PLAIN, plain
 
 
@@ -33,7 +33,7 @@ def test_the_plain_way_computes_the_same_on_whole_maps(name, monkeypatch):
     with torch.no_grad():
         ours = model(image, features(2))
         with plain(model), monkeypatch.context() as patch:
-            for module in (restormer, drsformer):
+            for module in (restormer, drsformer, nafnet):
                 patch.delattr(module, "tiles")
             assert all("forward" in vars(module) for module in model.modules() if type(module) in PLAIN)
             torch.testing.assert_close(model(image, features(2)), ours, atol=2e-6, rtol=1e-4)

@@ -64,6 +64,12 @@ def block(self, x: torch.Tensor) -> torch.Tensor:
     return x + self.feed_forward(self.norm2(x))
 
 
+def naf_block(self, x: torch.Tensor) -> torch.Tensor:
+    """A block of NAFNet on whole maps."""
+    mixed = self.mix(x)
+    return self.feed_forward(x, mixed * self.attend(mixed))
+
+
 def gated_feed_forward(self, x: torch.Tensor) -> torch.Tensor:
     gate, value = self.depthwise(self.expand(x)).chunk(2, dim=1)
     return self.reduce(F.gelu(gate) * value)
@@ -91,6 +97,7 @@ PLAIN = {
     drsformer.SparseTransformerBlock: block,
     drsformer.ExpertLayer: expert_layer,
     nafnet.LayerNorm2d: image_norm,
+    nafnet.NAFBlock: naf_block,
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import image, restorer
-from textir.models import NAFNet
+from textir.models import NAFNet, nafnet
 from textir.models.nafnet import GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate, local_mean
 
 CHANNELS = (4, 6, 8)
@@ -40,6 +40,16 @@ def test_sides_are_padded_by_their_last_pixels():
     model, degraded = restorer(guided=False), image(17, 31)
     padded = torch.nn.functional.pad(degraded, (0, 1, 0, 3), mode="replicate")
     assert torch.equal(model(degraded), model(padded)[..., :17, :31])
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_blocks_in_tiles_do_the_same_as_on_whole_maps(window, monkeypatch):
+    block, x = open_gates(NAFBlock(8, window)).eval(), torch.randn(2, 8, 41, 70)
+    monkeypatch.setattr(nafnet, "TILE", 16**2)
+    assert len(list(nafnet.tiles(x, 1, border=1))) > 4
+    whole = block(x).detach()  # with gradients
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("downscale", "multiple"), [(1, 4), (2, 8)])

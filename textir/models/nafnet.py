@@ -5,12 +5,17 @@ as in *Improving Image Restoration through Removing Degradations in Textual Repr
 `F <- F + alpha * B([F, F_g])` with `alpha` zero at the start, so a fresh guided network is its backbone to the bit.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
+
+TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
 
 
 class LayerNorm2d(nn.Module):
@@ -24,6 +29,29 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, eps=1e-6)
         return x.permute(0, 3, 1, 2)
+
+
+def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a processor.
+
+    Yields:
+        indices of the tile with a border of `border` pixels where there is one, of the tile within that, and of the tile.
+    """
+    spans = []
+    for size in x.shape[-2:]:
+        count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+        ends = [size * i // count for i in range(count + 1)]
+        seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
+        inside = [slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])]
+        spans.append([(slice(*s), i, slice(start, end)) for s, i, start, end in zip(seen, inside, ends, ends[1:])])
+    for rows in spans[0]:
+        for columns in spans[1]:
+            yield tuple((..., row, column) for row, column in zip(rows, columns))
+
+
+def in_tiles(x: torch.Tensor) -> bool:
+    """Whether blocks go tile by tile: in inference on a processor, where whole maps would pass through memory again and again."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -79,11 +107,33 @@ class NAFBlock(nn.Module):
         self.scale2 = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = gate(self.depthwise(self.expand1(self.norm1(x))))
-        y = y * self.channel_attention(local_mean(y, None if self.training else self.window))
-        x = x + self.project1(y) * self.scale1.to(y)
+        if in_tiles(x):
+            return self.forward_in_tiles(x)
+        mixed = self.mix(x)
+        return self.feed_forward(x, mixed * self.attend(mixed))
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        """Neighbouring pixels mixed."""
+        return gate(self.depthwise(self.expand1(self.norm1(x))))
+
+    def attend(self, mixed: torch.Tensor) -> torch.Tensor:
+        """The weight of each channel, of the whole image or around each pixel."""
+        return self.channel_attention(local_mean(mixed, None if self.training else self.window))
+
+    def feed_forward(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """What follows pixel by pixel."""
+        x = x + self.project1(mixed) * self.scale1.to(mixed)
         y = gate(self.expand2(self.norm2(x)))
         return x + self.project2(y) * self.scale2.to(y)
+
+    def forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = torch.empty_like(x)
+        for seen, inside, tile in tiles(x, 2 * x.shape[1], border=1):
+            mixed[tile] = self.mix(x[seen])[inside]
+        weights = self.attend(mixed).expand_as(x)
+        for *_, tile in tiles(x, 2 * x.shape[1], border=0):
+            mixed[tile] = self.feed_forward(x[tile], mixed[tile] * weights[tile])
+        return mixed
 
 
 class GuidanceFusion(nn.Module):
