@@ -186,7 +186,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _lora_layers = ["expand1", "expand2", "project1", "project2"]
 
-    guidance_widths = (16, 24, 32, 48, 64, 96)  # of a matcher that costs a small part of the network, finest level first
+    guidance_widths = (8, 16, 32, 48, 64, 96)  # of a matcher that costs a small part of the network, finest level first
 
     @register_to_config
     def __init__(
