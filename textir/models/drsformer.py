@@ -207,14 +207,15 @@ class MixedScaleFeedForward(nn.Module):
             return tuple(fill(part).transpose(0, 1) for part in parts)
 
         branches = zip(halves(self.depthwise3), halves(self.depthwise5))
-        reduce = map(columns, kernel_of(self.reduce)[0].chunk(2, dim=1))
-        return list(zip(halves(self.expand), branches, map(pairs, (self.merge3, self.merge5)), reduce))
+        kernel, bias = kernel_of(self.reduce)
+        reduce = map(columns, kernel.chunk(2, dim=1))
+        return list(zip(halves(self.expand), branches, map(pairs, (self.merge3, self.merge5)), reduce, (bias, None)))
 
     def work(self, x: torch.Tensor, quarters: list[tuple]) -> torch.Tensor:
         """The same as `forward`, from `quarters`."""
         odd, middle = len(self.merge3.weight) % 2, len(self.merge3.weight) // 2
-        out = kernel_of(self.reduce)[1][:, None, None]
-        for expand, branches, pairs, (fine_columns, coarse_columns) in quarters:
+        out = 0
+        for expand, branches, pairs, (fine_columns, coarse_columns), bias in quarters:
             x_halves = [F.conv2d(x, *kernel) for kernel in expand]
             seen = [[F.relu_(depthwise(maps, *kernel)) for maps, kernel in zip(x_halves, branch)] for branch in branches]
             (fine, more), (coarse, rest) = (
@@ -224,7 +225,7 @@ class MixedScaleFeedForward(nn.Module):
             coarse[:, odd:] += rest[:, : rest.shape[1] - odd]
             if odd:
                 fine[:, middle] += coarse[:, 0]
-            out = out + F.conv2d(F.relu_(fine), fine_columns) + F.conv2d(F.relu_(coarse), coarse_columns)
+            out = out + F.conv2d(F.relu_(fine), fine_columns, bias) + F.conv2d(F.relu_(coarse), coarse_columns)
         return out
 
 
