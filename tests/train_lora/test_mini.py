@@ -162,6 +162,15 @@ def test_text_encoder_and_unet_learn_and_nothing_else(chain):
         assert all(torch.equal(old[name], new[name]) for name in old), part
 
 
+def test_a_painter_is_trained_on(chain, photos, tmp_path):
+    start = chain / "painter" / "pipeline"
+    config = knobs(photos, tmp_path, gate=100.0, pretrained_model_name_or_path=str(start), degradations=["haze"])
+    run(train_painter, train_painter.Config(**config, learning_rate=1e-12, use_ema=False))
+    old, new = (TextGuidedRestorationPipeline.from_pretrained(place).unet for place in (start, tmp_path / "pipeline"))
+    assert new.config.block_out_channels == old.config.block_out_channels  # not those of a new one
+    assert all(torch.allclose(value, new.state_dict()[name], atol=1e-5) for name, value in old.state_dict().items())
+
+
 def test_captions_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"file": 1}\n')
     with pytest.raises(ValueError, match="must hold JSON lines with file_name and captions"):

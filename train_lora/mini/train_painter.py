@@ -9,7 +9,7 @@ noise what the words say, half of the time from the last timestep, where one ste
 it paints from the slightly noised latents of the degraded image: by cleaned words the clean photo, by degraded words the degraded one,
 so that the words need to bring the appearance only. A share of the clean photos is painted by a caption or by nothing, so that prompts
 and classifier-free guidance mean something. Gate: one step from noise paints held-out photos within half a dB of the linear read-out
-of their words.
+of their words. A checkpoint that has a UNet is trained on.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Config(StageConfig):
     max_train_steps: int = 8000
     use_ema: bool = True
     guidance_size: int = knob(64, "side of the guidance in pixels")
-    block_out_channels: list[int] = knob([64, 96], "channels of the UNet's levels")
+    block_out_channels: list[int] = knob([64, 96], "channels of the levels of a new UNet")
     last_step_share: float = knob(0.5, "share of samples at the last timestep, where one step must paint everything")
     caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
     empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
@@ -62,7 +62,10 @@ def main(config: Config) -> TrainingRun:
     captions = read_captions(config.captions)
     pipe = load_chain(config)
     need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "vae")
-    add_unet(pipe, config)
+    if pipe.unet is None:
+        add_unet(pipe, config)
+    if pipe.cleaner is not None:
+        pipe.register_to_config(default_guidance_init="image", default_init_strength=config.init_strength)
     models = make_trainable(pipe, ["text_encoder", "unet"])
     pipe.unet.requires_grad_(True)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -145,8 +148,6 @@ def add_unet(pipe, config: Config) -> None:
     )
     pipe.register_modules(unet=unet, scheduler=scheduler)
     pipe.register_to_config(default_num_inference_steps=1, default_guidance_scale=1.0, square_guidance=True)
-    if pipe.cleaner is not None:
-        pipe.register_to_config(default_guidance_init="image", default_init_strength=config.init_strength)
 
 
 def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.Tensor, config: Config) -> torch.Tensor:
