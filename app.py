@@ -622,7 +622,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
             with gr.Column():
                 image = photo_input("Degraded photo", height=360)
                 info = (
-                    "auto decides by what is detected."
+                    "auto brings the adapter of what is detected, if it is one thing."
                     if pipe.detector
                     else "Chooses the adapter of that name where there is one."
                 )

@@ -403,7 +403,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         Args:
             image: an image, a list of images of any sizes, or a tensor `(B, 3, H, W)` in [0, 1]; sides of at least 16 pixels.
             task: `auto`, a task (denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg) or the name of a loaded adapter. A task
-                chooses the adapter of its name if one is loaded; `auto` chooses by what the detector sees.
+                chooses the adapter of its name if one is loaded; `auto` does where the detector sees just that degradation.
             prompt: words of the user, joined to the pseudo-words; one for all images or one each.
             negative_prompt: what the guidance should not show; acts through classifier-free guidance (`guidance_scale` > 1).
             guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded` words, the `prompt` only, or `none`.
@@ -736,13 +736,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     # ---- adapters
 
     def _task_adapters(self, task: str, degradation: list[dict[str, float]] | None) -> list[list[str]] | None:
-        """For each image the loaded adapters of its task; `None` where the task does not decide, so that nothing changes."""
+        """For each image the loaded adapters of its task; `None` where the task does not decide, so that nothing changes. An image in
+        which several degradations are seen gets none by `auto`: each adapter knows one, and their sum forgets the others."""
         loaded = {name for names in self.get_list_adapters().values() for name in names}
         if task != "auto":
             return [[task] if task in loaded else []] if loaded else None
         if degradation is None or not loaded & set(TASKS):
             return None
-        return [[name for name in TASKS if name in loaded and image.get(TASKS[name], 0) > 0.5] for image in degradation]
+        seen = [{label for label, probability in image.items() if probability > 0.5} for image in degradation]
+        return [[name for name in TASKS if name in loaded and labels == {TASKS[name]}] for labels in seen]
 
     @contextlib.contextmanager
     def _with_adapters(self, chosen: list[str] | None) -> Iterator[None]:

@@ -474,14 +474,15 @@ def see(pipe: TextGuidedRestorationPipeline, *degradations: str) -> None:
 
 
 @pytest.mark.parametrize("seen", [("rain",), ("haze",), ("rain", "haze"), ("rain", "noise")])
-def test_auto_brings_the_adapters_of_what_is_seen_beside_those_of_no_task(one, two, tmp_path, seen):
+def test_auto_brings_the_adapter_of_the_one_thing_seen_beside_those_of_no_task(one, two, tmp_path, seen):
     third = adapter(tmp_path, seed=3)
     pipe = plain(detector=tiny.components()["detector"])
     folders = {"derain": one, "dehaze": two, "style": third}
     for name, folder in folders.items():
         pipe.load_lora_weights(folder, adapter_name=name)
     see(pipe, *seen)
-    chosen = [folder for name, folder in folders.items() if name.removeprefix("de") in seen or name == "style"]
+    tasks = {name.removeprefix("de") for name in folders} & set(seen) if len(seen) == 1 else set()  # adapters know one thing each
+    chosen = [folder for name, folder in folders.items() if name.removeprefix("de") in tasks | {"style"}]
     assert close(render(pipe, task="auto"), render(computed(*((folder, 1.0) for folder in chosen))))
     assert active(pipe) == {part: ["style"] for part in TARGETS}
     assert close(render(pipe, task="style"), render(computed((third, 1.0))))
