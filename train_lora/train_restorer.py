@@ -13,7 +13,7 @@ target/) a matcher and fusion blocks are added to the network, which start as if
 The chain of the first does not train here, but the result paints its guidance with it; validation shows it too.
 
 A chain small enough to paint in the loop needs no folder: with `--view 256` the guidance of every sample is painted from 256 x 256 pixels
-around the crop, so that it knows more of the photo than the crop shows.
+around the crop, so that it knows more of the photo than the crop shows; crops of `--several_sides` teach tiles and whole photos alike.
 
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
@@ -44,6 +44,9 @@ class Config(StageConfig):
     guidance: bool = knob(True, "use the guidance of the training data if there is one; False is the unguided ablation")
     guidance_dirs: list[str] = knob([], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir")
     view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
+    several_sides: bool = knob(
+        False, "cut each step's views into squares of one side, drawn between `--resolution` and `--view`: tiles and whole photos"
+    )
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
         0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
@@ -95,6 +98,8 @@ class Config(StageConfig):
             raise ValueError(
                 f"`--view` must be at least the one `--resolution`, with `--guidance`, got {self.view} and {self.resolution}."
             )
+        if self.several_sides and self.view is None:
+            raise ValueError("`--several_sides` cuts the views of `--view`; give that too.")
         if not 0 <= self.true_share <= 1 or (self.true_share and self.view is None):
             raise ValueError(f"`--true_share` must lie in 0 to 1 and goes with `--view`, got {self.true_share}.")
         if self.painted_from not in ("cleaned", "degraded"):
@@ -131,7 +136,7 @@ def main(config: Config) -> TrainingRun:
     phases = [(data.crops(size), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
     for batch in run.batches(phases):
         if painter is not None:
-            batch = paint_and_cut(painter, batch, config)
+            batch = cut(paint(painter, batch, config), config)
         with run.accumulate():
             degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
             if guided:
@@ -220,22 +225,35 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
 
 
 @torch.no_grad()
-def paint_and_cut(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones, and cut a crop out of each and of its guidance; drawn
-    by the index of the sample."""
-    side, room = config.resolution[0], config.view - config.resolution[0] + 1
+def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample."""
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
     guidance = painter(batch["degraded"].clamp(0, 1), guidance=config.painted_from, generator=generators, output_type="pt").images
     true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
     thumbnails = F.interpolate(batch["clean"], guidance.shape[-2:], mode="area")
     guidance = torch.where(torch.tensor(true, device=guidance.device)[:, None, None, None], thumbnails.to(guidance), guidance)
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
-    places = [torch.randint(room, (2,), generator=generator).tolist() for generator in generators]
+    return {**batch, "guidance": guidance}
 
-    def cut(images: torch.Tensor) -> torch.Tensor:
-        return torch.stack([image[:, top : top + side, left : left + side] for image, (top, left) in zip(images, places)])
 
-    return {**batch, "degraded": cut(batch["degraded"]), "clean": cut(batch["clean"]), "guidance": cut(guidance)}
+def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """Cut out of each view a crop of `resolution`, or with `several_sides` as many of a drawn side as lie side by side in it; where,
+    and how large, is drawn by the index of the (first) sample."""
+    side, count = config.resolution[0], 1
+    if config.several_sides:
+        first = sample_generator(config.seed ^ 0x51DE, int(batch["index"][0]))
+        drawn = side * (config.view / side) ** torch.rand((), generator=first).item()
+        side = max(side, int(drawn) // 16 * 16)
+        count = (config.view // side) ** 2
+    room, generators = config.view - side + 1, [sample_generator(config.seed ^ 0xC07, int(i)) for i in batch["index"]]
+    places = [torch.randint(room, (count, 2), generator=generator).tolist() for generator in generators]
+
+    def crops(views: torch.Tensor) -> torch.Tensor:
+        if views.ndim < 4:
+            return views.repeat_interleave(count, dim=0)
+        return torch.stack([v[:, y : y + side, x : x + side] for v, spots in zip(views, places) for y, x in spots])
+
+    return {name: crops(values) for name, values in batch.items()}
 
 
 def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):

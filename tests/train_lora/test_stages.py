@@ -558,17 +558,37 @@ def test_a_crop_and_its_guidance_show_the_same_place():
     config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48)
     view = torch.rand(3, 3, 48, 48)
     batch = {"index": torch.arange(3), "degraded": view, "clean": view / 2}
-    cut = train_restorer.paint_and_cut(Echo(), batch, config)
+    cut = train_restorer.cut(train_restorer.paint(Echo(), batch, config), config)
     assert cut["degraded"].shape == (3, 3, 32, 32)
     assert torch.allclose(cut["guidance"], cut["degraded"], atol=1e-6) and torch.equal(cut["clean"], cut["degraded"] / 2)
-    again = train_restorer.paint_and_cut(Echo(), batch, config)
+    again = train_restorer.cut(train_restorer.paint(Echo(), batch, config), config)
     assert torch.equal(cut["degraded"], again["degraded"])
+
+
+def test_views_are_cut_into_squares_of_many_sides():
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=96, resolution=[32], several_sides=True)
+    sides = set()
+    for first in range(0, 40, 2):
+        view = torch.arange(96 * 96.0).reshape(1, 1, 96, 96).repeat(2, 3, 1, 1)
+        batch = {"index": torch.tensor([first, first + 1]), "degraded": view, "clean": view / 2, "guidance": view + 1}
+        crops = train_restorer.cut(batch, config)
+        side = crops["degraded"].shape[-1]
+        count = (96 // side) ** 2
+        assert (
+            crops["degraded"].shape == (2 * count, 3, side, side)
+            and crops["index"].tolist() == [first] * count + [first + 1] * count
+        )
+        assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
+        assert (crops["degraded"].diff(dim=-1) == 1).all() and (crops["degraded"].diff(dim=-2) == 96).all()
+        sides.add(side)
+    assert min(sides) == 32 and max(sides) >= 80 and len(sides) >= 4
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"view": 16}, "`--view` must be at least the one `--resolution`"),
+        ({"several_sides": True}, "`--several_sides` cuts the views of `--view`"),
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
     ],
