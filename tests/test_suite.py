@@ -94,6 +94,15 @@ def test_the_command_prints_tables_and_writes_every_score(root, tmp_path, monkey
     assert len(written["rows"][0]["psnr"]["cleaned"]) == 2 and written["weights"]["checkpoint"]
 
 
+def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(suite.SUITES, "mini", ROWS)
+    tiny.pipeline().save_pretrained(tmp_path / "chain")
+    arguments = ["evaluate", "--suite", "mini", "--data", str(root), "--checkpoint", str(tmp_path / "chain"), "--row", "pair"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| pairs |" in result.output and "| noise |" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +110,8 @@ def test_the_command_prints_tables_and_writes_every_score(root, tmp_path, monkey
         (["--suite", "mini", "--degradation", "noise:5"], "A suite brings its degradations"),
         (["--suite", "mini", "--task", "denoise"], "A suite brings its degradations, its task"),
         (["--suite", "mini"], "lacks the sets"),
+        (["--suite", "mini", "--row", "fog"], "No row of mini starts with fog; it has noise 15, noise 25"),
+        (["--seeds", "2"], "`--row`, `--seeds` and `--baselines` belong to a `--suite`"),
     ],
 )
 def test_what_a_suite_cannot_do_is_said(arguments, message, tmp_path):

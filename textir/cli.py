@@ -218,6 +218,9 @@ def evaluate(
         str | None,
         typer.Option(help="mini: all test sets of the embedded checkpoint, without guidance and with each kind of it."),
     ] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help="Of a suite: only rows whose name starts so, such as haze; repeatable.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Of a suite: repeat with so many seeds, from --seed on.")] = 1,
     baselines: Annotated[bool, typer.Option(help="Of a suite: measure methods without learning too.")] = False,
     degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
@@ -245,10 +248,12 @@ def evaluate(
     try:
         if suite is not None and (degradation, task, protocol, border, multiple) != (None, "auto", "rgb", 0, 1):
             raise ValueError("A suite brings its degradations, its task and its protocol; leave out those options.")
+        if suite is None and (rows or seeds != 1 or baselines):
+            raise ValueError("`--row`, `--seeds` and `--baselines` belong to a `--suite`.")
         adapters = find_adapters(checkpoint, adapter, task, backend)
         pipe = load_pipeline(checkpoint, adapters, device, dtype, backend)
         if suite is not None:
-            measured = measure_suite(pipe, suite, data, range(seed, seed + seeds), tile or None, limit, baselines)
+            measured = measure_suite(pipe, suite, rows, data, range(seed, seed + seeds), tile or None, limit, baselines)
             if json_file is not None:
                 write_scores(json_file, measured, checkpoint, adapters)
             return
@@ -279,7 +284,9 @@ def evaluate(
     )
 
 
-def measure_suite(pipe, name: str, root: str, seeds, tile: int | None, limit: int | None, with_baselines: bool) -> dict:
+def measure_suite(
+    pipe, name: str, only: list[str] | None, root: str, seeds, tile: int | None, limit: int | None, with_baselines: bool
+) -> dict:
     """Run a suite and print its tables; returns everything measured."""
     from dataclasses import asdict
 
@@ -287,7 +294,9 @@ def measure_suite(pipe, name: str, root: str, seeds, tile: int | None, limit: in
 
     if name not in SUITES:
         raise ValueError(f"Unknown `--suite` {name!r}; known are {', '.join(SUITES)}.")
-    rows = SUITES[name]
+    rows = [row for row in SUITES[name] if not only or row.name.startswith(tuple(only))]
+    if not rows:
+        raise ValueError(f"No row of {name} starts with {' or '.join(only)}; it has {', '.join(r.name for r in SUITES[name])}.")
     results = []
     for row in tqdm(rows, "sets", disable=None):
         results += run_suite(pipe, root, [row], seeds, tile, limit, with_baselines)
