@@ -24,7 +24,7 @@ LEVELS = ((4, 1), (6, 0), (8, -1))  # channels of the guidance features, and how
 
 def pooling_nafnet() -> NAFNet:
     shape = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
-    return tiny.with_open_gates(NAFNet(**shape, guidance_channels=(4, 6, 8), pooling_window=24))
+    return tiny.with_open_gates(NAFNet(**shape, guidance_channels=(4, 6, 8), pooling_window=24, pooling_share=0.7))
 
 
 RESTORERS = {

@@ -13,7 +13,7 @@ target/) a matcher and fusion blocks are added to the network, which start as if
 The chain of the first does not train here, but the result paints its guidance with it; validation shows it too.
 
 A chain small enough to paint in the loop needs no folder: with `--view 256` the guidance of every sample is painted from 256 x 256 pixels
-around the crop, so that it knows more of the photo than the crop shows; crops of `--several_sides` teach tiles and whole photos alike.
+around the crop, so that it knows more of the photo than the crop shows.
 
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
@@ -44,9 +44,7 @@ class Config(StageConfig):
     guidance: bool = knob(True, "use the guidance of the training data if there is one; False is the unguided ablation")
     guidance_dirs: list[str] = knob([], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir")
     view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
-    several_sides: bool = knob(
-        False, "cut each step's views into squares of one side, drawn between `--resolution` and `--view`: tiles and whole photos"
-    )
+    crops_per_view: int = knob(1, "crops of `--resolution` cut out of each view, so that a painting serves several")
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
         0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
@@ -98,8 +96,8 @@ class Config(StageConfig):
             raise ValueError(
                 f"`--view` must be at least the one `--resolution`, with `--guidance`, got {self.view} and {self.resolution}."
             )
-        if self.several_sides and self.view is None:
-            raise ValueError("`--several_sides` cuts the views of `--view`; give that too.")
+        if self.crops_per_view < 1 or (self.crops_per_view > 1 and self.view is None):
+            raise ValueError(f"`--crops_per_view` must be at least 1 and goes with `--view`, got {self.crops_per_view}.")
         if not 0 <= self.true_share <= 1 or (self.true_share and self.view is None):
             raise ValueError(f"`--true_share` must lie in 0 to 1 and goes with `--view`, got {self.true_share}.")
         if self.painted_from not in ("cleaned", "degraded"):
@@ -237,14 +235,8 @@ def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, 
 
 
 def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Cut out of each view a crop of `resolution`, or with `several_sides` as many of a drawn side as lie side by side in it; where,
-    and how large, is drawn by the index of the (first) sample."""
-    side, count = config.resolution[0], 1
-    if config.several_sides:
-        first = sample_generator(config.seed ^ 0x51DE, int(batch["index"][0]))
-        drawn = side * (config.view / side) ** torch.rand((), generator=first).item()
-        side = max(side, int(drawn) // 16 * 16)
-        count = (config.view // side) ** 2
+    """Cut `crops_per_view` crops of `resolution` out of each view; where is drawn by the index of the sample."""
+    side, count = config.resolution[0], config.crops_per_view
     room, generators = config.view - side + 1, [sample_generator(config.seed ^ 0xC07, int(i)) for i in batch["index"]]
     places = [torch.randint(room, (count, 2), generator=generator).tolist() for generator in generators]
 

@@ -208,6 +208,22 @@ def test_a_large_pooling_window_is_the_global_one_and_a_small_one_is_not():
     assert (outputs[16] - outputs[80]).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize(("share", "window"), [(0.0, 6), (0.2, 6), (0.5, 12), (1.0, 24)])
+def test_the_pooling_window_grows_with_the_photo(share, window):
+    x = torch.rand(2, 3, 16, 24)
+    assert torch.equal(local_mean(x, 6, share), local_mean(x, window))
+    whole, large = restorer(guided=False).eval(), image(48, 80)
+    model = NAFNet(**SMALL, pooling_window=16, pooling_share=share).eval()
+    model.load_state_dict(whole.state_dict())
+    assert torch.equal(model(large), whole(large)) == (share == 1)
+    assert all(module.share == share for module in model.modules() if isinstance(module, NAFBlock))
+
+
+def test_a_pooling_share_beyond_the_photo_is_refused():
+    with pytest.raises(ValueError, match="`pooling_share` must lie in 0 to 1"):
+        NAFNet(**SMALL, pooling_window=16, pooling_share=1.5)
+
+
 @pytest.mark.parametrize("window", [1, 16])
 @pytest.mark.parametrize("size", [(17, 31), (16, 100), (3, 40)])
 def test_local_pooling_keeps_any_size(size, window):

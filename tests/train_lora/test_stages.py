@@ -565,30 +565,22 @@ def test_a_crop_and_its_guidance_show_the_same_place():
     assert torch.equal(cut["degraded"], again["degraded"])
 
 
-def test_views_are_cut_into_squares_of_many_sides():
-    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=96, resolution=[32], several_sides=True)
-    sides = set()
-    for first in range(0, 40, 2):
-        view = torch.arange(96 * 96.0).reshape(1, 1, 96, 96).repeat(2, 3, 1, 1)
-        batch = {"index": torch.tensor([first, first + 1]), "degraded": view, "clean": view / 2, "guidance": view + 1}
-        crops = train_restorer.cut(batch, config)
-        side = crops["degraded"].shape[-1]
-        count = (96 // side) ** 2
-        assert (
-            crops["degraded"].shape == (2 * count, 3, side, side)
-            and crops["index"].tolist() == [first] * count + [first + 1] * count
-        )
-        assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
-        assert (crops["degraded"].diff(dim=-1) == 1).all() and (crops["degraded"].diff(dim=-2) == 96).all()
-        sides.add(side)
-    assert min(sides) == 32 and max(sides) >= 80 and len(sides) >= 4
+def test_a_painting_serves_several_crops():
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=96, crops_per_view=3)
+    view = torch.arange(96 * 96.0).reshape(1, 1, 96, 96).repeat(2, 3, 1, 1)
+    batch = {"index": torch.tensor([4, 5]), "degraded": view, "clean": view / 2, "guidance": view + 1}
+    crops = train_restorer.cut(batch, config)
+    assert crops["degraded"].shape == (6, 3, 32, 32) and crops["index"].tolist() == [4, 4, 4, 5, 5, 5]
+    assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
+    assert (crops["degraded"].diff(dim=-1) == 1).all() and (crops["degraded"].diff(dim=-2) == 96).all()
+    assert len(crops["degraded"][:, 0, 0, 0].unique()) == 6
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"view": 16}, "`--view` must be at least the one `--resolution`"),
-        ({"several_sides": True}, "`--several_sides` cuts the views of `--view`"),
+        ({"crops_per_view": 2}, "`--crops_per_view` must be at least 1 and goes with `--view`, got 2"),
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
     ],

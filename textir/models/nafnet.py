@@ -60,9 +60,15 @@ def gate(x: torch.Tensor) -> torch.Tensor:
     return left * right
 
 
-def local_mean(x: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, moved inwards at the border; over the whole image
-    where the window is larger, or `None`."""
+def local_mean(x: torch.Tensor, window: int | None, share: float = 0.0) -> torch.Tensor:
+    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, or one of `share` of the longer side if that is more,
+    moved inwards at the border; over the whole image where the window is larger, or `None`."""
+    if window is not None and share:
+        height, width = x.shape[-2:]
+        if torch.onnx.is_in_onnx_export():  # there sizes are tensors
+            window = (torch.maximum(height, width) * round(share * 1000) // 1000).clamp(min=window)
+        else:
+            window = max(window, max(height, width) * round(share * 1000) // 1000)
     if window is not None and torch.onnx.is_in_onnx_export():
         return banded_mean(banded_mean(x, window, -1), window, -2)
     if window is None or window >= max(x.shape[-2:]):
@@ -92,9 +98,9 @@ def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
 class NAFBlock(nn.Module):
     """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward."""
 
-    def __init__(self, channels: int, window: int | None = None):
+    def __init__(self, channels: int, window: int | None = None, share: float = 0.0):
         super().__init__()
-        self.window = window
+        self.window, self.share = window, share
         self.norm1 = LayerNorm2d(channels)
         self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
@@ -118,7 +124,7 @@ class NAFBlock(nn.Module):
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
-        return self.channel_attention(local_mean(mixed, None if self.training else self.window))
+        return self.channel_attention(local_mean(mixed, None if self.training else self.window, self.share))
 
     def feed_forward(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """What follows pixel by pixel."""
@@ -143,10 +149,10 @@ class GuidanceFusion(nn.Module):
     let the larger one drown the other.
     """
 
-    def __init__(self, channels: int, guidance_channels: int, window: int | None = None):
+    def __init__(self, channels: int, guidance_channels: int, window: int | None = None, share: float = 0.0):
         super().__init__()
         self.norm = LayerNorm2d(channels)
-        self.block = NAFBlock(channels + guidance_channels, window)
+        self.block = NAFBlock(channels + guidance_channels, window, share)
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -178,6 +184,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pooling_window: side in pixels of the neighbourhood over which channel attention averages outside training, some times the
             training crop; `None` averages over the whole image, however large (Chu et al., *Improving Image Restoration by Revisiting
             Global Information Aggregation*, ECCV 2022).
+        pooling_share: let that neighbourhood grow with the photo, to at least this share of its longer side: veils and darkness are
+            matters of the whole photo, however many pixels it has.
     """
 
     _supports_gradient_checkpointing = True
@@ -200,6 +208,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         guidance_channels: tuple[int, ...] | None = None,
         fusion: str = "both",
         pooling_window: int | None = None,
+        pooling_share: float = 0.0,
     ):
         super().__init__()
         depth = len(encoder_depths)
@@ -211,25 +220,28 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(
                 f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the middle), got {len(guidance_channels)}."
             )
+        if not 0 <= pooling_share <= 1:
+            raise ValueError(f"`pooling_share` must lie in 0 to 1, got {pooling_share}.")
         widths = [width * 2**level for level in range(depth + 1)]
         windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
+        pools = [(window, pooling_share) for window in windows]
         pixels = in_channels * downscale**2
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths, encoder_depths, windows))
+        self.encoders = nn.ModuleList(_blocks(c, n, p) for c, n, p in zip(widths, encoder_depths, pools))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
-        self.middle = _blocks(widths[-1], middle_depth, windows[-1])
+        self.middle = _blocks(widths[-1], middle_depth, pools[-1])
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in reversed(widths[:-1])
         )
-        self.decoders = nn.ModuleList(_blocks(c, n, w) for c, n, w in zip(widths[-2::-1], decoder_depths, windows[-2::-1]))
+        self.decoders = nn.ModuleList(_blocks(c, n, p) for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1]))
         self.outro = nn.Conv2d(width, pixels, 3, padding=1)
 
         encoder_fusions, decoder_fusions = [], []
         if guidance_channels is not None and fusion != "decoder":
-            encoder_fusions = [GuidanceFusion(c, g, w) for c, g, w in zip(widths, guidance_channels, windows)]
+            encoder_fusions = [GuidanceFusion(c, g, *p) for c, g, p in zip(widths, guidance_channels, pools)]
         if guidance_channels is not None and fusion != "encoder":
             decoder_fusions = [
-                GuidanceFusion(c, g, w) for c, g, w in zip(widths[-2::-1], guidance_channels[-2::-1], windows[-2::-1])
+                GuidanceFusion(c, g, *p) for c, g, p in zip(widths[-2::-1], guidance_channels[-2::-1], pools[-2::-1])
             ]
         self.encoder_fusions = nn.ModuleList(encoder_fusions)
         self.decoder_fusions = nn.ModuleList(decoder_fusions)
@@ -306,5 +318,5 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return x
 
 
-def _blocks(channels: int, count: int, window: int | None) -> nn.ModuleList:
-    return nn.ModuleList(NAFBlock(channels, window) for _ in range(count))
+def _blocks(channels: int, count: int, pool: tuple[int | None, float]) -> nn.ModuleList:
+    return nn.ModuleList(NAFBlock(channels, *pool) for _ in range(count))
