@@ -219,9 +219,11 @@ def test_the_pooling_window_grows_with_the_photo(share, window):
     assert all(module.share == share for module in model.modules() if isinstance(module, NAFBlock))
 
 
-def test_a_pooling_share_beyond_the_photo_is_refused():
+def test_a_pooling_share_that_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="`pooling_share` must lie in 0 to 1"):
         NAFNet(**SMALL, pooling_window=16, pooling_share=1.5)
+    with pytest.raises(ValueError, match="`pooling_share` lets a `pooling_window` grow; give that too"):
+        NAFNet(**SMALL, pooling_share=0.5)
 
 
 @pytest.mark.parametrize("window", [1, 16])

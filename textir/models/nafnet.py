@@ -184,7 +184,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pooling_window: side in pixels of the neighbourhood over which channel attention averages outside training, some times the
             training crop; `None` averages over the whole image, however large (Chu et al., *Improving Image Restoration by Revisiting
             Global Information Aggregation*, ECCV 2022).
-        pooling_share: let that neighbourhood grow with the photo, to at least this share of its longer side: veils and darkness are
+        pooling_share: lets that neighbourhood grow with the photo, to at least this share of its longer side: veils and darkness are
             matters of the whole photo, however many pixels it has.
     """
 
@@ -222,6 +222,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if not 0 <= pooling_share <= 1:
             raise ValueError(f"`pooling_share` must lie in 0 to 1, got {pooling_share}.")
+        if pooling_share and pooling_window is None:
+            raise ValueError("`pooling_share` lets a `pooling_window` grow; give that too, or neither to average over the image.")
         widths = [width * 2**level for level in range(depth + 1)]
         windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
         pools = [(window, pooling_share) for window in windows]
