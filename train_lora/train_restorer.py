@@ -32,6 +32,8 @@ from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import StageConfig, TrainingData, load_chain, need, place, publish, read_json, refuse_lora, validate
 
+JITTER_SIDE = 4  # cells a side of the errors that `--guidance_jitter` makes
+
 
 @dataclass(kw_only=True)
 class Config(StageConfig):
@@ -45,6 +47,15 @@ class Config(StageConfig):
     guidance_dirs: list[str] = knob([], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir")
     view: int | None = knob(None, "paint guidance in the loop, from so many pixels around each crop; of one phase only")
     crops_per_view: int = knob(1, "crops of `--resolution` cut out of each view, so that a painting serves several")
+    crop_sides: list[int] = knob(
+        [],
+        "sides of which each batch draws one for its crops, so many of them that batches cost alike; `--resolution` alone otherwise",
+    )
+    guidance_jitter: float = knob(
+        0.0,
+        "by what share, smoothly over the view, `--view` painting corrects too much or too little: photos that a painter has learnt "
+        "from are painted better than others, and deserve more trust",
+    )
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
         0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
@@ -100,6 +111,14 @@ class Config(StageConfig):
             raise ValueError(f"`--crops_per_view` must be at least 1 and goes with `--view`, got {self.crops_per_view}.")
         if not 0 <= self.true_share <= 1 or (self.true_share and self.view is None):
             raise ValueError(f"`--true_share` must lie in 0 to 1 and goes with `--view`, got {self.true_share}.")
+        if self.crop_sides and (
+            self.view is None or not self.resolution[0] <= min(self.crop_sides) <= max(self.crop_sides) <= self.view
+        ):
+            raise ValueError(
+                f"`--crop_sides` must lie between `--resolution` and `--view`, got {self.crop_sides}, {self.resolution} and {self.view}."
+            )
+        if self.guidance_jitter < 0 or (self.guidance_jitter and self.view is None):
+            raise ValueError(f"`--guidance_jitter` must be at least 0 and goes with `--view`, got {self.guidance_jitter}.")
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
@@ -228,22 +247,34 @@ def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, 
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
     guidance = painter(batch["degraded"].clamp(0, 1), guidance=config.painted_from, generator=generators, output_type="pt").images
     true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
-    thumbnails = F.interpolate(batch["clean"], guidance.shape[-2:], mode="area")
+    size = guidance.shape[-2:]
+    if config.guidance_jitter:
+        before = F.interpolate(batch["degraded"], size, mode="area").to(guidance)
+        errors = torch.stack([torch.randn(3, JITTER_SIDE, JITTER_SIDE, generator=generator) for generator in generators])
+        errors = F.interpolate(errors, size, mode="bicubic").to(guidance)
+        guidance = before + (guidance - before) * (1 + config.guidance_jitter * errors)
+    thumbnails = F.interpolate(batch["clean"], size, mode="area")
     guidance = torch.where(torch.tensor(true, device=guidance.device)[:, None, None, None], thumbnails.to(guidance), guidance)
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
     return {**batch, "guidance": guidance}
 
 
 def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Cut `crops_per_view` crops of `resolution` out of each view; where is drawn by the index of the sample."""
-    side, count = config.resolution[0], config.crops_per_view
+    """Cut crops out of the views: `crops_per_view` of `resolution` each, or, of a side that the batch draws, so many of them in all
+    that there are about as many pixels. What is drawn depends on the index of the sample (the side, on that of the first)."""
+    views, side = len(batch["index"]), config.resolution[0]
+    pixels = views * config.crops_per_view * side**2
+    if config.crop_sides:
+        first = sample_generator(config.seed ^ 0x51DE, int(batch["index"][0]))
+        side = config.crop_sides[torch.randint(len(config.crop_sides), (), generator=first)]
+    counts = [len(range(view, max(1, round(pixels / side**2)), views)) for view in range(views)]
     room, generators = config.view - side + 1, [sample_generator(config.seed ^ 0xC07, int(i)) for i in batch["index"]]
-    places = [torch.randint(room, (count, 2), generator=generator).tolist() for generator in generators]
+    places = [torch.randint(room, (count, 2), generator=generator).tolist() for count, generator in zip(counts, generators)]
 
-    def crops(views: torch.Tensor) -> torch.Tensor:
-        if views.ndim < 4:
-            return views.repeat_interleave(count, dim=0)
-        return torch.stack([v[:, y : y + side, x : x + side] for v, spots in zip(views, places) for y, x in spots])
+    def crops(values: torch.Tensor) -> torch.Tensor:
+        if values.ndim < 4:
+            return values.repeat_interleave(torch.tensor(counts, device=values.device), dim=0)
+        return torch.stack([v[:, y : y + side, x : x + side] for v, spots in zip(values, places) for y, x in spots])
 
     return {name: crops(values) for name, values in batch.items()}
 

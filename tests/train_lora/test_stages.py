@@ -576,9 +576,42 @@ def test_a_painting_serves_several_crops():
     assert len(crops["degraded"][:, 0, 0, 0].unique()) == 6
 
 
+def test_batches_of_crops_of_several_sides_cost_alike():
+    knobs = {"view": 96, "crops_per_view": 3, "crop_sides": [32, 48, 96]}
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs)
+    view = torch.arange(96 * 96.0).reshape(1, 1, 96, 96).repeat(4, 3, 1, 1)
+    counts = {}
+    for start in range(0, 48, 4):
+        index = torch.arange(start, start + 4)
+        crops = train_restorer.cut({"index": index, "degraded": view, "clean": view / 2, "guidance": view + 1}, config)
+        count, _, side, _ = crops["degraded"].shape
+        counts[side] = count
+        assert len(crops["index"]) == count and set(crops["index"].tolist()) == set(index.tolist()[:count])
+        assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
+    assert counts == {32: 12, 48: 5, 96: 1}
+
+
+def test_jitter_scales_what_painting_corrects_and_nothing_else():
+    class Brighter:
+        def __call__(self, image, **options):
+            return type("Output", (), {"images": image + self.by})
+
+    painter, batch = Brighter(), {"index": torch.arange(2), "degraded": torch.full((2, 3, 48, 48), 0.5)}
+    batch["clean"] = batch["degraded"]
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48, guidance_jitter=0.2)
+    for painter.by in (0.0, 0.2):
+        corrections = train_restorer.paint(painter, batch, config)["guidance"] - 0.5
+        assert corrections.std() == pytest.approx(0.2 * painter.by, rel=0.4, abs=1e-6)
+        assert corrections.mean() == pytest.approx(painter.by, abs=0.02)
+    assert torch.equal(corrections, train_restorer.paint(painter, batch, config)["guidance"] - 0.5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"view": 64, "crop_sides": [32, 65]}, r"`--crop_sides` must lie between `--resolution` and `--view`, got \[32, 65\]"),
+        ({"crop_sides": [32]}, "`--crop_sides` must lie between"),
+        ({"guidance_jitter": 0.2}, "`--guidance_jitter` must be at least 0 and goes with `--view`, got 0.2"),
         ({"view": 16}, "`--view` must be at least the one `--resolution`"),
         ({"crops_per_view": 2}, "`--crops_per_view` must be at least 1 and goes with `--view`, got 2"),
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
