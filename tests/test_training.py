@@ -16,6 +16,7 @@ from accelerate.utils import is_tensorboard_available
 from torch.utils.data import Dataset
 
 from tests.train_lora import equal, forget_processes, in_two_processes, same_checkpoint, trained
+from textir import training
 from textir.training import (
     TrainingConfig,
     TrainingRun,
@@ -175,6 +176,29 @@ def test_half_precision_without_a_gpu_is_refused(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="fp16` needs a GPU; take bf16"):
         parse_config(script.Config, [*RESTORER, "--mixed_precision", "fp16"])
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(1.0, "bf16"), (3.0, "no")])
+def test_automatic_precision_takes_bf16_only_where_it_is_faster(bf16, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(training, "time_of_product", lambda dtype: bf16 if dtype == torch.bfloat16 else 2.0)
+    training.is_fast_at_bf16.cache_clear()
+    assert parse_config(SCRIPTS[0].Config, RESTORER).mixed_precision == chosen
+    training.is_fast_at_bf16.cache_clear()
+
+
+def test_a_cpu_without_bf16_is_not_asked_for_its_speed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(training, "time_of_product", lambda dtype: pytest.fail("measured"))
+    training.is_fast_at_bf16.cache_clear()
+    assert not training.is_fast_at_bf16()
+    training.is_fast_at_bf16.cache_clear()
+
+
+def test_products_take_time():
+    assert 0 < training.time_of_product(torch.float32, size=8) < 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
