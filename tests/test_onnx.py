@@ -82,7 +82,18 @@ def test_restorers_do_the_same_at_every_size(name, tmp_path):
     assert (ours(image, guidance) - ours(image)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"aligned": True}, {}, {"block_size": 8, "window": 2.0}, {"downscale": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aligned": True},
+        {"aligned": True, "relative": True},
+        {"relative": True},
+        {},
+        {"block_size": 8, "window": 2.0},
+        {"downscale": 2},
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_matchers_do_the_same_at_every_size(options, tmp_path):
     network = exported(tmp_path / "checkpoint", tiny.restorer(), matcher(**options)).matcher

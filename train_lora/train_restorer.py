@@ -63,6 +63,8 @@ class Config(StageConfig):
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; what suits the restorer by default")
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
+    relative: bool = knob(False, "a new matcher returns what guidance shows differently from the photo, not what it shows")
+    new_guidance: bool = knob(False, "replace fusion blocks and matcher of the checkpoint by new ones")
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
     train_backbone: bool = knob(
         True, "train the whole restorer; False trains only what guidance adds, strength 0 stays as it was"
@@ -119,6 +121,8 @@ class Config(StageConfig):
             )
         if self.guidance_jitter < 0 or (self.guidance_jitter and self.view is None):
             raise ValueError(f"`--guidance_jitter` must be at least 0 and goes with `--view`, got {self.guidance_jitter}.")
+        if self.new_guidance and not self.guidance:
+            raise ValueError("`--new_guidance` goes with `--guidance`.")
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
@@ -219,7 +223,9 @@ def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
 def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
     """Give a pipeline what guided restoration needs and it lacks: fusion blocks in the restorer, and a matcher that feeds them."""
     options = dict(pipe.restorer.config)
-    if options.get("guidance_channels") is None:
+    if config.new_guidance:
+        pipe.register_modules(matcher=None)
+    if options.get("guidance_channels") is None or config.new_guidance:
         refuse_lora(config, "guidance")
         levels = len(options["encoder_depths"]) + 1 if "encoder_depths" in options else pipe.restorer.num_levels
         widths = config.matcher_widths or list(pipe.restorer.guidance_widths[:levels])
@@ -227,17 +233,25 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
             raise ValueError(f"`--matcher_widths` needs {levels} numbers, one a level of the restorer, got {widths}.")
         settings = {name: value for name, value in options.items() if not name.startswith("_")}
         fused = type(pipe.restorer)(**{**settings, "guidance_channels": widths, "fusion": config.fusion})
-        absent = fused.load_state_dict(pipe.restorer.state_dict(), strict=False)
+        backbone = {key: value for key, value in pipe.restorer.state_dict().items() if "fusion" not in key}
+        absent = fused.load_state_dict(backbone, strict=False)
         if absent.unexpected_keys or not all("fusion" in key for key in absent.missing_keys):
             raise ValueError(
                 f"{type(fused).__name__} with guidance does not extend the one without; this is a mistake in its class."
             )
         pipe.register_modules(restorer=fused)
+    for option in ("aligned", "relative"):
+        if pipe.matcher is not None and getattr(config, option) and not pipe.matcher.config[option]:
+            raise ValueError(
+                f"`--{option}` shapes a new matcher and this checkpoint has one; add `--new_guidance`, or leave it out."
+            )
     if pipe.matcher is None:
         refuse_lora(config, "matcher")
         channels = list(pipe.restorer.config.guidance_channels)
         pipe.register_modules(
-            matcher=GuidanceMatcher(widths=channels, downscale=options.get("downscale", 1), aligned=config.aligned)
+            matcher=GuidanceMatcher(
+                widths=channels, downscale=options.get("downscale", 1), aligned=config.aligned, relative=config.relative
+            )
         )
 
 

@@ -194,3 +194,25 @@ def test_aligned_guidance_stays_where_it_is():
         same = matcher(degraded, degraded)
     torch.testing.assert_close(same.confidence, torch.ones(1, 1, 16, 24), atol=1e-4, rtol=0)
     assert same.features[0].shape == (1, 4, 16, 24)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_relative_features_are_what_guidance_shows_differently(aligned):
+    torch.manual_seed(0)
+    plain = GuidanceMatcher(widths=(4, 6), depth=1, aligned=aligned).eval()
+    relative = GuidanceMatcher(widths=(4, 6), depth=1, aligned=aligned, relative=True).eval()
+    relative.load_state_dict(plain.state_dict())
+    degraded, guidance = image(16, 24), image(16, 24, seed=1)
+    with torch.no_grad():
+        matched, moved, queries = relative(degraded, guidance), plain(degraded, guidance), plain.encode(degraded)
+        weights = [
+            torch.nn.functional.interpolate(moved.confidence, f.shape[-2:], mode="bilinear", align_corners=False)
+            for f in moved.features
+        ]
+        same = relative(degraded, degraded)
+    torch.testing.assert_close(matched.confidence, moved.confidence)
+    if aligned:
+        assert all(f.abs().max() < 1e-6 for f in same.features)
+        finest = matched.features[0] + queries[0] * weights[0]
+        torch.testing.assert_close(finest, moved.features[0], atol=1e-4, rtol=1e-3)
+    assert all((a - b).abs().max() > 0.01 for a, b in zip(matched.features, moved.features))

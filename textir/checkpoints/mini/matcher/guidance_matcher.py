@@ -54,6 +54,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         dilations: dilations of the 3 x 3 patches that describe a block's centre.
         aligned: search nothing; for guidance that shows everything where the degraded image does, as it does when it was painted from
             it (`guidance_init="image"`). Features are weighted by the match at the place itself.
+        relative: return by how much the features of the guidance differ from those of the degraded image at that place. A restorer that
+            predicts what to add to the degraded image then reads what the guidance would add, and need not work it out itself.
     """
 
     _supports_gradient_checkpointing = True
@@ -71,6 +73,7 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         window: float = 1.5,
         dilations: tuple[int, ...] = (1, 2, 3),
         aligned: bool = False,
+        relative: bool = False,
     ):
         super().__init__()
         if block_size < 1 or window < 1:
@@ -107,6 +110,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for level, source in enumerate(sources):
             scale = 2 ** (len(sources) - 1 - level)
             moved = source if self.config.aligned else gather_blocks(source, rows, columns, scale)
+            if self.config.relative:
+                moved = moved - queries[level]
             features.append(moved * F.interpolate(score, moved.shape[-2:], mode="bilinear", align_corners=False))
         step = self.config.downscale * 2 ** (len(sources) - 1)
         size = (score.shape[-2] * step, score.shape[-1] * step)
