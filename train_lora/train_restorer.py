@@ -32,7 +32,11 @@ from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import StageConfig, TrainingData, load_chain, need, place, publish, read_json, refuse_lora, validate
 
-JITTER_SIDE = 4  # cells a side of the errors that `--guidance_jitter` makes
+# The errors that `--guidance_jitter` makes: weight, channels (1: brightness) and cells a side of each field that they are the sum of.
+ERRORS = ((0.6, 1, 1), (0.3, 3, 1), (0.6, 1, 4), (0.3, 3, 4))
+LEAST_CORRECTION = 0.1  # what guidance corrects counts as this much at least: paintings of clean photos err too
+COARSE = 8  # side in pixels at which that is measured
+DETAIL = (12, 16, 24, 32)  # sides in pixels that paintings are as detailed as
 
 
 @dataclass(kw_only=True)
@@ -53,12 +57,13 @@ class Config(StageConfig):
     )
     guidance_jitter: float = knob(
         0.0,
-        "by what share, smoothly over the view, `--view` painting corrects too much or too little: photos that a painter has learnt "
-        "from are painted better than others, and deserve more trust",
+        "errors of guidance, smooth over the view, as a share of what it corrects, such as 0.3: photos that the painter has learnt from "
+        "are painted better than others, and would teach too much trust; guidance of `--true_share` also loses detail",
     )
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
-        0.0, "share of samples that `--view` guides by the clean photo at the size of a painting, as a reference would"
+        0.0,
+        "share of samples that `--view` guides by the clean photo at the size of a painting; 1 paints nothing, so it is faster",
     )
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob([], "channels of the matcher's levels, finest first; what suits the restorer by default")
@@ -259,18 +264,37 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
 def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
     """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample."""
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
-    guidance = painter(batch["degraded"].clamp(0, 1), guidance=config.painted_from, generator=generators, output_type="pt").images
     true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
-    size = guidance.shape[-2:]
+    size = painter.guidance_shape(*batch["clean"].shape[-2:])
+    degraded, guidance = batch["degraded"].clamp(0, 1), F.interpolate(batch["clean"], size, mode="area")
+    painted = [place for place, taken in enumerate(true) if not taken]
+    if painted:
+        options = {"guidance": config.painted_from, "generator": [generators[place] for place in painted], "output_type": "pt"}
+        guidance[painted] = painter(degraded[painted], **options).images.to(guidance)
     if config.guidance_jitter:
-        before = F.interpolate(batch["degraded"], size, mode="area").to(guidance)
-        errors = torch.stack([torch.randn(3, JITTER_SIDE, JITTER_SIDE, generator=generator) for generator in generators])
-        errors = F.interpolate(errors, size, mode="bicubic").to(guidance)
-        guidance = before + (guidance - before) * (1 + config.guidance_jitter * errors)
-    thumbnails = F.interpolate(batch["clean"], size, mode="area")
-    guidance = torch.where(torch.tensor(true, device=guidance.device)[:, None, None, None], thumbnails.to(guidance), guidance)
+        before = F.interpolate(degraded, size, mode="area")
+        drawn = zip(guidance, before, true, generators)
+        guidance = torch.stack([add_errors(*single, config.guidance_jitter) for single in drawn])
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
     return {**batch, "guidance": guidance}
+
+
+def add_errors(
+    guidance: torch.Tensor, before: torch.Tensor, is_true: bool, generator: torch.Generator, jitter: float
+) -> torch.Tensor:
+    """Guidance `(3, h, w)` as it would be of a photo that the painter has never seen: with errors of brightness and colour, smooth over
+    the photo, of `jitter` times what it corrects of the degraded photo in small, `before`. A true one loses detail as well."""
+    guidance, size = guidance[None], guidance.shape[-2:]
+    coarse = F.adaptive_avg_pool2d(guidance - before[None], COARSE)
+    corrected = (coarse.square().mean() + LEAST_CORRECTION**2).sqrt()
+    errors = torch.zeros_like(guidance)
+    for weight, channels, side in ERRORS:
+        drawn = torch.randn(1, channels, side, side, generator=generator).to(guidance)
+        errors = errors + weight * F.interpolate(drawn, size, mode="bicubic")
+    if is_true:
+        side = DETAIL[torch.randint(len(DETAIL), (), generator=generator)]
+        guidance = F.interpolate(F.adaptive_avg_pool2d(guidance, side), size, mode="bicubic")
+    return (guidance + jitter * corrected * errors)[0]
 
 
 def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:

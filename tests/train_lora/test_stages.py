@@ -552,6 +552,9 @@ def test_guidance_is_painted_in_the_loop(tmp_path, chain, photos):
 
 def test_a_crop_and_its_guidance_show_the_same_place():
     class Echo:
+        def guidance_shape(self, height, width):
+            return height, width
+
         def __call__(self, image, **options):
             return type("Output", (), {"images": image})
 
@@ -591,19 +594,73 @@ def test_batches_of_crops_of_several_sides_cost_alike():
     assert counts == {32: 12, 48: 5, 96: 1}
 
 
-def test_jitter_scales_what_painting_corrects_and_nothing_else():
-    class Brighter:
-        def __call__(self, image, **options):
-            return type("Output", (), {"images": image + self.by})
+class Brighter:
+    """Stands for a painter that makes everything brighter by `by`."""
 
-    painter, batch = Brighter(), {"index": torch.arange(2), "degraded": torch.full((2, 3, 48, 48), 0.5)}
-    batch["clean"] = batch["degraded"]
-    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48, guidance_jitter=0.2)
-    for painter.by in (0.0, 0.2):
-        corrections = train_restorer.paint(painter, batch, config)["guidance"] - 0.5
-        assert corrections.std() == pytest.approx(0.2 * painter.by, rel=0.4, abs=1e-6)
-        assert corrections.mean() == pytest.approx(painter.by, abs=0.02)
-    assert torch.equal(corrections, train_restorer.paint(painter, batch, config)["guidance"] - 0.5)
+    by = 0.2
+    painted = 0
+
+    def guidance_shape(self, height, width):
+        return height // 2, width // 2
+
+    def __call__(self, image, **options):
+        self.painted += len(image)
+        small = torch.nn.functional.interpolate(image, scale_factor=0.5, mode="area")
+        return type("Output", (), {"images": small + self.by})
+
+
+def flat_batch(count: int = 64) -> dict[str, torch.Tensor]:
+    degraded = torch.full((count, 3, 48, 48), 0.4)
+    return {"index": torch.arange(count), "degraded": degraded, "clean": degraded + 0.2}
+
+
+@pytest.mark.parametrize("true_share", [0.0, 1.0])
+@pytest.mark.parametrize(("correction", "errors"), [(0.2, 0.2236), (0.0, 0.1)])
+def test_guidance_errs_by_a_share_of_what_it_corrects(true_share, correction, errors):
+    knobs = {"view": 48, "guidance_jitter": 0.2, "true_share": true_share}
+    config, painter, batch = make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs), Brighter(), flat_batch()
+    painter.by, batch["clean"] = correction, batch["degraded"] + correction
+    made = train_restorer.paint(painter, batch, config)["guidance"] - 0.4
+    assert (made - correction).square().mean().sqrt() == pytest.approx(0.2 * errors, rel=0.25)  # the fields add up to about 1
+    assert made.mean() == pytest.approx(correction, abs=0.01)
+    assert made.diff(dim=-1).abs().max() < 0.02  # smooth
+    assert (
+        made.mean((1, 2, 3)).std() > 0.08 * errors and made.std((2, 3)).mean() > 0.04 * errors
+    )  # in all, and from place to place
+    assert torch.equal(made, train_restorer.paint(painter, batch, config)["guidance"] - 0.4)
+
+
+@pytest.mark.parametrize(("true_share", "painted"), [(0.0, 64), (1.0, 0)])
+def test_only_what_is_not_true_is_painted(true_share, painted):
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48, true_share=true_share)
+    painter, batch = Brighter(), flat_batch()
+    painter.by = 0.1
+    guidance = train_restorer.paint(painter, batch, config)["guidance"]
+    torch.testing.assert_close(guidance, batch["clean"] if true_share else batch["degraded"] + 0.1)
+    assert painter.painted == painted
+
+
+def test_some_guidance_is_true_and_the_rest_painted_of_its_own_photo():
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48, true_share=0.5)
+    painter, batch = Brighter(), flat_batch()
+    painter.by = 0.1
+    batch["degraded"] = batch["degraded"] * torch.linspace(0.5, 1, 64)[:, None, None, None]
+    guidance = train_restorer.paint(painter, batch, config)["guidance"].mean((1, 2, 3))
+    clean, painted = batch["clean"].mean((1, 2, 3)), batch["degraded"].mean((1, 2, 3)) + 0.1
+    is_true, is_painted = (guidance - clean).abs() < 1e-5, (guidance - painted).abs() < 1e-5
+    assert (is_true | is_painted).all() and 16 < is_true.sum() < 48
+
+
+def test_true_guidance_with_errors_is_no_more_detailed_than_paintings():
+    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=128, true_share=1.0, guidance_jitter=1e-6)
+    batch = {"index": torch.arange(4), "degraded": torch.zeros(4, 3, 128, 128)}
+    batch["clean"] = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    blurred = train_restorer.paint(Brighter(), batch, config)["guidance"]
+    sharp = train_restorer.paint(
+        Brighter(), batch, make_config("train_restorer", Path("x"), train_data_dir=["x"], view=128, true_share=1.0)
+    )
+    assert (blurred.std((1, 2, 3)) < 0.75 * sharp["guidance"].std((1, 2, 3))).all()
+    assert torch.allclose(blurred.mean((1, 2, 3)), batch["clean"].mean((1, 2, 3)), atol=0.01)
 
 
 @pytest.mark.parametrize(
