@@ -62,6 +62,11 @@ class Config(StageConfig):
         "errors of guidance, smooth over the view, as a share of what it corrects, such as 0.35: photos that the painter has learnt from "
         "are painted better than others, and would teach too much trust; guidance of `--true_share` also loses detail",
     )
+    shared_errors: float = knob(
+        0.0,
+        "share of the unguided restorer's own coarse errors that guidance of `--true_share` repeats with `--guidance_jitter`, such as 0.6: "
+        "what misleads the one misleads the other",
+    )
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
         0.0,
@@ -130,6 +135,11 @@ class Config(StageConfig):
             raise ValueError(f"`--guidance_jitter` must be at least 0 and goes with `--view`, got {self.guidance_jitter}.")
         if self.new_guidance and not self.guidance:
             raise ValueError("`--new_guidance` goes with `--guidance`.")
+        if self.shared_errors < 0 or (self.shared_errors and not (self.true_share and self.guidance_jitter)):
+            raise ValueError(
+                "`--shared_errors` must be at least 0 and goes with `--true_share` and `--guidance_jitter`, "
+                f"got {self.shared_errors}."
+            )
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
@@ -164,7 +174,7 @@ def main(config: Config) -> TrainingRun:
     phases = [(data.crops(size), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
     for batch in run.batches(phases):
         if painter is not None:
-            batch = cut(paint(painter, batch, config), config)
+            batch = cut(paint(painter, batch, config, restorer), config)
         with run.accumulate():
             degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
             if guided:
@@ -263,8 +273,9 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
 
 
 @torch.no_grad()
-def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample."""
+def paint(painter, batch: dict[str, torch.Tensor], config: Config, restorer=None) -> dict[str, torch.Tensor]:
+    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample. What
+    `restorer` makes of them alone says how it errs (`--shared_errors`)."""
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
     true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
     size = painter.guidance_shape(*batch["clean"].shape[-2:])
@@ -275,6 +286,11 @@ def paint(painter, batch: dict[str, torch.Tensor], config: Config) -> dict[str, 
         guidance[painted] = painter(degraded[painted], **options).images.to(guidance)
     if config.guidance_jitter:
         before = F.interpolate(degraded, size, mode="area")
+        if config.shared_errors:
+            own = F.interpolate(restorer(batch["degraded"]).clamp(0, 1) - batch["clean"], size, mode="area")
+            own = F.interpolate(F.adaptive_avg_pool2d(own, COARSE), size, mode="bicubic")
+            shares = torch.stack([2 * config.shared_errors * torch.rand((), generator=generator) for generator in generators])
+            guidance = guidance + (shares * torch.tensor(true))[:, None, None, None].to(own) * own
         drawn = zip(guidance, before, true, generators)
         guidance = torch.stack([add_errors(*single, config.guidance_jitter) for single in drawn])
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)

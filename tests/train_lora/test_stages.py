@@ -664,6 +664,15 @@ def test_true_guidance_with_errors_is_no_more_detailed_than_paintings():
     assert torch.allclose(blurred.mean((1, 2, 3)), batch["clean"].mean((1, 2, 3)), atol=0.01)
 
 
+def test_true_guidance_repeats_some_of_the_errors_of_the_restorer():
+    knobs = {"view": 48, "true_share": 1.0, "guidance_jitter": 1e-6, "shared_errors": 0.6}
+    config, batch = make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs), flat_batch()
+    made = train_restorer.paint(Brighter(), batch, config, lambda degraded: degraded + 0.3)["guidance"] - batch["clean"]
+    shares = made.mean((1, 2, 3)) / 0.1  # the restorer makes photos .1 too bright
+    assert shares.min() > -1e-3 and shares.max() < 1.2 + 1e-3
+    assert shares.mean() == pytest.approx(0.6, abs=0.1) and shares.std() > 0.2
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -673,6 +682,7 @@ def test_true_guidance_with_errors_is_no_more_detailed_than_paintings():
         ({"view": 16}, "`--view` must be at least the one `--resolution`"),
         ({"crops_per_view": 2}, "`--crops_per_view` must be at least 1 and goes with `--view`, got 2"),
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
+        ({"view": 64, "true_share": 1.0, "shared_errors": 0.6}, "`--shared_errors` must be at least 0 and goes with"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
     ],
 )
