@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import HfArgumentParser, get_scheduler
 
 from textir.hub import check_access
+from textir.speed import matmul_speed
 
 logger = logging.getLogger("textir.training")
 
@@ -125,17 +126,7 @@ def is_fast_at_bf16() -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
         return False
-    return time_of_product(torch.bfloat16) < 0.8 * time_of_product(torch.float32)
-
-
-def time_of_product(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """Seconds that the product of two `size` x `size` matrices takes on the CPU, the best of some."""
-    left, right, times = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        left @ right
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return matmul_speed(torch.bfloat16, side=1024) > 1.25 * matmul_speed(torch.float32, side=1024)
 
 
 def parse_config(kind: type, arguments: Sequence[str] | None = None):
