@@ -126,7 +126,7 @@ def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_ste
         shown = {name: array_of(value[0]) for name, value in shown.items() if value is not None}
         if both and output.guidance == "cleaned":
             shown["degraded_guidance"] = array_of(paint_degraded(picture, options, seed))
-    words = {name: getattr(output, name) for name in ("degradation", "severity", "nearest_tokens")}
+    words = {name: getattr(output, name) for name in ("degradation", "severity", "nearest_tokens", "guidance_strength")}
     shown |= {name: value[0] for name, value in words.items() if value is not None}
     return restored, {**shown, "guidance": output.guidance, "seconds": seconds}
 
@@ -197,7 +197,7 @@ def restore(
     prompt: str = "",
     negative_prompt: str = "",
     guidance: str = "cleaned",
-    strength: float = 1.0,
+    strength: str = "auto",
     steps: int = 0,
     guidance_scale: float = 0.0,
     seed: int = 0,
@@ -215,7 +215,7 @@ def restore(
         prompt: words that describe the clean photo.
         negative_prompt: what it should not show; needs a guidance scale above 1.
         guidance: cleaned, degraded, prompt or none.
-        strength: weight of the guidance, 0 (most faithful) to 1.
+        strength: weight of the guidance, 0 (most faithful) to 1; auto is 1, but 0 where the checkpoint's guidance is not known to help.
         steps: denoising steps of the guidance; 0 is the checkpoint's default.
         guidance_scale: classifier-free guidance; 0 is the checkpoint's default.
         seed: of everything random.
@@ -230,7 +230,7 @@ def restore(
     with messages():
         progress(0.05, desc="Reading the photo")
         picture = load(image)
-        options = {"task": task, "tile": int(tile) or "auto", "seed": whole(seed), "guidance_strength": strength}
+        options = {"task": task, "tile": int(tile) or "auto", "seed": whole(seed), "guidance_strength": weight(strength)}
         if PAINTS:
             options |= {"guidance": guidance, "prompt": prompt or None, "negative_prompt": negative_prompt or None}
             options |= {
@@ -257,7 +257,7 @@ def restore(
         yield (
             (preview(picture), preview(restored)),
             str(file),
-            summarise(picture, shown, seconds, strength),
+            summarise(picture, shown, seconds),
             explain(picture, restored, shown),
             python_for({**options, **chosen}, adapter),
             shell_for(arguments, address),
@@ -292,7 +292,10 @@ def compare(
             raise ValueError(f"Photo and ground truth must have one size, they have {sizes}.")
         ways = {"none": {"guidance": "none"}}
         if PAINTS:
-            ways |= {"degraded words": {"guidance": "degraded"}, "cleaned words": {"guidance": "cleaned"}}
+            ways |= {
+                "degraded words": {"guidance": "degraded"},
+                "cleaned words": {"guidance": "cleaned", "guidance_strength": 1.0},
+            }
         if prompt and PAINTS:
             ways["prompt only"] = {"guidance": "prompt", "prompt": prompt}
         if reference:
@@ -400,6 +403,16 @@ def whole(seed: float | None) -> int:
     return int(seed)
 
 
+def weight(strength: str | float) -> float | None:
+    """The weight of the guidance that a user chose, `None` for the checkpoint's own choice."""
+    if strength == "auto":
+        return None
+    try:
+        return float(strength)
+    except ValueError:
+        raise ValueError(f"The strength must be auto or a number from 0 to 1, got {strength!r}.") from None
+
+
 def load(path: str | None) -> Picture:
     """Read an uploaded file, or say why not."""
     if path is None:
@@ -432,19 +445,22 @@ def detected(shown: dict) -> str:
     return ", ".join(f"{name} {probability:.0%}" for name, probability in seen if probability > 0.05) or ""
 
 
-def summarise(picture: Picture, shown: dict, seconds: float, strength: float = 1.0) -> str:
+def summarise(picture: Picture, shown: dict, seconds: float) -> str:
     """What was detected, how it was guided, and how long each stage took, as Markdown."""
     height, width = picture.pixels.shape[:2]
     lines = [f"{width} x {height}, {picture.bits}-bit, restored in {seconds:.1f} s on {DEVICE}."]
     if "degradation" in shown:
         lines.append(f"**Detected:** {detected(shown) or 'nothing'}")
-    if not strength:
-        shown = {**shown, "guidance": "painted, but not used (strength 0)" if "guidance_images" in shown else "none"}
     kinds = {"none": "none", "cleaned": "painted from cleaned words", "degraded": "painted from the words as they were"}
-    lines.append(f"**Guidance:** {kinds.get(shown['guidance'], shown['guidance'])}")
+    lines.append(f"**Guidance:** {kinds.get(shown['guidance'], shown['guidance'])}{'' if is_used(shown) else f', {UNUSED}'}")
     taken = [(STAGES[stage], shown["seconds"][stage]) for stage in STAGES if stage in shown["seconds"]]
     lines.append("**Time:** " + " · ".join(f"{name} {value:.2f} s" for name, value in taken))
     return "\n\n".join(lines)
+
+
+def is_used(shown: dict) -> bool:
+    """Whether the restorer took the guidance, if there is one."""
+    return shown.get("guidance_strength") != 0
 
 
 def explain(picture: Picture, restored: Picture, shown: dict) -> str:
@@ -455,6 +471,7 @@ def explain(picture: Picture, restored: Picture, shown: dict) -> str:
         figures.append((shown["degraded_guidance"], "2. Painted from its words", sentence))
     if "guidance_images" in shown:
         sentence = "What they paint once the degradation is taken out: colours and light of a clean photo, not its details."
+        sentence += "" if is_used(shown) else f" It was {UNUSED}."
         figures.append((shown["guidance_images"], "3. Guidance, from cleaned words", sentence))
     if "match_confidence" in shown:
         sentence = "Where guidance and photo show the same thing (white); elsewhere guidance is not trusted."
@@ -502,7 +519,7 @@ def word_table(words: list[dict]) -> str:
 
 def python_for(options: dict, visitor: str = "") -> str:
     """The Python lines that do what was just done; `visitor` is the Hub id of an adapter that was loaded for it."""
-    defaults = {"task": "auto", "guidance": "cleaned", "guidance_strength": 1.0, "tile": "auto"}
+    defaults = {"task": "auto", "guidance": "cleaned", "tile": "auto"}
     apart = ("seed", "both_words")
     chosen = {k: v for k, v in options.items() if v is not None and defaults.get(k) != v and k not in apart}
     arguments = ['Image.open("photo.png")', *(f"{name}={value!r}" for name, value in chosen.items())]
@@ -587,6 +604,9 @@ taken out of the words, a clean guidance image is painted from them, and the gui
 ([Lin et al., CVPR 2024](https://arxiv.org/abs/2312.17334))."""
 UNGUIDED = """*This checkpoint holds the restorer alone: one blind network for all tasks. It finds out by itself what is wrong, and restores
 without guidance; a checkpoint with the whole chain also shows words, guidance and influence here.*"""
+HELPED = " and ".join(pipe.config.guided_degradations or ())
+AUTO_STRENGTH = f"1 against {HELPED}, where guidance is known to help, otherwise 0" if HELPED else "1"
+UNUSED = f"not used (auto takes it against {HELPED} only)" if HELPED else "not used"
 HAS_MCP = importlib.util.find_spec("mcp") is not None
 MCP = (
     "clients find the same functions at `ADDRESS/gradio_api/mcp/`."
@@ -637,8 +657,13 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                     guidance = gr.Radio(
                         ["cleaned", "degraded", "prompt", "none"], value="cleaned", label="Guidance", visible=PAINTS
                     )
-                    strength = gr.Slider(
-                        0, 1, 1, label="Strength of the guidance", info="0: none, the faithful end", visible=PAINTS
+                    strength = gr.Dropdown(
+                        ["auto", "1", "0.75", "0.5", "0.25", "0"],
+                        value="auto",
+                        label="Strength of the guidance",
+                        info=f"0: none, the faithful end; auto: {AUTO_STRENGTH}",
+                        allow_custom_value=True,
+                        visible=PAINTS,
                     )
                     steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: the checkpoint's default", visible=PAINTS)
                     scale = gr.Slider(0, 10, 0, label="Guidance scale", info="0: the checkpoint's default", visible=PAINTS)

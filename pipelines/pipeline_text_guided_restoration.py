@@ -71,6 +71,7 @@ class RestorationOutput(BaseOutput):
         nearest_tokens: for each image and word the nearest vocabulary tokens, `{"before": [...], "after": [...]}` cleaning.
         match_confidence: `(B, 1, H, W)` in [0, 1], how well guidance matched.
         influence: `(B, 1, H, W)`, how far guidance moved each pixel: mean over channels of |restored - unguided|.
+        guidance_strength: for each image the weight that its guidance had; where it is 0 there is neither match nor influence.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
@@ -83,6 +84,7 @@ class RestorationOutput(BaseOutput):
     nearest_tokens: list[list[dict[str, list[str]]]] | None = None
     match_confidence: torch.Tensor | list[torch.Tensor] | None = None
     influence: torch.Tensor | list[torch.Tensor] | None = None
+    guidance_strength: list[float] | None = None
 
 
 class CarriesCodeMixin:
@@ -296,6 +298,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
         square_guidance: paint every guidance as a square, into which the photo is squeezed as for the image encoder, and stretch it
             to the photo's shape afterwards; for small UNets, which know no other shape.
+        guided_degradations: what guidance from cleaned words is good for, degradation -> least severity in [0, 1]: a call that does not
+            say how strong guidance shall be uses it against these alone. `None`: against everything.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -336,8 +340,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         default_init_strength: float = 0.6,
         guidance_size: int | None = None,
         square_guidance: bool = False,
+        guided_degradations: dict[str, float] | None = None,
     ):
         super().__init__()
+        unknown = set(guided_degradations or ()) - set(TASKS.values())
+        if unknown:
+            raise ValueError(
+                f"`guided_degradations` may name {', '.join(TASKS.values())}; got {', '.join(sorted(map(str, unknown)))}."
+            )
         if isinstance(scheduler, PNDMScheduler):
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
         self.register_modules(
@@ -362,6 +372,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             default_init_strength=default_init_strength,
             guidance_size=guidance_size,
             square_guidance=square_guidance,
+            guided_degradations=guided_degradations,
         )
         self._num_timesteps = 0
 
@@ -386,7 +397,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         guidance_image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor | None = None,
         guidance_init: str | None = None,
         init_strength: float | None = None,
-        guidance_strength: float = 1.0,
+        guidance_strength: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -413,7 +424,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 checkpoint's `default_guidance_init` by default.
             init_strength: how much of the way to noise those latents are taken, in (0, 1], and with it the share of the steps that is
                 taken (always one at least); the checkpoint's `default_init_strength` by default.
-            guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit.
+            guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit. By default 1, but 0 where
+                guidance is painted from cleaned words alone and the checkpoint's `guided_degradations` leave the photo out: the
+                degradation that `task` names, or what the detector sees.
             num_inference_steps: denoising steps; the checkpoint's default if not given.
             guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
             generator: source of randomness, or one for each image.
@@ -486,8 +499,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             shown["degradation"], shown["severity"] = self.detect(tokens, self.native_pixels(degraded))
 
         adapters = self._task_adapters(task, shown.get("degradation"))
-        if adapters is not None and any(names != adapters[0] for names in adapters):
-            return one_by_one()  # each image with the adapters that it needs
+        if guidance_strength is not None:
+            strengths = [guidance_strength] * count
+        elif guidance == "cleaned" and prompt is None and negative_prompt is None:
+            strengths = self.default_strengths(count, task, shown.get("degradation"), shown.get("severity"))
+        else:
+            strengths = [1.0] * count
+        if len(set(strengths)) > 1 or (adapters is not None and any(names != adapters[0] for names in adapters)):
+            return one_by_one()  # each image with the adapters and the weight of guidance that it needs
 
         with self._with_adapters(adapters and adapters[0]):
             # 3. Put it in words, and clean the words
@@ -523,13 +542,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             elif self.restorer is None:
                 restored = torch.cat(references)
             else:
-                guided = references is not None and guidance_strength > 0
+                if references is not None:
+                    shown["guidance_strength"] = strengths
+                guided = references is not None and strengths[0] > 0
                 if not guided or return_influence:
                     restored, _ = self.restore(degraded, tile=tile, overlap=overlap)
                 if guided:
                     unguided = restored if return_influence else None
                     aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                    restored, shown["match_confidence"] = self.restore(degraded, aligned, guidance_strength, tile, overlap)
+                    restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths[0], tile, overlap)
                     if unguided is not None:
                         shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
 
@@ -540,6 +561,23 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if not return_dict:
             return images, guidance_images
         return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
+
+    def default_strengths(
+        self,
+        count: int = 1,
+        task: str = "auto",
+        degradation: list[dict[str, float]] | None = None,
+        severity: list[dict[str, float]] | None = None,
+    ) -> list[float]:
+        """The weight of guidance from cleaned words for each of `count` images in a call that does not say: 1, or 0 where the checkpoint's
+        `guided_degradations` leave them out; by task, or by what `detect` has seen of them. What nobody has looked at gets 0."""
+        helped = self.config.guided_degradations
+        if helped is None:
+            return [1.0] * count
+        if task in TASKS:
+            return [float(TASKS[task] in helped)] * count
+        seen = zip(degradation or [{}] * count, severity or [{}] * count)
+        return [float(any(p.get(name, 0) > 0.5 and s.get(name, 0) >= least for name, least in helped.items())) for p, s in seen]
 
     def painter(self) -> "TextGuidedRestorationPipeline":
         """A pipeline of the same networks and settings without restorer and detector: what it returns is the guidance."""
@@ -850,7 +888,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         task: str = "auto",
         guidance_init: str = "noise",
         init_strength: float = 0.6,
-        guidance_strength: float = 1.0,
+        guidance_strength: float | None = None,
         num_inference_steps: int = 1,
         tile: int | None = None,
         overlap: int = 32,
@@ -869,7 +907,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             raise ValueError(f"`guidance_init` must be noise or image, got {guidance_init!r}.")
         if not 0 < init_strength <= 1:
             raise ValueError(f"`init_strength` must lie in (0, 1], got {init_strength}.")
-        if not 0 <= guidance_strength <= 1:
+        if guidance_strength is not None and not 0 <= guidance_strength <= 1:
             raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
         if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {num_inference_steps}.")
@@ -1051,11 +1089,13 @@ def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PI
 
 
 def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
-    """One output of the outputs of single images; tensors of different sizes become lists."""
+    """One output of the outputs of single images; tensors become lists where sizes differ or some images have none."""
 
     def join(values: list):
-        if values[0] is None:
+        if all(value is None for value in values):
             return None
+        if any(value is None for value in values):
+            return values
         if isinstance(values[0], torch.Tensor):
             same = all(value.shape == values[0].shape for value in values)
             return torch.cat(values) if same else values

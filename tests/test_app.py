@@ -148,6 +148,16 @@ def test_strength_0_equals_no_guidance_and_guidance_shows(chain, photo):
     assert np.array_equal(weak, none) and not np.array_equal(full, none)
 
 
+def test_guidance_that_is_not_known_to_help_is_shown_and_not_used(client, photo):
+    *_, summary, inside, code, _ = client.predict(handle_file(photo), "denoise", api_name="/restore")
+    unused = "not used (auto takes it against haze and lowlight only)"
+    assert f"painted from cleaned words, {unused}" in summary and unused in inside
+    assert "3. Guidance" in inside and "Influence" not in inside and "guidance_strength" not in code
+    for options in ({"task": "dehaze"}, {"task": "denoise", "strength": "1"}):
+        *_, summary, inside, _, _ = client.predict(handle_file(photo), api_name="/restore", **options)
+        assert "not used" not in summary + inside and "Influence" in inside
+
+
 def test_the_strip_shows_the_whole_chain_and_the_words(chain, photo):
     *_, summary, inside, _, _ = chain.predict(handle_file(photo), api_name="/restore")
     titles = ["1. The degraded photo", "2. Painted from", "3. Guidance", "4. Match", "5. Influence", "6. Restored"]
@@ -379,7 +389,8 @@ def test_bad_uploads_give_messages_without_paths(chain, tmp_path, kind, endpoint
         ({"guidance": "prompt"}, "pass a `prompt`"),
         ({"guidance": "none", "prompt": "a dog"}, "`guidance='none'` turns off"),
         ({"negative_prompt": "rain", "guidance_scale": 1}, "set it above 1"),
-        ({"strength": 2}, "greater than maximum"),
+        ({"strength": 2}, r"must lie in \[0, 1\], got 2"),
+        ({"strength": "much"}, "must be auto or a number from 0 to 1, got 'much'"),
         ({"steps": -1}, "less than minimum"),
         ({"tile": 1}, "at least 64 pixels"),
         ({"seed": None}, "(?i)seed"),
@@ -436,7 +447,7 @@ def ask(url: str, path: Path) -> np.ndarray:
     """The restored pixels of a photo, by bare HTTP."""
     with httpx.Client(base_url=f"{url.rstrip('/')}/gradio_api", timeout=120) as http:
         uploaded = http.post("/upload", files={"files": (path.name, path.read_bytes())}).json()[0]
-        data = [{"path": uploaded, "meta": {"_type": "gradio.FileData"}}, "auto", "", "", "cleaned", 1, 0, 0, 0, 0, "", True]
+        data = [{"path": uploaded, "meta": {"_type": "gradio.FileData"}}, "auto", "", "", "cleaned", "auto", 0, 0, 0, 0, "", True]
         event = http.post("/call/restore", json={"data": data}).json()["event_id"]
         answer = http.get(f"/call/restore/{event}").text
         assert "event: complete" in answer, answer

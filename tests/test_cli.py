@@ -142,7 +142,12 @@ def test_intermediates_are_written(photos, tmp_path, whole_chain):
     names = {"guidance.png", "match_confidence.png", "influence.png", "words.json"}
     assert {path.name for path in folder.iterdir()} == names
     words = json.loads((folder / "words.json").read_text())
-    assert words["guidance"] == "cleaned" and len(words["nearest_tokens"]) == tiny.NUM_WORDS and "rain" in words["degradation"]
+    assert (
+        words["guidance"] == "cleaned"
+        and words["guidance_strength"] == 1
+        and len(words["nearest_tokens"]) == tiny.NUM_WORDS
+        and "rain" in words["degradation"]
+    )
     assert size_of(folder / "influence.png") == (40, 24)
 
 

@@ -98,6 +98,60 @@ def test_strength_grows_the_influence(pipe):
     assert 0 < influence[0] < influence[1]
 
 
+def seeing(pipe, label: str, images: torch.Tensor, logit: float = 5.0):
+    """The pipeline, its detector seeing nothing but `label` in the images, with that mean logit."""
+    column = pipe.detector.config.labels.index(label)
+    with torch.no_grad():
+        seen = pipe.detector(pipe.encode_image(images), pipe.native_pixels(images)).logits[:, column].mean()
+        pipe.detector.presence.bias -= 50
+        pipe.detector.presence.bias[column] += 50 + logit - seen
+    return pipe
+
+
+def test_guidance_is_used_by_default_against_what_it_is_good_for():
+    image = tiny.image()
+    for label, strength in (("haze", 1.0), ("noise", 0.0)):
+        pipe = seeing(tiny.pipeline(guided_degradations={"haze": 0.0, "rain": 1.0}), label, image)
+        out = run(pipe, image)
+        assert out.guidance_strength == [strength] and out.guidance_images is not None and out.cleaned_words is not None
+        assert torch.equal(out.images, run(pipe, image, guidance_strength=strength).images)
+        assert (out.influence is None) == (out.match_confidence is None) == (strength == 0)
+    seen = run(seeing(tiny.pipeline(guided_degradations={"rain": 1.0}), "rain", image), image)
+    assert seen.degradation[0]["rain"] > 0.5 and seen.guidance_strength == [0.0]  # not severe enough
+    assert run(tiny.pipeline(), image).guidance_strength == [1.0]
+
+
+def test_the_task_says_what_guidance_is_used_against():
+    pipe = tiny.pipeline(guided_degradations={"haze": 0.0})
+    assert [run(pipe, task=task).guidance_strength for task in ("dehaze", "denoise")] == [[1.0], [0.0]]
+    blind = tiny.pipeline(guided_degradations={"haze": 0.0}, detector=None)
+    assert [run(blind, task=task).guidance_strength for task in ("dehaze", "auto")] == [[1.0], [0.0]]
+
+
+def test_guidance_that_was_asked_for_is_used():
+    pipe = tiny.pipeline(guided_degradations={})
+    for options in ({"prompt": "dog"}, {"guidance": "degraded"}, {"guidance_image": tiny.image()}, {"guidance_strength": 1.0}):
+        out = run(pipe, **options)
+        assert out.guidance_strength == [1.0] and out.influence.max() > 0, options
+    assert run(pipe, guidance="none").guidance_strength is None
+
+
+def test_each_image_of_a_batch_is_guided_by_what_is_seen_in_it():
+    images = torch.cat([tiny.image(seed=0), tiny.image(seed=1) * 0.2])
+    pipe = seeing(tiny.pipeline(guided_degradations={"haze": 0.0}), "haze", images, logit=0)
+    out = run(pipe, images)
+    assert sorted(out.guidance_strength) == [0.0, 1.0]
+    guided = out.guidance_strength.index(1.0)
+    for i, single in enumerate(images.split(1)):
+        assert torch.equal(out.images[i], run(pipe, single).images[0])
+        assert (out.influence[i] is None) == (out.match_confidence[i] is None) == (i != guided)
+
+
+def test_what_is_no_degradation_cannot_be_guided():
+    with pytest.raises(ValueError, match="`guided_degradations` may name noise, rain, .*; got fog"):
+        tiny.pipeline(guided_degradations={"fog": 0.5})
+
+
 def test_guidance_modes_paint_different_pictures(pipe):
     pictures = [run(pipe, guidance=mode, prompt="dog").guidance_images for mode in ("cleaned", "degraded", "prompt")]
     assert not torch.equal(pictures[0], pictures[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pipelines.pipeline_text_guided_restoration import TASKS
 from tests import tiny
 from textir import suite
 from textir.baselines import dark_channel, guided_filter, non_local_means, total_variation
@@ -57,6 +58,16 @@ def test_the_arms_are_what_the_pipeline_returns(root):
     for arm in ("none", "degraded", "cleaned"):
         restored = pipe(image, guidance=arm, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
         assert scores.psnr[arm] == [[pytest.approx(psnr(restored, clean), abs=1e-6)]]
+
+
+def test_the_default_of_a_checkpoint_is_an_arm_of_its_own(root):
+    for helped, same in (({}, "none"), ({name: 0.0 for name in TASKS.values()}, "cleaned")):
+        pipe = tiny.pipeline(guided_degradations=helped)
+        with torch.no_grad():
+            pipe.detector.presence.bias += 50  # sees everything
+        (scores,) = run_suite(pipe, root, ROWS[1:])
+        assert scores.psnr["default"] == scores.psnr[same] and scores.psnr["none"] != scores.psnr["cleaned"]
+        assert "default - none" in table([scores])
 
 
 def test_without_a_chain_only_the_restorer_is_measured(root):

@@ -24,7 +24,12 @@ Task = Annotated[
 Guidance = Annotated[str, typer.Option(help="cleaned, degraded, prompt or none.")]
 Prompt = Annotated[str | None, typer.Option(help="Words joined to the pseudo-words.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the guidance should not show.")]
-Strength = Annotated[float, typer.Option(help="Weight of the guidance, 0 (none) to 1.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the guidance, 0 (none) to 1; if not given 1, but 0 where the checkpoint's is not known to help."
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; the checkpoint's default if not given.")]
 Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; the checkpoint's default if not given.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -97,7 +102,7 @@ def restore(
     guidance: Guidance = "cleaned",
     prompt: Prompt = None,
     negative_prompt: NegativePrompt = None,
-    strength: Strength = 1.0,
+    strength: Strength = None,
     steps: Steps = None,
     guidance_scale: Scale = None,
     seed: Seed = 0,
@@ -231,7 +236,7 @@ def evaluate(
     adapter: Adapter = None,
     task: Task = "auto",
     guidance: Guidance = "cleaned",
-    strength: Strength = 1.0,
+    strength: Strength = None,
     steps: Steps = None,
     seed: Seed = 0,
     tile: Annotated[int | None, typer.Option(help="Side of tiles in pixels; the whole image at once if not given.")] = None,

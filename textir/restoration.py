@@ -173,6 +173,7 @@ def write_intermediates(folder: Path, output) -> None:
             write_picture(folder / f"{name}.png", Picture(pixels.repeat(3, -1) if is_gray else pixels, is_gray=is_gray))
     words = {
         "guidance": output.guidance,
+        "guidance_strength": output.guidance_strength and output.guidance_strength[0],
         "degradation": output.degradation and output.degradation[0],
         "severity": output.severity and output.severity[0],
         "nearest_tokens": output.nearest_tokens and output.nearest_tokens[0],

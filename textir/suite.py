@@ -1,6 +1,7 @@
 """A suite of test sets, and what guidance is worth on them: unguided, from degraded words, from cleaned words, from a clean thumbnail.
 
-The last is an oracle: it bounds what a perfect painter of that size could give. Lin et al. compare the first three in their Table 11.
+The last is an oracle: it bounds what a perfect painter of that size could give. Lin et al. compare the first three in their Table 11. A
+checkpoint that uses guidance against some degradations only has one more: its default.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class RowScores:
     Attributes:
         row: its name.
         images: their names.
-        psnr: PSNR in dB by arm, `(seeds, images)`: `input`, `none`, the kinds of guidance, the baselines.
+        psnr: PSNR in dB by arm, `(seeds, images)`: `input`, `none`, the kinds of guidance, `default`, the baselines.
         ssim: SSIM likewise.
         guidance_psnr: PSNR of thumbnails by source, `(seeds, images)`: at the guidance's own size (`cleaned`) and at 8 x 8
             (`cleaned, coarse`), beside those of the input and of what the restorer makes alone.
@@ -146,6 +147,9 @@ def measure(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: in
                 label = name.replace(kind, other)
                 if kind == "cleaned":
                     add(scores.guidance_psnr, label, place, psnr(array(small(arms[other], side)), array(small(clean, side))))
+    if "cleaned" in arms and pipe.config.guided_degradations is not None:
+        seen = pipe.detect(pipe.encode_image(degraded), pipe.native_pixels(degraded)) if pipe.detector is not None else ()
+        arms["default"] = arms["cleaned"] if pipe.default_strengths(1, "auto", *seen)[0] else arms["none"]
     for name, image in {name: array(image) for name, image in arms.items()}.items():
         add(scores.psnr, name, place, psnr(image, pair.clean))
         add(scores.ssim, name, place, ssim(image, pair.clean))
@@ -187,9 +191,9 @@ def add(table: dict[str, list[list[float]]], name: str, place: int, value: float
 
 
 def table(results: Sequence[RowScores]) -> str:
-    """The results in Markdown: PSNR of every arm, and what guidance from cleaned words gains, with its interval."""
+    """The results in Markdown: PSNR of every arm, and what guidance gains, with its interval."""
     arms = list(dict.fromkeys(arm for scores in results for arm in scores.psnr))
-    gains = [(arm, "none") for arm in ("cleaned", "degraded") if arm in arms]
+    gains = [(arm, "none") for arm in ("default", "cleaned", "degraded") if arm in arms]
     head = ["set", "images", *arms, *(f"{arm} - {other} [95 %]" for arm, other in gains)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for scores in results:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pipelines import TextGuidedRestorationPipeline
 from textir import models as networks
 from textir.adapters import make_trainable
-from textir.data import sample_generator
+from textir.data import LABELS, sample_generator
 from textir.losses import restoration_loss
 from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
@@ -79,6 +79,11 @@ class Config(StageConfig):
     aligned: bool = knob(False, "guidance shows everything where the photo does, so a new matcher searches nothing")
     relative: bool = knob(False, "a new matcher returns what guidance shows differently from the photo, not what it shows")
     new_guidance: bool = knob(False, "replace fusion blocks and matcher of the checkpoint by new ones")
+    guided_degradations: list[str] = knob(
+        [],
+        "what the result uses its guidance against unless a call says otherwise, from which severity in [0, 1] on, such as haze:0.25 "
+        "lowlight:0; `all`; as the checkpoint has it by default",
+    )
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
     train_backbone: bool = knob(
         True, "train the whole restorer; False trains only what guidance adds, strength 0 stays as it was"
@@ -135,8 +140,9 @@ class Config(StageConfig):
             )
         if self.guidance_jitter < 0 or (self.guidance_jitter and self.view is None):
             raise ValueError(f"`--guidance_jitter` must be at least 0 and goes with `--view`, got {self.guidance_jitter}.")
-        if self.new_guidance and not self.guidance:
-            raise ValueError("`--new_guidance` goes with `--guidance`.")
+        if self.guided_degradations and self.rank is not None:
+            raise ValueError("`--guided_degradations` belongs to a whole checkpoint; an adapter (`--rank`) has no place for it.")
+        read_guided(self.guided_degradations)
         if self.shared_errors < 0 or (self.shared_errors and not (self.true_share and self.guidance_jitter)):
             raise ValueError(
                 "`--shared_errors` must be at least 0 and goes with `--true_share` and `--guidance_jitter`, "
@@ -150,11 +156,17 @@ def main(config: Config) -> TrainingRun:
     sides = config.resolution if config.view is None else [config.view]
     data = read_data(config, max(sides))
     guided = config.guidance and (data.has_guidance or config.view is not None)
+    if not guided and (config.new_guidance or config.guided_degradations):
+        raise ValueError(
+            "`--new_guidance` and `--guided_degradations` need guidance to train with: `--guidance_dir`, or `--view` for a chain that paints."
+        )
     pipe = load_restorer(config)
     if config.view is not None:
         need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
     if guided:
         add_guidance(pipe, config)
+    if config.guided_degradations:
+        pipe.register_to_config(guided_degradations=read_guided(config.guided_degradations))
     models = make_trainable(pipe, ["restorer", "matcher"] if guided else ["restorer"], config.rank, config.lora_alpha)
     if guided and not config.train_backbone:
         for name, parameter in pipe.restorer.named_parameters():
@@ -192,6 +204,29 @@ def main(config: Config) -> TrainingRun:
     run.save()
     publish(run, pipe, "train_restorer")
     return run
+
+
+def read_guided(texts: list[str]) -> dict[str, float] | None:
+    """What `--guided_degradations` says, for the pipeline: degradation -> least severity; `None` for all.
+
+    Raises:
+        ValueError: if a degradation is unknown, or a severity is none.
+    """
+    if list(texts) in ([], ["all"]):
+        return None
+    helped = {}
+    for text in texts:
+        name, _, least = text.partition(":")
+        try:
+            helped[name] = float(least or 0)
+        except ValueError:
+            helped[name] = -1
+        if name not in LABELS or not 0 <= helped[name] <= 1:
+            raise ValueError(
+                f"`--guided_degradations` takes all, or degradations ({', '.join(LABELS)}) each with a least severity in [0, 1], such as "
+                f"haze:0.25; got {text!r}."
+            )
+    return helped
 
 
 def read_data(config: Config, smallest: int) -> TrainingData:

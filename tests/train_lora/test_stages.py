@@ -684,11 +684,32 @@ def test_true_guidance_repeats_some_of_the_errors_of_the_restorer():
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
         ({"view": 64, "true_share": 1.0, "shared_errors": 0.6}, "`--shared_errors` must be at least 0 and goes with"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
+        ({"guided_degradations": ["fog"]}, "`--guided_degradations` takes all, or degradations .* got 'fog'"),
+        ({"guided_degradations": ["haze:much"]}, "got 'haze:much'"),
+        ({"guided_degradations": ["haze:2"]}, "got 'haze:2'"),
+        ({"guided_degradations": ["haze"], "rank": 4}, "belongs to a whole checkpoint"),
     ],
 )
 def test_a_view_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_config("train_restorer", Path("x"), train_data_dir=["x"], **wrong)
+
+
+@pytest.mark.parametrize("option", [{"new_guidance": True}, {"guided_degradations": ["haze"]}])
+def test_what_guidance_asks_for_is_refused_without_it(tmp_path, chain, photos, option):
+    with pytest.raises(ValueError, match="`--new_guidance` and `--guided_degradations` need guidance to train with"):
+        run("train_restorer", tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos], **option)
+
+
+def test_a_checkpoint_says_what_its_guidance_is_good_for(tmp_path, chain, photos):
+    start = {"train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8], "pretrained_model_name_or_path": chain}
+    said = run("train_restorer", tmp_path / "said", **start, guided_degradations=["haze:0.25", "lowlight"])
+    assert load(said / "pipeline").config.guided_degradations == {"haze": 0.25, "lowlight": 0.0}
+    start |= {"pretrained_model_name_or_path": str(said / "pipeline"), "matcher_widths": []}
+    kept = run("train_restorer", tmp_path / "kept", **start)
+    assert load(kept / "pipeline").config.guided_degradations == {"haze": 0.25, "lowlight": 0.0}
+    anew = run("train_restorer", tmp_path / "anew", **start, guided_degradations=["all"])
+    assert load(anew / "pipeline").config.guided_degradations is None
 
 
 def test_painting_in_the_loop_needs_a_chain(tmp_path, photos):
