@@ -148,7 +148,7 @@ def test_each_image_of_a_batch_is_guided_by_what_is_seen_in_it():
 
 
 def test_what_is_no_degradation_cannot_be_guided():
-    with pytest.raises(ValueError, match="`guided_degradations` may name noise, rain, .*; got fog"):
+    with pytest.raises(ValueError, match=r"`guided_degradations` may name noise, rain, .*; got fog"):
         tiny.pipeline(guided_degradations={"fog": 0.5})
 
 

@@ -61,7 +61,7 @@ def test_the_arms_are_what_the_pipeline_returns(root):
 
 
 def test_the_default_of_a_checkpoint_is_an_arm_of_its_own(root):
-    for helped, same in (({}, "none"), ({name: 0.0 for name in TASKS.values()}, "cleaned")):
+    for helped, same in (({}, "none"), (dict.fromkeys(TASKS.values(), 0.0), "cleaned")):
         pipe = tiny.pipeline(guided_degradations=helped)
         with torch.no_grad():
             pipe.detector.presence.bias += 50  # sees everything
