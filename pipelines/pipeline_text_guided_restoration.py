@@ -298,6 +298,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
         square_guidance: paint every guidance as a square, into which the photo is squeezed as for the image encoder, and stretch it
             to the photo's shape afterwards; for small UNets, which know no other shape.
+        mirror_guidance: paint from the mirror image of the photo too and take the mean of both, mirrored back (geometric self-ensemble, Timofte
+            et al., *Seven Ways to Improve Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors differ there.
         guided_degradations: what guidance from cleaned words is good for, degradation -> least severity in [0, 1]: a call that does not
             say how strong guidance shall be uses it against these alone. `None`: against everything.
     """
@@ -340,6 +342,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         default_init_strength: float = 0.6,
         guidance_size: int | None = None,
         square_guidance: bool = False,
+        mirror_guidance: bool = False,
         guided_degradations: dict[str, float] | None = None,
     ):
         super().__init__()
@@ -372,6 +375,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             default_init_strength=default_init_strength,
             guidance_size=guidance_size,
             square_guidance=square_guidance,
+            mirror_guidance=mirror_guidance,
             guided_degradations=guided_degradations,
         )
         self._num_timesteps = 0
@@ -437,7 +441,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             return_influence: restore without guidance too, to say what guidance changed; `False` saves that time.
             return_dict: return a `RestorationOutput`, otherwise the tuple `(images, guidance_images)`.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; returns a dict of tensors
-                to be replaced.
+                to be replaced. With `mirror_guidance` they are those of the photos and then those of their mirror images.
             callback_on_step_end_tensor_inputs: which of `latents` and `prompt_embeds` it gets.
 
         Raises:
@@ -494,9 +498,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         # 2. See: image tokens of the whole image, and what is wrong with it
         needs_words = guidance in ("cleaned", "degraded")
-        tokens = self.encode_image(degraded) if needs_words or self._can_detect else None
+        mirrored = needs_words and self.config.mirror_guidance and output_type != "latent"
+        views, repeats = (torch.cat([degraded, degraded.flip(-1)]), 2) if mirrored else (degraded, 1)
+        tokens = self.encode_image(views) if needs_words or self._can_detect else None
         if self._can_detect:
-            shown["degradation"], shown["severity"] = self.detect(tokens, self.native_pixels(degraded))
+            shown["degradation"], shown["severity"] = self.detect(tokens[:count], self.native_pixels(degraded))
 
         adapters = self._task_adapters(task, shown.get("degradation"))
         if guidance_strength is not None:
@@ -512,29 +518,35 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             # 3. Put it in words, and clean the words
             prompt_embeds = None
             if needs_words:
-                words = shown["pseudo_words"] = self.mapper(tokens.to(self.mapper.dtype))
+                words = self.mapper(tokens.to(self.mapper.dtype))
+                shown["pseudo_words"] = words[:count]
                 if self.cleaner is not None:
-                    shown["cleaned_words"] = self.cleaner(words.to(self.cleaner.dtype))
-                shown["nearest_tokens"] = self.nearest_tokens(words, shown.get("cleaned_words"))
-                prompt_embeds = self.encode_words(shown["cleaned_words"] if guidance == "cleaned" else words, prompts)
+                    cleaned = self.cleaner(words.to(self.cleaner.dtype))
+                    shown["cleaned_words"] = cleaned[:count]
+                shown["nearest_tokens"] = self.nearest_tokens(shown["pseudo_words"], shown.get("cleaned_words"))
+                prompt_embeds = self.encode_words(cleaned if guidance == "cleaned" else words, prompts and prompts * repeats)
             elif guidance == "prompt":
                 prompt_embeds = self.encode_text(prompts)
 
             # 4. Paint the guidance
             if prompt_embeds is not None:
-                negative_embeds = self.encode_text(negatives or [""] * count) if scale > 1 else None
-                latents = self.prepare_latents(degraded, guidance_init, init_strength, steps, generator)
+                negative_embeds = self.encode_text((negatives or [""] * count) * repeats) if scale > 1 else None
+                generators = generator * repeats if isinstance(generator, list) else generator
+                latents = self.prepare_latents(views, guidance_init, init_strength, steps, generators)
                 latents = self.paint(
                     latents,
                     prompt_embeds,
                     negative_embeds,
                     scale,
-                    generator,
+                    generators,
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
                 )
                 if output_type != "latent":
-                    references = list(self.decode_latents(latents).split(1))
+                    painted = self.decode_latents(latents)
+                    if mirrored:
+                        painted = (painted[:count] + painted[count:].flip(-1)) / 2
+                    references = list(painted.split(1))
 
             # 5. Restore, with what the guidance knows
             if output_type == "latent":

@@ -158,6 +158,26 @@ def test_guidance_modes_paint_different_pictures(pipe):
     assert not torch.equal(pictures[1], pictures[2])
 
 
+@pytest.mark.parametrize(
+    "options", [{"guidance_init": "image", "init_strength": 0.5}, {"prompt": "dog", "negative_prompt": "rainy"}]
+)
+def test_mirrored_guidance_is_the_mean_of_both_paintings(pipe, options):
+    image, generator = tiny.image(batch=2), [seed(1), seed(2)]
+    one, two = (run(pipe, x, generator=generator, **options).guidance_images for x in (image, image.flip(-1)))
+    out = run(tiny.pipeline(mirror_guidance=True), image, generator=[seed(1), seed(2)], **options)
+    torch.testing.assert_close(out.guidance_images, (one + two.flip(-1)) / 2, atol=1e-5, rtol=0)
+    plain = run(pipe, image, **options)
+    torch.testing.assert_close(out.cleaned_words, plain.cleaned_words)
+    assert out.degradation == [pytest.approx(seen, abs=1e-5) for seen in plain.degradation] and out.images.shape == image.shape
+
+
+def test_mirroring_changes_neither_latents_nor_what_is_painted_from_text_alone(pipe):
+    mirroring = tiny.pipeline(mirror_guidance=True)
+    assert torch.equal(run(mirroring, output_type="latent").images, run(pipe, output_type="latent").images)
+    options = {"guidance": "prompt", "prompt": "dog"}
+    assert torch.equal(run(mirroring, **options).guidance_images, run(pipe, **options).guidance_images)
+
+
 def test_prompt_and_negative_prompt_change_the_guidance(pipe):
     plain = run(pipe).guidance_images
     assert not torch.equal(run(pipe, prompt="dog").guidance_images, plain)

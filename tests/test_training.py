@@ -160,6 +160,7 @@ def test_the_configuration_that_a_run_writes_is_a_recipe_for_it(tmp_path):
         (["--validation_steps", "0"], "`--validation_steps` must be at least 1"),
         (["--gradient_accumulation_steps", "0"], "`--gradient_accumulation_steps` must be at least 1"),
         (["--mixed_precision", "fp8"], "`--mixed_precision` must be .*got 'fp8'"),
+        (["--lr_scheduler", "cosine", "--lr_decay_steps", "9"], "`--lr_decay_steps` belongs to .*, got 'cosine'"),
         (["--report_to", "aim"], "tracker 'aim' is not installed: pip install aim, or pass `--report_to none`"),
         (["--degradations", "snow:3"], "snow"),
         (["--degradations", "noise:25@0"], "must be a positive number"),

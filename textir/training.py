@@ -101,6 +101,8 @@ class TrainingConfig:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"`--rank` must be at least 1, got {self.rank}; leave it out to train the weights themselves.")
+        if self.lr_decay_steps is not None and self.lr_scheduler != "warmup_stable_decay":
+            raise ValueError(f"`--lr_decay_steps` belongs to `--lr_scheduler warmup_stable_decay`, got {self.lr_scheduler!r}.")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise ValueError(f"`--mixed_precision` must be auto, no, bf16 or fp16, got {self.mixed_precision!r}.")
         if self.mixed_precision == "auto":
