@@ -44,6 +44,8 @@ logger = logging.get_logger(__name__)
 MIN_SIDE = 16
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Guidance is taken for wrong where the restorer alone makes less than this share of the change that it shows, measured in 8 x 8 pixels.
+LEAST_AGREEMENT = 0.1
 # task -> the degradation that it removes, as the detector calls it
 TASKS = {
     "denoise": "noise",
@@ -71,7 +73,7 @@ class RestorationOutput(BaseOutput):
         nearest_tokens: for each image and word the nearest vocabulary tokens, `{"before": [...], "after": [...]}` cleaning.
         match_confidence: `(B, 1, H, W)` in [0, 1], how well guidance matched.
         influence: `(B, 1, H, W)`, how far guidance moved each pixel: mean over channels of |restored - unguided|.
-        guidance_strength: for each image the weight that its guidance had; where it is 0 there is neither match nor influence.
+        guidance_strength: for each image the weight that its guidance had; where all have 0 there is neither match nor influence.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
@@ -301,7 +303,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         mirror_guidance: paint from the mirror image of the photo too and take the mean of both, mirrored back (geometric self-ensemble, Timofte
             et al., *Seven Ways to Improve Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors differ there.
         guided_degradations: what guidance from cleaned words is good for, degradation -> least severity in [0, 1]: a call that does not
-            say how strong guidance shall be uses it against these alone. `None`: against everything.
+            say how strong guidance shall be uses it against these alone (`default_strengths`). `None`: against everything.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -429,8 +431,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             init_strength: how much of the way to noise those latents are taken, in (0, 1], and with it the share of the steps that is
                 taken (always one at least); the checkpoint's `default_init_strength` by default.
             guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit. By default 1, but 0 where
-                guidance is painted from cleaned words alone and the checkpoint's `guided_degradations` leave the photo out: the
-                degradation that `task` names, or what the detector sees.
+                guidance is painted from cleaned words alone and the checkpoint does not know it to help (`default_strengths`).
             num_inference_steps: denoising steps; the checkpoint's default if not given.
             guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
             generator: source of randomness, or one for each image.
@@ -505,14 +506,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             shown["degradation"], shown["severity"] = self.detect(tokens[:count], self.native_pixels(degraded))
 
         adapters = self._task_adapters(task, shown.get("degradation"))
-        if guidance_strength is not None:
-            strengths = [guidance_strength] * count
-        elif guidance == "cleaned" and prompt is None and negative_prompt is None:
-            strengths = self.default_strengths(count, task, shown.get("degradation"), shown.get("severity"))
-        else:
-            strengths = [1.0] * count
-        if len(set(strengths)) > 1 or (adapters is not None and any(names != adapters[0] for names in adapters)):
-            return one_by_one()  # each image with the adapters and the weight of guidance that it needs
+        if adapters is not None and any(names != adapters[0] for names in adapters):
+            return one_by_one()  # each image with the adapters that it needs
 
         with self._with_adapters(adapters and adapters[0]):
             # 3. Put it in words, and clean the words
@@ -554,16 +549,25 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             elif self.restorer is None:
                 restored = torch.cat(references)
             else:
+                judged = (
+                    guidance == "cleaned"
+                    and guidance_strength is None
+                    and self.config.guided_degradations is not None
+                    and not (prompts or negatives)
+                )
+                strength = 1.0 if guidance_strength is None else guidance_strength
+                strengths = [strength if references is not None else 0.0] * count
+                if judged or return_influence or not any(strengths):
+                    restored = unguided = self.restore(degraded, tile=tile, overlap=overlap)[0]
                 if references is not None:
-                    shown["guidance_strength"] = strengths
-                guided = references is not None and strengths[0] > 0
-                if not guided or return_influence:
-                    restored, _ = self.restore(degraded, tile=tile, overlap=overlap)
-                if guided:
-                    unguided = restored if return_influence else None
                     aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                    restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths[0], tile, overlap)
-                    if unguided is not None:
+                    if judged:
+                        seen = shown.get("degradation"), shown.get("severity")
+                        strengths = self.default_strengths(degraded, unguided, aligned, task, *seen)
+                    shown["guidance_strength"] = strengths
+                if any(strengths):
+                    restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths, tile, overlap)
+                    if return_influence:
                         shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
 
         # 6. Give everything the form that was asked for
@@ -576,20 +580,40 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     def default_strengths(
         self,
-        count: int = 1,
+        degraded: torch.Tensor,
+        unguided: torch.Tensor,
+        guidance: torch.Tensor,
         task: str = "auto",
         degradation: list[dict[str, float]] | None = None,
         severity: list[dict[str, float]] | None = None,
     ) -> list[float]:
-        """The weight of guidance from cleaned words for each of `count` images in a call that does not say: 1, or 0 where the checkpoint's
-        `guided_degradations` leave them out; by task, or by what `detect` has seen of them. What nobody has looked at gets 0."""
+        """The weight of guidance from cleaned words for each image in a call that does not say: 1 or, where it might do harm, 0.
+
+        A checkpoint's `guided_degradations` say what guidance is good for. A task that names one of these is taken at its word; otherwise the
+        detector has to see one, and the restorer alone has to change the photo, in small, in the direction that guidance shows
+        (`LEAST_AGREEMENT`): a dark photo need not be an under-exposed one. What no detector has looked at gets 0.
+
+        Args:
+            degraded: images `(B, 3, H, W)` in [0, 1].
+            unguided: what the restorer makes of them alone, likewise.
+            guidance: their guidance, of their size.
+            task: of the call.
+            degradation: what `detect` says of them.
+            severity: likewise.
+        """
         helped = self.config.guided_degradations
-        if helped is None:
-            return [1.0] * count
-        if task in TASKS:
-            return [float(TASKS[task] in helped)] * count
-        seen = zip(degradation or [{}] * count, severity or [{}] * count)
-        return [float(any(p.get(name, 0) > 0.5 and s.get(name, 0) >= least for name, least in helped.items())) for p, s in seen]
+        if helped is None or task in TASKS:
+            return [float(helped is None or TASKS[task] in helped)] * len(degraded)
+        own, shown = (F.adaptive_avg_pool2d(x.to(degraded) - degraded, 8) for x in (unguided, guidance))
+        agreement = (own * shown).sum((1, 2, 3)) / shown.square().sum((1, 2, 3)).clamp(min=1e-12)
+        images = zip(degradation or [{}] * len(degraded), severity or [{}] * len(degraded), agreement.tolist())
+        return [
+            float(
+                share >= LEAST_AGREEMENT
+                and any(seen.get(name, 0) > 0.5 and severe.get(name, 0) >= least for name, least in helped.items())
+            )
+            for seen, severe, share in images
+        ]
 
     def painter(self) -> "TextGuidedRestorationPipeline":
         """A pipeline of the same networks and settings without restorer and detector: what it returns is the guidance."""
@@ -756,11 +780,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         self,
         degraded: torch.Tensor,
         guidance: torch.Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | list[float] = 1.0,
         tile: int | None = None,
         overlap: int = 32,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one.
+        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one, of one strength or one for each.
 
         Returns:
             restored images in [0, 1], and the confidence of the match `(B, 1, H, W)` or `None`.
@@ -772,7 +796,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 return self.restorer(region).float()
             matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
             features = [f.to(self.restorer.dtype) for f in matched.features]
-            restored = self.restorer(region, guidance_features=features, strength=strength)
+            weight = strength if isinstance(strength, float | int) else region.new_tensor(strength)[:, None, None, None]
+            restored = self.restorer(region, guidance_features=features, strength=weight)
             return torch.cat([restored.float(), matched.confidence.float()], dim=1)
 
         if tile is None or tile >= max(degraded.shape[-2:]):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
+from textir.adapters import make_trainable
 
 TARGETS = {
     "unet": r".*attn2\.to_[kv]",
@@ -301,6 +302,13 @@ def test_pipelines_with_adapters_attached_are_not_saved(tmp_path, part):
     with pytest.raises(ValueError, match=f"attached to {part}.*save_lora_weights.*fuse_lora.*unload_lora_weights"):
         pipe.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(("parts", "fused"), [(["restorer"], False), (["restorer", "matcher"], True)])
+def test_fusion_blocks_get_layers_only_where_the_matcher_does(parts, fused):
+    models = make_trainable(tiny.pipeline(), parts, rank=2)
+    adapted = {name for name, _ in models["restorer"].named_parameters() if "lora_" in name}
+    assert adapted and any("_fusions." in name for name in adapted) == fused
 
 
 def test_pipelines_whose_adapters_were_deleted_save_only_once_unloaded(tmp_path, one, base):

@@ -1,9 +1,12 @@
 """The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a photo it has never seen."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from skimage.data import astronaut
 
 from pipelines import MINI, TextGuidedRestorationPipeline
@@ -53,6 +56,29 @@ def test_photos_come_out_better_than_they_went_in(mini, photo, recipe, gain):
 
 def test_a_clean_photo_comes_back(mini, photo):
     assert decibel(restore(mini, photo).images, photo) > 36
+
+
+@pytest.mark.parametrize(("recipe", "gain"), [("haze:1.5", 0.3), ("lowlight:2.5", 0.3)])
+def test_guidance_helps_against_haze_and_darkness(mini, photo, recipe, gain):
+    degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
+    guided, unguided = restore(mini, degraded), restore(mini, degraded, guidance="none")
+    assert guided.guidance_strength == [1.0]
+    assert decibel(guided.images, photo) > decibel(unguided.images, photo) + gain
+
+
+@pytest.mark.parametrize("recipe", ["noise:25", "rain:0.6", "clean"])
+def test_guidance_is_left_out_where_it_does_not_help(mini, photo, recipe):
+    degraded = degrade(photo, recipe, torch.Generator().manual_seed(0)).clamp(0, 1)
+    out = restore(mini, degraded)
+    assert out.guidance_strength == [0.0] and out.guidance_images is not None
+    assert torch.equal(out.images, restore(mini, degraded, guidance="none").images)
+
+
+@pytest.mark.parametrize("folder", sorted((Path(MINI) / "adapters").iterdir()), ids=lambda folder: folder.name)
+def test_adapters_hold_nothing_but_layers_of_the_restorer(mini, folder):
+    names = {name for name, _ in mini.restorer.named_modules()}
+    keys = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert {key.removeprefix("restorer.").partition(".lora_")[0] for key in keys} <= names
 
 
 def test_strength_nought_is_no_guidance_to_the_bit(mini, photo):

@@ -108,17 +108,35 @@ def seeing(pipe, label: str, images: torch.Tensor, logit: float = 5.0):
     return pipe
 
 
-def test_guidance_is_used_by_default_against_what_it_is_good_for():
+@pytest.fixture
+def agreeing(monkeypatch):
+    """Random networks do not agree on anything; whether they do is not asked here."""
+    monkeypatch.setattr("pipelines.pipeline_text_guided_restoration.LEAST_AGREEMENT", -float("inf"))
+
+
+def test_guidance_is_used_by_default_against_what_it_is_good_for(agreeing):
     image = tiny.image()
     for label, strength in (("haze", 1.0), ("noise", 0.0)):
         pipe = seeing(tiny.pipeline(guided_degradations={"haze": 0.0, "rain": 1.0}), label, image)
         out = run(pipe, image)
         assert out.guidance_strength == [strength] and out.guidance_images is not None and out.cleaned_words is not None
         assert torch.equal(out.images, run(pipe, image, guidance_strength=strength).images)
+        assert torch.equal(out.images, run(pipe, image, return_influence=False).images)
         assert (out.influence is None) == (out.match_confidence is None) == (strength == 0)
     seen = run(seeing(tiny.pipeline(guided_degradations={"rain": 1.0}), "rain", image), image)
     assert seen.degradation[0]["rain"] > 0.5 and seen.guidance_strength == [0.0]  # not severe enough
     assert run(tiny.pipeline(), image).guidance_strength == [1.0]
+
+
+@pytest.mark.parametrize(("change", "strength"), [(0.2, 1.0), (0.04, 1.0), (0.02, 0.0), (0.0, 0.0), (-0.2, 0.0)])
+def test_guidance_that_the_restorer_does_not_bear_out_is_left_out(change, strength):
+    pipe = tiny.pipeline(guided_degradations={"haze": 0.0})
+    degraded = tiny.image() * 0.5
+    texture = torch.rand(degraded.shape, generator=seed()) * 0.01
+    seen = [{"haze": 0.9}], [{"haze": 0.5}]
+    assert pipe.default_strengths(degraded, degraded + change + texture, degraded + 0.3, "auto", *seen) == [strength]
+    assert pipe.default_strengths(degraded, degraded + change, degraded + 0.3, "dehaze") == [1.0]
+    assert pipe.default_strengths(degraded, degraded + change, degraded, "auto", *seen) == [0.0]  # it shows nothing new
 
 
 def test_the_task_says_what_guidance_is_used_against():
@@ -136,15 +154,19 @@ def test_guidance_that_was_asked_for_is_used():
     assert run(pipe, guidance="none").guidance_strength is None
 
 
-def test_each_image_of_a_batch_is_guided_by_what_is_seen_in_it():
+def test_each_image_of_a_batch_is_guided_by_what_is_seen_in_it(agreeing):
     images = torch.cat([tiny.image(seed=0), tiny.image(seed=1) * 0.2])
     pipe = seeing(tiny.pipeline(guided_degradations={"haze": 0.0}), "haze", images, logit=0)
     out = run(pipe, images)
     assert sorted(out.guidance_strength) == [0.0, 1.0]
     guided = out.guidance_strength.index(1.0)
     for i, single in enumerate(images.split(1)):
-        assert torch.equal(out.images[i], run(pipe, single).images[0])
-        assert (out.influence[i] is None) == (out.match_confidence[i] is None) == (i != guided)
+        assert torch.equal(out.images[i], run(pipe, single, generator=seed()).images[0]) or i == guided
+        assert (out.influence[i].max() > 0) == (i == guided)
+    pictures = [PIL.Image.fromarray((single.movedim(0, -1) * 255).round().byte().numpy()) for single in images]
+    apart = run(pipe, [*pictures, PIL.Image.new("RGB", (50, 30))])  # of two sizes, so one by one
+    assert apart.guidance_strength[:2] == out.guidance_strength
+    assert [influence is not None for influence in apart.influence[:2]] == [i == guided for i in range(2)]
 
 
 def test_what_is_no_degradation_cannot_be_guided():

@@ -12,6 +12,7 @@ from peft.utils import get_peft_model_state_dict
 
 # What the paper trains of a text-to-image UNet: keys and values of its text cross-attention. Networks of the project name theirs.
 UNET_LAYERS = r".*attn2\.to_[kv]"
+FUSION_LAYERS = r".*_fusions\..*"  # what guidance adds to a restorer; it learns nothing where no matcher trains beside it
 
 
 def make_trainable(pipe, parts: Sequence[str], rank: int | None = None, alpha: float | None = None) -> dict[str, torch.nn.Module]:
@@ -35,7 +36,9 @@ def make_trainable(pipe, parts: Sequence[str], rank: int | None = None, alpha: f
             targets = UNET_LAYERS if part == "unet" else getattr(model, "_lora_layers", None)
             if targets is None:
                 raise ValueError(f"{type(model).__name__} names no `_lora_layers` that could be adapted; train it in full.")
-            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets))
+            fused = "matcher" not in parts and any(re.fullmatch(FUSION_LAYERS, name) for name, _ in model.named_modules())
+            left_out = FUSION_LAYERS if fused else None
+            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, exclude_modules=left_out))
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_("lora_" in key)
         else:

@@ -138,7 +138,8 @@ def measure(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: in
     """Add the scores of one image under the seed at `place`."""
     degraded, clean = (torch.from_numpy(pixels).movedim(-1, 0)[None].to(pipe.device) for pixels in (pair.degraded, pair.clean))
     arms = {"input": degraded, "none": pipe.restore(degraded, tile=tile)[0]}
-    for kind, guidance in paint_all(pipe, degraded, clean, seed).items():
+    painted = paint_all(pipe, degraded, clean, seed)
+    for kind, guidance in painted.items():
         arms[kind], _ = pipe.restore(degraded, stretch(guidance, degraded.shape[-2:]), tile=tile)
         size = guidance.shape[-2:]
         for name, side in ((kind, size), (f"{kind}, coarse", (COARSE, COARSE))):
@@ -149,7 +150,10 @@ def measure(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: in
                     add(scores.guidance_psnr, label, place, psnr(array(small(arms[other], side)), array(small(clean, side))))
     if "cleaned" in arms and pipe.config.guided_degradations is not None:
         seen = pipe.detect(pipe.encode_image(degraded), pipe.native_pixels(degraded)) if pipe.detector is not None else ()
-        arms["default"] = arms["cleaned"] if pipe.default_strengths(1, "auto", *seen)[0] else arms["none"]
+        shown = stretch(painted["cleaned"], degraded.shape[-2:])
+        arms["default"] = (
+            arms["cleaned"] if pipe.default_strengths(degraded, arms["none"], shown, "auto", *seen)[0] else arms["none"]
+        )
     for name, image in {name: array(image) for name, image in arms.items()}.items():
         add(scores.psnr, name, place, psnr(image, pair.clean))
         add(scores.ssim, name, place, ssim(image, pair.clean))
