@@ -465,14 +465,15 @@ def is_used(shown: dict) -> bool:
 
 def explain(picture: Picture, restored: Picture, shown: dict) -> str:
     """The chain as a strip of pictures that can be read without the paper, and a table of the words."""
-    figures = [(np.asarray(preview(picture)), "1. The degraded photo", "What you sent.")]
+    photo = preview(picture)
+    figures = [(np.asarray(photo), "1. The degraded photo", "What you sent.")]
     if "degraded_guidance" in shown:
         sentence = "What its words paint as they are: the degradation is in them."
-        figures.append((shown["degraded_guidance"], "2. Painted from its words", sentence))
+        figures.append((stretch(shown["degraded_guidance"], photo.size), "2. Painted from its words", sentence))
     if "guidance_images" in shown:
         sentence = "What they paint once the degradation is taken out: colours and light of a clean photo, not its details."
         sentence += "" if is_used(shown) else f" It was {UNUSED}."
-        figures.append((shown["guidance_images"], "3. Guidance, from cleaned words", sentence))
+        figures.append((stretch(shown["guidance_images"], photo.size), "3. Guidance, from cleaned words", sentence))
     if "match_confidence" in shown:
         sentence = "Where guidance and photo show the same thing (white); elsewhere guidance is not trusted."
         figures.append((shown["match_confidence"], "4. Match", sentence))
@@ -484,6 +485,11 @@ def explain(picture: Picture, restored: Picture, shown: dict) -> str:
         (np.asarray(preview(restored)), f"{len(figures) + 1}. Restored", "The same size, depth, alpha and profile as yours.")
     )
     return strip(figures) + word_table(shown.get("nearest_tokens", []))
+
+
+def stretch(guidance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A guidance in the shape of the photo of `size` (width, height), as the restorer gets it."""
+    return np.asarray(Image.fromarray(guidance).resize(size, Image.BICUBIC))
 
 
 def strip(figures: list[tuple[np.ndarray, str, str]]) -> str:
@@ -605,8 +611,10 @@ taken out of the words, a clean guidance image is painted from them, and the gui
 UNGUIDED = """*This checkpoint holds the restorer alone: one blind network for all tasks. It finds out by itself what is wrong, and restores
 without guidance; a checkpoint with the whole chain also shows words, guidance and influence here.*"""
 HELPED = " and ".join(pipe.config.guided_degradations or ())
-AUTO_STRENGTH = f"1 against {HELPED}, where guidance is known to help, otherwise 0" if HELPED else "1"
-UNUSED = f"not used (auto takes it against {HELPED} only)" if HELPED else "not used"
+AUTO_STRENGTH = f"1 where guidance is known to help (against {HELPED}), otherwise 0" if HELPED else "1"
+UNUSED = (
+    f"not used (auto takes it only against {HELPED}, and where the restorer alone goes the same way)" if HELPED else "not used"
+)
 HAS_MCP = importlib.util.find_spec("mcp") is not None
 MCP = (
     "clients find the same functions at `ADDRESS/gradio_api/mcp/`."

@@ -150,7 +150,7 @@ def test_strength_0_equals_no_guidance_and_guidance_shows(chain, photo):
 
 def test_guidance_that_is_not_known_to_help_is_shown_and_not_used(client, photo):
     *_, summary, inside, code, _ = client.predict(handle_file(photo), "denoise", api_name="/restore")
-    unused = "not used (auto takes it against haze and lowlight only)"
+    unused = "not used (auto takes it only against haze and lowlight"
     assert f"painted from cleaned words, {unused}" in summary and unused in inside
     assert "3. Guidance" in inside and "Influence" not in inside and "guidance_strength" not in code
     for options in ({"task": "dehaze"}, {"task": "denoise", "strength": "1"}):
