@@ -16,6 +16,7 @@ A chain small enough to paint in the loop needs no folder: with `--view 256` the
 around the crop, so that it knows more of the photo than the crop shows; `--crop_sides` teach tiles and whole photos alike. Photos that
 the painter has learnt from are painted better than others, so a network that learns from their paintings trusts guidance too much.
 `--true_share 1 --guidance_jitter 0.35` takes the clean photo in small instead, with the errors of a painter on photos it has never seen.
+Measure then against what guidance helps, and say so in the result: `--guided_degradations haze:0.25 lowlight`.
 
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
