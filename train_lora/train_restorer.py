@@ -159,7 +159,8 @@ def main(config: Config) -> TrainingRun:
     guided = config.guidance and (data.has_guidance or config.view is not None)
     if not guided and (config.new_guidance or config.guided_degradations):
         raise ValueError(
-            "`--new_guidance` and `--guided_degradations` need guidance to train with: `--guidance_dir`, or `--view` for a chain that paints."
+            "`--new_guidance` and `--guided_degradations` need guidance to train with: `--guidance_dir`, or `--view` for a "
+            "chain that paints, and not `--guidance False`."
         )
     pipe = load_restorer(config)
     if config.view is not None:

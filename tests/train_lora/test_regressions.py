@@ -293,7 +293,9 @@ def test_new_guidance_replaces_what_the_checkpoint_has_and_leaves_the_backbone(t
     assert all((value != 0).any() for name, value in new.items() if name.endswith("alpha"))
 
 
-@pytest.mark.parametrize(("knobs", "message"), [({"relative": True}, "add `--new_guidance`"), ({"guidance": False}, "goes with")])
+@pytest.mark.parametrize(
+    ("knobs", "message"), [({"relative": True}, "add `--new_guidance`"), ({"guidance": False}, "and not `--guidance False`")]
+)
 def test_guidance_that_could_not_be_made_new_is_refused(tmp_path, pairs, knobs, message):
     start = write_chain(tmp_path / "chain", restorer=tiny.restorer(), matcher=tiny.components()["matcher"])
     knobs = {"new_guidance": "guidance" in knobs, "train_data_dir": [pairs], "degradations": [], **knobs}
