@@ -463,9 +463,13 @@ def is_used(shown: dict) -> bool:
     return shown.get("guidance_strength") != 0
 
 
+FIGURE = (384, 384)  # the most that a picture of the strip measures, in pixels
+
+
 def explain(picture: Picture, restored: Picture, shown: dict) -> str:
     """The chain as a strip of pictures that can be read without the paper, and a table of the words."""
     photo = preview(picture)
+    photo.thumbnail(FIGURE, Image.LANCZOS)
     figures = [(np.asarray(photo), "1. The degraded photo", "What you sent.")]
     if "degraded_guidance" in shown:
         sentence = "What its words paint as they are: the degradation is in them."
@@ -497,7 +501,7 @@ def strip(figures: list[tuple[np.ndarray, str, str]]) -> str:
     cells = []
     for array, title, sentence in figures:
         picture = Image.fromarray(array)
-        picture.thumbnail((384, 384), Image.LANCZOS)
+        picture.thumbnail(FIGURE, Image.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
