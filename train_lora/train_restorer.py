@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
+from pipelines.pipeline_text_guided_restoration import TASKS
 from textir import models as networks
 from textir.adapters import make_trainable
-from textir.data import LABELS, sample_generator
+from textir.data import sample_generator
 from textir.losses import restoration_loss
 from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
@@ -223,10 +224,10 @@ def read_guided(texts: list[str]) -> dict[str, float] | None:
             helped[name] = float(least or 0)
         except ValueError:
             helped[name] = -1
-        if name not in LABELS or not 0 <= helped[name] <= 1:
+        if name not in TASKS.values() or not 0 <= helped[name] <= 1:
             raise ValueError(
-                f"`--guided_degradations` takes all, or degradations ({', '.join(LABELS)}) each with a least severity in [0, 1], such as "
-                f"haze:0.25; got {text!r}."
+                f"`--guided_degradations` takes all, or degradations ({', '.join(TASKS.values())}) each with a least severity in [0, 1], "
+                f"such as haze:0.25; got {text!r}."
             )
     return helped
 

@@ -685,6 +685,7 @@ def test_true_guidance_repeats_some_of_the_errors_of_the_restorer():
         ({"view": 64, "true_share": 1.0, "shared_errors": 0.6}, "`--shared_errors` must be at least 0 and goes with"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
         ({"guided_degradations": ["fog"]}, "`--guided_degradations` takes all, or degradations .* got 'fog'"),
+        ({"guided_degradations": ["downup"]}, "got 'downup'"),  # a recipe, but no degradation that a pipeline knows
         ({"guided_degradations": ["haze:much"]}, "got 'haze:much'"),
         ({"guided_degradations": ["haze:2"]}, "got 'haze:2'"),
         ({"guided_degradations": ["haze"], "rank": 4}, "belongs to a whole checkpoint"),
