@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from textir.encoding import draw_noise, encode_samples, shard_file
+from textir.encoding import draw_noise, encode_samples, near_timesteps, shard_file
 
 
 class Process(NamedTuple):
@@ -200,3 +200,11 @@ def test_noise_is_normal_and_timesteps_are_uniform_over_those_of_the_scheduler()
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     counts = torch.bincount(steps, minlength=50)
     assert len(counts) == 50 and counts.min() > 15 and counts.max() < 75  # 40 expected, deviation 6.3
+
+
+def test_timesteps_near_a_strength_lie_between_half_and_one_and_a_half_of_it():
+    chance = torch.linspace(0, 1, 101)
+    steps = near_timesteps(chance, 0.2, DDIMScheduler())
+    assert steps.dtype == torch.int64 and (steps.min(), steps.max()) == (100, 300) and (steps.diff() >= 0).all()
+    assert near_timesteps(chance, 1.0, DDIMScheduler()).max() == 999
+    assert near_timesteps(chance, 1e-4, DDIMScheduler()).min() == 1

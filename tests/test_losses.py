@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from tests import tiny
 from tests.tiny import image
-from textir.losses import detection_loss, diffusion_loss, halved, restoration_loss, word_loss
+from textir.losses import detection_loss, diffusion_loss, halved, painted_in_one_step, restoration_loss, word_loss
 
 TIMESTEPS = torch.tensor([3, 500, 999])
 
@@ -74,6 +75,43 @@ def test_painting_from_another_image_aims_at_the_noise_that_leads_there_from_the
     target = {"epsilon": as_if, "v_prediction": alpha * as_if - sigma * latents, "sample": latents}[kind]
     loss = diffusion_loss(unet, scheduler, latents, words, noise, steps, start=start)
     assert loss.item() == pytest.approx((sigma * (predicted - target).square()).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_unet_that_predicts_rightly_paints_the_clean_latents_in_one_step(kind):
+    (_, scheduler, latents, words, noise, steps), alpha, sigma, _, target = noised(kind)
+
+    class Right(torch.nn.Linear):  # any parameters, for their dtype
+        def forward(self, noisy, timesteps, encoder_hidden_states):
+            return UNet2DConditionOutput(sample=target)
+
+    painted = painted_in_one_step(Right(1, 1), scheduler, alpha * latents + sigma * noise, words, steps)
+    assert torch.allclose(painted, latents, atol=1e-3)
+
+
+def test_what_one_step_paints_is_what_the_scheduler_of_the_pipeline_steps_to():
+    (unet, _, latents, words, _, _), *_ = noised("v_prediction")
+    kinds = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    }
+    scheduler = DDIMScheduler(**kinds, set_alpha_to_one=True)
+    scheduler.set_timesteps(1)
+    last = scheduler.timesteps[:1]
+    with torch.no_grad():
+        predicted = unet(latents, last, encoder_hidden_states=words).sample
+        stepped = scheduler.step(predicted, last, latents).prev_sample
+        painted = painted_in_one_step(unet, DDPMScheduler.from_config(scheduler.config), latents, words, last.expand(3))
+    assert torch.allclose(painted, stepped, atol=1e-4)
+
+
+def test_painting_in_one_step_refuses_an_unknown_prediction():
+    (unet, scheduler, latents, words, _, steps), *_ = noised("epsilon")
+    scheduler.register_to_config(prediction_type="score")
+    with pytest.raises(ValueError, match="epsilon, v_prediction or sample, got 'score'"):
+        painted_in_one_step(unet, scheduler, latents, words, steps)
 
 
 def test_diffusion_loss_refuses_an_unknown_prediction():

@@ -237,6 +237,23 @@ def test_a_cleaner_needs_something_to_learn_from(diffusion, word):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--also_train", "vae"], "`--also_train` may name mapper and unet, got vae"),
+        (["--also_train", "mapper", "--word_weight", "1"], "which `--also_train mapper` would move"),
+        (["--also_train", "unet", "--diffusion_weight", "0", "--word_weight", "1"], "words alone do not reach the UNet"),
+        (["--guidance_init", "sketch"], "must be noise or image, got 'sketch'"),
+        (["--init_strength", "0"], r"must lie in \(0, 1\]"),
+        (["--init_strength", "0.2", "--diffusion_weight", "0", "--word_weight", "1"], "with `--word_weight` alone nothing is"),
+        (["--snr_gamma", "5", "--diffusion_weight", "0", "--pixel_weight", "1"], "which is 0; leave it out"),
+    ],
+)
+def test_a_cleaner_is_not_asked_for_what_it_could_not_do(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config(train_cleaner.Config, [*RESTORER, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
         (["--variants", "0"], "`--variants` must be at least 1"),
         (["--guidance", "prompt"], "paints from `--captions`"),
         (["--captions", "captions.jsonl"], "paints from `--captions`"),

@@ -105,3 +105,10 @@ def draw_noise(index: torch.Tensor, shape: tuple[int, ...], scheduler, seed: int
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     steps = torch.stack([torch.randint(timesteps, (), generator=generator) for generator in generators])
     return noise.to(device), steps.to(device)
+
+
+def near_timesteps(chance: torch.Tensor, strength: float, scheduler) -> torch.Tensor:
+    """Timesteps of `scheduler` for painting from an image that was taken `strength` of the way to noise: evenly between half and one and a
+    half of it as `chance` `(B,)` goes from 0 to 1, never without any noise."""
+    last = scheduler.config.num_train_timesteps - 1
+    return ((0.5 + chance) * strength * last).round().long().clamp(1, last)

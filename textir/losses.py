@@ -63,6 +63,27 @@ def diffusion_loss(
     return (weight * error).mean()
 
 
+def painted_in_one_step(
+    unet, scheduler, noisy: torch.Tensor, prompt_embeds: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents `(B, C, h, w)` that the UNet, told `prompt_embeds` `(B, L, D)`, takes noisy ones for at `timesteps` `(B,)`.
+
+    Raises:
+        ValueError: if the scheduler predicts neither `epsilon`, `v_prediction` nor `sample`.
+    """
+    dtype = next(unet.parameters()).dtype
+    predicted = unet(noisy.to(dtype), timesteps, encoder_hidden_states=prompt_embeds.to(dtype)).sample.float()
+    alpha = scheduler.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+    if kind == "v_prediction":
+        return alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
+    if kind == "sample":
+        return predicted
+    raise ValueError(f"The scheduler must predict epsilon, v_prediction or sample, got {kind!r}.")
+
+
 def word_loss(words: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Distance of pseudo-words `(B, N, D)` from those of the clean twin, in units of their variance; it trains a cleaner without a
     UNet."""

@@ -284,6 +284,13 @@ def need(pipe, *parts: str) -> None:
         )
 
 
+def as_guidance(pipe, image: torch.Tensor) -> torch.Tensor:
+    """Images `(B, 3, H, W)` as their guidance will show them: squeezed into its square by checkpoints that know no other shape."""
+    if not pipe.config.square_guidance:
+        return image
+    return F.interpolate(image, pipe.guidance_shape(*image.shape[-2:]), mode="area")
+
+
 def refuse_lora(config: StageConfig, part: str) -> None:
     """LoRA layers are saved without what they adapt, so they cannot sit on a network that was made just now."""
     if config.rank is not None:

@@ -3,10 +3,12 @@
     accelerate launch -m train_lora.train_cleaner --pretrained_model_name_or_path runs/mapper/pipeline \
         --train_data_dir PHOTOS --degradations noise:0..50 rain:0.2..1 --mixed_precision bf16 --output_dir runs/cleaner
 
-The words of the degraded image, cleaned, must let the UNet predict the noise in the latents of its *clean* twin. Mapper and UNet are
-frozen. `--word_weight` adds the distance from the words of the clean twin; with `--diffusion_weight 0` that alone trains the cleaner,
-without a UNet and many times faster. The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`; LoRA of stage 1
-(`--adapter`) goes into the same file.
+The words of the degraded image, cleaned, must let the UNet predict the noise in the latents of its *clean* twin. Where the guidance of a
+checkpoint starts from the degraded image, the noise is put on that (ours). Mapper and UNet are frozen unless `--also_train mapper unet`
+says otherwise: then the words themselves and how they are read may suit the degradation, which is what LoRA for one degradation is for.
+`--pixel_weight` adds the distance of what one step paints from the clean twin; `--word_weight` the distance from the words of the
+clean twin, and that alone trains the cleaner without a UNet and many times faster (`--diffusion_weight 0`). The result is
+`OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`; LoRA of stage 1 (`--adapter`) goes into the same file.
 """
 
 from dataclasses import dataclass
@@ -15,13 +17,14 @@ import torch
 from diffusers import DDPMScheduler
 
 from textir.adapters import make_trainable
-from textir.encoding import draw_noise
-from textir.losses import diffusion_loss, word_loss
+from textir.encoding import draw_noise, near_timesteps
+from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
     StageConfig,
     TrainingData,
     add_cleaner,
+    as_guidance,
     encoded_batches,
     load_chain,
     need,
@@ -37,25 +40,60 @@ class Config(StageConfig):
     cleaner_config: str | None = knob(
         None, "JSON of TextualCleaner arguments: builds a new cleaner, such as '{\"residual\": true}'"
     )
+    also_train: list[str] = knob(
+        [], "parts that learn beside the cleaner: mapper, unet (keys and values of its text cross-attention)"
+    )
     diffusion_weight: float = knob(1.0, "of the loss on the clean latents (the paper)")
+    pixel_weight: float = knob(0.0, "of the logarithm of the squared error of what one step paints, in pixels")
     word_weight: float = knob(0.0, "of the distance from the words of the clean twin")
+    guidance_init: str | None = knob(None, "what guidance is painted from: noise or image; the checkpoint's default by default")
+    init_strength: float | None = knob(None, "how far towards noise an image is taken, half more or less; as the checkpoint does")
     snr_gamma: float | None = knob(None, "min-SNR weighting of the timesteps; 5 is usual")
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.diffusion_weight, self.word_weight) < 0 or self.diffusion_weight + self.word_weight == 0:
-            raise ValueError("`--diffusion_weight` and `--word_weight` must not be negative, and one of them above 0.")
+        weights = self.diffusion_weight, self.pixel_weight, self.word_weight
+        if min(weights) < 0 or sum(weights) == 0:
+            raise ValueError(
+                "`--diffusion_weight`, `--pixel_weight` and `--word_weight` must not be negative, and one of them above 0."
+            )
+        unknown = set(self.also_train) - {"mapper", "unet"}
+        if unknown:
+            raise ValueError(f"`--also_train` may name mapper and unet, got {', '.join(sorted(unknown))}.")
+        if self.word_weight and "mapper" in self.also_train:
+            raise ValueError(
+                "`--word_weight` measures by the mapper's words, which `--also_train mapper` would move; take one of them."
+            )
+        if "unet" in self.also_train and not self.paints:
+            raise ValueError(
+                "`--also_train unet` needs `--diffusion_weight` or `--pixel_weight`; words alone do not reach the UNet."
+            )
+        if self.guidance_init not in (None, "noise", "image"):
+            raise ValueError(f"`--guidance_init` must be noise or image, got {self.guidance_init!r}.")
+        if self.init_strength is not None and not 0 < self.init_strength <= 1:
+            raise ValueError(f"`--init_strength` must lie in (0, 1], got {self.init_strength}.")
+        if not self.paints and (self.guidance_init is not None or self.init_strength is not None):
+            raise ValueError(
+                "`--guidance_init` and `--init_strength` say how guidance is painted, and with `--word_weight` alone nothing is."
+            )
+        if self.snr_gamma is not None and not self.diffusion_weight:
+            raise ValueError("`--snr_gamma` weighs the loss of `--diffusion_weight`, which is 0; leave it out.")
+
+    @property
+    def paints(self) -> bool:
+        """Whether what the words paint is part of the loss."""
+        return bool(self.diffusion_weight or self.pixel_weight)
 
 
 def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     need(pipe, "image_encoder", "image_processor", "mapper")
     painting = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    if config.diffusion_weight or config.validation_data_dir is not None:  # validation shows what the words paint
+    if config.paints or config.validation_data_dir is not None:  # validation shows what the words paint
         need(pipe, *painting)
     add_cleaner(pipe, config)
-    models = make_trainable(pipe, ["cleaner"], config.rank, config.lora_alpha)
+    models = make_trainable(pipe, ["cleaner", *config.also_train], config.rank, config.lora_alpha)
     if config.gradient_checkpointing and pipe.unet is not None:
         pipe.unet.enable_gradient_checkpointing()
     data = TrainingData(config, config.resolution)
@@ -69,36 +107,54 @@ def main(config: Config) -> TrainingRun:
         *(part for part in ("text_encoder", "unet", "vae") if getattr(pipe, part)),
     )
     noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
-    cleaner = run.models["cleaner"]
+    cleaner, mapper, unet = run.models["cleaner"], run.models.get("mapper"), run.models.get("unet", pipe.unet)
+    from_image = (config.guidance_init or pipe.config.default_guidance_init) == "image"
+    strength = config.init_strength or pipe.config.default_init_strength
 
     @torch.no_grad()
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        encoded = {"words": pipe.mapper(pipe.encode_image(batch["degraded"]).float())}
+        tokens = pipe.encode_image(batch["degraded"])
+        encoded = {"image_tokens": tokens} if mapper else {"words": pipe.mapper(tokens.float())}
         if config.word_weight:
             encoded["clean_words"] = pipe.mapper(pipe.encode_image(batch["clean"]).float())
-        if config.diffusion_weight:
-            encoded["latents"] = pipe.encode_latents(batch["clean"])
+        if config.paints:
+            target = as_guidance(pipe, batch["clean"])
+            encoded["latents"] = pipe.encode_latents(target)
+            if from_image:
+                encoded["start"] = pipe.encode_latents(as_guidance(pipe, batch["degraded"].clamp(0, 1)))
+            if config.pixel_weight:
+                encoded["target"] = target
         return encoded
 
     samples = data.crops(config.resolution)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
         with run.accumulate():
-            cleaned, loss = cleaner(batch["words"]), 0.0
+            cleaned, loss = cleaner(mapper(batch["image_tokens"]) if mapper else batch["words"]), 0.0
             if config.word_weight:
                 loss = loss + config.word_weight * word_loss(cleaned, batch["clean_words"])
-            if config.diffusion_weight:
-                latents = batch["latents"]
+            if config.paints:
+                latents, start, embeds = batch["latents"], batch.get("start"), pipe.encode_words(cleaned)
                 noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
-                painted = diffusion_loss(
-                    pipe.unet, noise_scheduler, latents, pipe.encode_words(cleaned), noise, timesteps, config.snr_gamma
-                )
+                if from_image:
+                    timesteps = near_timesteps(timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler)
+            if config.diffusion_weight:
+                painted = diffusion_loss(unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start)
                 loss = loss + config.diffusion_weight * painted
+            if config.pixel_weight:
+                noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
+                painted = painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps)
+                loss = loss + config.pixel_weight * restoration_loss(decoded(pipe, painted), batch["target"], "psnr")
             run.update(loss, len(cleaned))
         if run.due(config.validation_steps):
             validate(run, config, config.resolution, compare(pipe, config))
     run.save()
     publish(run, pipe, "train_cleaner")
     return run
+
+
+def decoded(pipe, latents: torch.Tensor) -> torch.Tensor:
+    """What `latents` `(B, C, h, w)` show `(B, 3, H, W)`, not clipped to [0, 1], so that the way back is never cut."""
+    return pipe.vae.decode((latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float() / 2 + 0.5
 
 
 def compare(pipe, config: Config):

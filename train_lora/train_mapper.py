@@ -22,6 +22,7 @@ from train_lora.stage import (
     TrainingData,
     add_image_encoder,
     add_mapper,
+    as_guidance,
     encoded_batches,
     load_chain,
     need,
@@ -65,7 +66,7 @@ def main(config: Config) -> TrainingRun:
         clean = torch.tensor([(int(i) * 0.618034) % 1 < config.clean_share for i in batch["index"]], device=run.device)
         image = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
         with torch.no_grad():
-            return {"image_tokens": pipe.encode_image(image), "latents": pipe.encode_latents(image)}
+            return {"image_tokens": pipe.encode_image(image), "latents": pipe.encode_latents(as_guidance(pipe, image))}
 
     samples = data.crops(config.resolution)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):

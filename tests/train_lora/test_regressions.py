@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
@@ -101,6 +102,60 @@ def test_lora_training_reaches_and_changes_its_layers_alone(tmp_path, chain, pho
 def test_a_unet_that_shall_not_train_does_not(tmp_path, chain, photos):
     output = run("train_mapper", tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos], train_unet=False)
     assert {name.split(".")[0] for name in trained(output / "checkpoint-2")} == {"mapper"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "knobs"),
+    [
+        (2, {"pixel_weight": 1.0, "diffusion_weight": 0.0}),
+        (2, {"pixel_weight": 0.5, "guidance_init": "image", "init_strength": 0.3, "num_cached_samples": 6}),
+        (None, {}),
+    ],
+)
+def test_mapper_and_unet_learn_beside_the_cleaner(tmp_path, chain, photos, rank, knobs):
+    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "rank": rank, **knobs}
+    output = run("train_cleaner", tmp_path, also_train=["mapper", "unet"], **knobs, **LONG)
+    saved = trained(output / "checkpoint-4")
+    assert {name.split(".")[0] for name in saved} == {"cleaner", "mapper", "unet"}
+    assert gets_gradient(output / "checkpoint-4", len(saved))
+    if rank:
+        assert len(tensors(output / "adapter")) == len(saved)
+    else:
+        before, after = tensors(chain), tensors(output / "pipeline")
+        intended = rf"{STAGES['train_cleaner'][0]}|{STAGES['train_mapper'][0]}"
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == set(saved) == {name for name in before if re.fullmatch(intended, name)}
+
+
+def test_a_cleaner_learns_from_where_the_checkpoint_paints(tmp_path, chain, photos):
+    """Degraded latents reach the UNet where guidance starts from the image, and only there; a knob says otherwise."""
+    pipe = TextGuidedRestorationPipeline.from_pretrained(chain)
+    pipe.register_to_config(default_guidance_init="image", default_init_strength=0.1)
+    pipe.save_pretrained(tmp_path / "from_image")
+
+    def learnt(name, start, **knobs):
+        data = {"pretrained_model_name_or_path": str(start), "train_data_dir": [photos], "degradations": ["noise:100"]}
+        return trained(run("train_cleaner", tmp_path / name, **data, **knobs) / "checkpoint-2")
+
+    def same(one, other):
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    by_noise, by_image = learnt("1", chain), learnt("2", tmp_path / "from_image")
+    assert not same(by_noise, by_image)
+    assert same(by_image, learnt("3", chain, guidance_init="image", init_strength=0.1))
+    assert same(by_noise, learnt("4", tmp_path / "from_image", guidance_init="noise"))
+    assert not same(by_image, learnt("5", tmp_path / "from_image", init_strength=0.9))
+
+
+@pytest.mark.parametrize("script", ["train_mapper", "train_cleaner"])
+def test_a_unet_that_knows_squares_alone_learns_from_the_size_that_it_paints(tmp_path, chain, photos, script):
+    pipe = TextGuidedRestorationPipeline.from_pretrained(chain)
+    pipe.register_to_config(square_guidance=True, guidance_size=16)
+    pipe.save_pretrained(tmp_path / "square")
+    knobs = {"pretrained_model_name_or_path": str(tmp_path / "square"), "train_data_dir": [photos], "num_cached_samples": 2}
+    output = run(script, tmp_path / "run", **knobs)
+    cached = load_file(next(output.rglob("cache/*/00000.safetensors")))
+    assert cached["latents"].shape[-2:] == (16 // pipe.vae_scale_factor,) * 2
 
 
 @pytest.mark.parametrize("rank", [None, 2])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from textir.adapters import make_trainable
 from textir.data import sample_generator
-from textir.encoding import draw_noise
+from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss
 from textir.models import PositionedUNet
 from textir.training import TrainingRun, knob, run_script
@@ -97,8 +97,8 @@ def main(config: Config) -> TrainingRun:
             noise, timesteps = draw_noise(index, latents.shape[1:], noise_scheduler, config.seed, run.device)
             draws = torch.stack([torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i))) for i in index])
             chance, share = draws.to(run.device).unbind(1)
-            near = ((0.5 + chance) * config.init_strength * last).round().long().clamp(1, last)
             timesteps = torch.where(chance < config.last_step_share, last, timesteps.clamp(min=1))
+            near = near_timesteps(chance, config.init_strength, noise_scheduler)
             timesteps = torch.where(batch["from_image"].bool(), near, timesteps)
             embeds = prompt(pipe, data, captions, batch, share, config)
             loss = diffusion_loss(run.models["unet"], noise_scheduler, latents, embeds, noise, timesteps, start=batch["start"])
