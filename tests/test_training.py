@@ -239,7 +239,7 @@ def test_a_cleaner_needs_something_to_learn_from(diffusion, word):
     [
         (["--also_train", "vae"], "`--also_train` may name mapper and unet, got vae"),
         (["--also_train", "mapper", "--word_weight", "1"], "which `--also_train mapper` would move"),
-        (["--also_train", "unet", "--diffusion_weight", "0", "--word_weight", "1"], "words alone do not reach the UNet"),
+        (["--also_train", "unet", "--diffusion_weight", "0", "--word_weight", "1"], "alone does not reach the UNet"),
         (["--guidance_init", "sketch"], "must be noise or image, got 'sketch'"),
         (["--init_strength", "0"], r"must lie in \(0, 1\]"),
         (["--init_strength", "0.2", "--diffusion_weight", "0", "--word_weight", "1"], "with `--word_weight` alone nothing is"),

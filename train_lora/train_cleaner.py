@@ -6,8 +6,9 @@
 The words of the degraded image, cleaned, must let the UNet predict the noise in the latents of its *clean* twin. Where the guidance of a
 checkpoint starts from the degraded image, the noise is put on that (ours). Mapper and UNet are frozen unless `--also_train mapper unet`
 says otherwise: then the words themselves and how they are read may suit the degradation, which is what LoRA for one degradation is for.
-`--pixel_weight` adds the distance of what one step paints from the clean twin; `--word_weight` the distance from the words of the
-clean twin, and that alone trains the cleaner without a UNet and many times faster (`--diffusion_weight 0`). The result is
+`--pixel_weight` adds the distance of what one step paints from the clean twin, `--restored_weight` that of what the checkpoint's restorer
+makes of the image with such a guidance; `--word_weight` the distance from the words of the clean twin, and that alone trains the
+cleaner without a UNet and many times faster (`--diffusion_weight 0`). The result is
 `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`; LoRA of stage 1 (`--adapter`) goes into the same file.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDPMScheduler
 
+from pipelines.pipeline_text_guided_restoration import resize
 from textir.adapters import make_trainable
 from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
@@ -45,6 +47,9 @@ class Config(StageConfig):
     )
     diffusion_weight: float = knob(1.0, "of the loss on the clean latents (the paper)")
     pixel_weight: float = knob(0.0, "of the logarithm of the squared error of what one step paints, in pixels")
+    restored_weight: float = knob(
+        0.0, "of the logarithm of the squared error of the image restored with that guidance; matcher and restorer are frozen"
+    )
     word_weight: float = knob(0.0, "of the distance from the words of the clean twin")
     guidance_init: str | None = knob(None, "what guidance is painted from: noise or image; the checkpoint's default by default")
     init_strength: float | None = knob(None, "how far towards noise an image is taken, half more or less; as the checkpoint does")
@@ -53,10 +58,11 @@ class Config(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        weights = self.diffusion_weight, self.pixel_weight, self.word_weight
+        weights = self.diffusion_weight, self.pixel_weight, self.restored_weight, self.word_weight
         if min(weights) < 0 or sum(weights) == 0:
             raise ValueError(
-                "`--diffusion_weight`, `--pixel_weight` and `--word_weight` must not be negative, and one of them above 0."
+                "`--diffusion_weight`, `--pixel_weight`, `--restored_weight` and `--word_weight` must not be negative, and one of them "
+                "above 0."
             )
         unknown = set(self.also_train) - {"mapper", "unet"}
         if unknown:
@@ -67,7 +73,7 @@ class Config(StageConfig):
             )
         if "unet" in self.also_train and not self.paints:
             raise ValueError(
-                "`--also_train unet` needs `--diffusion_weight` or `--pixel_weight`; words alone do not reach the UNet."
+                "`--also_train unet` needs a weight on what is painted; `--word_weight` alone does not reach the UNet."
             )
         if self.guidance_init not in (None, "noise", "image"):
             raise ValueError(f"`--guidance_init` must be noise or image, got {self.guidance_init!r}.")
@@ -83,7 +89,7 @@ class Config(StageConfig):
     @property
     def paints(self) -> bool:
         """Whether what the words paint is part of the loss."""
-        return bool(self.diffusion_weight or self.pixel_weight)
+        return bool(self.diffusion_weight or self.pixel_weight or self.restored_weight)
 
 
 def main(config: Config) -> TrainingRun:
@@ -92,6 +98,8 @@ def main(config: Config) -> TrainingRun:
     painting = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
     if config.paints or config.validation_data_dir is not None:  # validation shows what the words paint
         need(pipe, *painting)
+    if config.restored_weight:
+        need(pipe, "matcher", "restorer")
     add_cleaner(pipe, config)
     models = make_trainable(pipe, ["cleaner", *config.also_train], config.rank, config.lora_alpha)
     if config.gradient_checkpointing and pipe.unet is not None:
@@ -105,6 +113,7 @@ def main(config: Config) -> TrainingRun:
         "mapper",
         "cleaner",
         *(part for part in ("text_encoder", "unet", "vae") if getattr(pipe, part)),
+        *(("matcher", "restorer") if config.restored_weight else ()),
     )
     noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
     cleaner, mapper, unet = run.models["cleaner"], run.models.get("mapper"), run.models.get("unet", pipe.unet)
@@ -124,7 +133,28 @@ def main(config: Config) -> TrainingRun:
                 encoded["start"] = pipe.encode_latents(as_guidance(pipe, batch["degraded"].clamp(0, 1)))
             if config.pixel_weight:
                 encoded["target"] = target
+        if config.restored_weight:
+            encoded |= {"degraded": batch["degraded"], "clean": batch["clean"]}
         return encoded
+
+    def painting_loss(cleaned: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        latents, start, embeds = batch["latents"], batch.get("start"), pipe.encode_words(cleaned)
+        noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
+        if from_image:
+            timesteps = near_timesteps(timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler)
+        loss = 0.0
+        if config.diffusion_weight:
+            error = diffusion_loss(unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start)
+            loss = loss + config.diffusion_weight * error
+        if config.pixel_weight or config.restored_weight:
+            noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
+            painted = decoded(pipe, painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps))
+        if config.pixel_weight:
+            loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
+        if config.restored_weight:
+            restored, _ = pipe.restore(batch["degraded"], resize(painted, batch["degraded"].shape[-2:]))
+            loss = loss + config.restored_weight * restoration_loss(restored, batch["clean"], "psnr")
+        return loss
 
     samples = data.crops(config.resolution)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
@@ -133,17 +163,7 @@ def main(config: Config) -> TrainingRun:
             if config.word_weight:
                 loss = loss + config.word_weight * word_loss(cleaned, batch["clean_words"])
             if config.paints:
-                latents, start, embeds = batch["latents"], batch.get("start"), pipe.encode_words(cleaned)
-                noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
-                if from_image:
-                    timesteps = near_timesteps(timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler)
-            if config.diffusion_weight:
-                painted = diffusion_loss(unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start)
-                loss = loss + config.diffusion_weight * painted
-            if config.pixel_weight:
-                noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
-                painted = painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps)
-                loss = loss + config.pixel_weight * restoration_loss(decoded(pipe, painted), batch["target"], "psnr")
+                loss = loss + painting_loss(cleaned, batch)
             run.update(loss, len(cleaned))
         if run.due(config.validation_steps):
             validate(run, config, config.resolution, compare(pipe, config))

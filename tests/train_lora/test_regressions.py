@@ -127,6 +127,25 @@ def test_mapper_and_unet_learn_beside_the_cleaner(tmp_path, chain, photos, rank,
         assert changed == set(saved) == {name for name in before if re.fullmatch(intended, name)}
 
 
+@pytest.mark.parametrize("cached", [0, 6])
+def test_words_learn_from_what_the_restorer_makes_of_their_guidance(tmp_path, photos, cached):
+    start = write_chain(tmp_path / "chain", restorer=tiny.restorer(open_gates=True), matcher=tiny.components()["matcher"])
+    knobs = {"pretrained_model_name_or_path": start, "train_data_dir": [photos], "num_cached_samples": cached, **LONG}
+    knobs |= {"diffusion_weight": 0.0, "restored_weight": 1.0}
+    output = run("train_cleaner", tmp_path / "run", also_train=["mapper", "unet"], **knobs)
+    saved = trained(output / "checkpoint-4")
+    assert {name.split(".")[0] for name in saved} == {"cleaner", "mapper", "unet"}
+    assert gets_gradient(output / "checkpoint-4", len(saved))
+    before, after = tensors(start), tensors(output / "pipeline")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set(saved)  # restorer and matcher stay
+
+
+def test_words_cannot_learn_from_a_restorer_that_takes_no_guidance(tmp_path, chain, photos):
+    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "restored_weight": 1.0}
+    with pytest.raises(ValueError, match="This stage needs matcher, which the checkpoint lacks"):
+        run("train_cleaner", tmp_path, **knobs)
+
+
 def test_a_cleaner_learns_from_where_the_checkpoint_paints(tmp_path, chain, photos):
     """Degraded latents reach the UNet where guidance starts from the image, and only there; a knob says otherwise."""
     pipe = TextGuidedRestorationPipeline.from_pretrained(chain)
