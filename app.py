@@ -602,7 +602,7 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 CSS = """
 .strip { display: flex; flex-wrap: wrap; gap: 12px; }
 .strip figure { flex: 1 1 180px; max-width: 384px; margin: 0; }
-.strip img { width: 100%; border-radius: 6px; }
+.strip img { width: 100%; border-radius: 6px; outline: 1px solid rgb(128 128 128 / 0.3); }
 .strip figcaption { font-size: 0.85em; line-height: 1.35; padding-top: 4px; }
 .words { overflow-x: auto; }
 .words table { border-collapse: collapse; font-size: 0.9em; }
