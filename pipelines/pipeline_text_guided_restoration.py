@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,7 +38,7 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.utils import validate_hf_hub_args
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import BaseImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from transformers import BaseImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, PreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -123,6 +124,9 @@ class CarriesCodeMixin:
         for name, part in self.components.items():
             repeated = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []  # it warns of its own key
             forget(folder / name / "config.json", "_name_or_path", "dtype", *repeated)
+            # Without a dtype transformers computes in what is stored, float16 too, and diffusers in single precision.
+            if isinstance(part, PreTrainedModel):
+                note(folder / name / "config.json", dtype="float32")
             if part is None or type(part).__module__.split(".")[0] in ("diffusers", "transformers"):
                 continue
             source = Path(inspect.getsourcefile(type(part)))
@@ -156,6 +160,11 @@ def forget(config_file: Path, *keys: str) -> None:
         config = json.loads(config_file.read_text())
         kept = {key: value for key, value in config.items() if key not in keys}
         config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+
+
+def note(config_file: Path, **values) -> None:
+    """Write values into a component's config."""
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), **values}, indent=2, sort_keys=True) + "\n")
 
 
 def has_lora_layers(part) -> bool:
@@ -225,14 +234,16 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
             )
         for part in sorted(parts):
             described = any(key.startswith(f"{part}.") for key in metadata or {})
-            getattr(self, part).load_lora_adapter(
-                state_dict,
-                prefix=part,
-                adapter_name=adapter_name,
-                metadata=metadata if described else None,
-                _pipeline=self,
-                hotswap=hotswap,
-            )
+            with warnings.catch_warnings():  # several adapters, one for each task, are meant
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                getattr(self, part).load_lora_adapter(
+                    state_dict,
+                    prefix=part,
+                    adapter_name=adapter_name,
+                    metadata=metadata if described else None,
+                    _pipeline=self,
+                    hotswap=hotswap,
+                )
 
     @classmethod
     def save_lora_weights(

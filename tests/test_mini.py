@@ -41,6 +41,21 @@ def test_every_part_of_the_chain_is_there(mini):
     assert mini.config.default_guidance_init == "image" and mini.config.square_guidance
 
 
+def test_every_part_computes_in_single_precision_unless_told_otherwise(mini):
+    parts = [part for part in mini.components.values() if isinstance(part, torch.nn.Module)]
+    assert {part.dtype for part in parts} == {torch.float32}
+    halved = TextGuidedRestorationPipeline.from_pretrained(MINI, dtype=torch.bfloat16)
+    assert {part.dtype for part in halved.components.values() if isinstance(part, torch.nn.Module)} == {torch.bfloat16}
+
+
+def test_adapters_load_beside_each_other_without_a_warning(recwarn):
+    pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
+    for folder in (Path(MINI) / "adapters").iterdir():
+        pipe.load_lora_weights(str(folder), adapter_name=folder.name)
+    assert len(pipe.restorer.peft_config) == 6
+    assert not [str(warning.message) for warning in recwarn if "peft_config" in str(warning.message)]
+
+
 @pytest.mark.parametrize(("recipe", "gain"), [("haze:1.5", 3), ("lowlight:2.5", 4)])
 def test_cleaned_words_paint_what_degraded_words_do_not(mini, photo, recipe, gain):
     degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
