@@ -122,11 +122,10 @@ class CarriesCodeMixin:
         index_file = folder / self.config_name
         index = json.loads(index_file.read_text())
         for name, part in self.components.items():
-            repeated = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []  # it warns of its own key
-            forget(folder / name / "config.json", "_name_or_path", "dtype", *repeated)
+            forgotten = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []  # it warns of its own key
             # Without a dtype transformers computes in what is stored, float16 too, and diffusers in single precision.
-            if isinstance(part, PreTrainedModel):
-                note(folder / name / "config.json", dtype="float32")
+            single = {"dtype": "float32"} if isinstance(part, PreTrainedModel) else {}
+            settle(folder / name / "config.json", "_name_or_path", "dtype", *forgotten, **single)
             if part is None or type(part).__module__.split(".")[0] in ("diffusers", "transformers"):
                 continue
             source = Path(inspect.getsourcefile(type(part)))
@@ -154,17 +153,12 @@ class CarriesCodeMixin:
         return loaded
 
 
-def forget(config_file: Path, *keys: str) -> None:
-    """Take out of a component's config what should not travel: paths of this machine, a dtype that a variant left behind."""
+def settle(config_file: Path, *forgotten: str, **values) -> None:
+    """Take out of a component's config what should not travel (paths of this machine, a dtype that a variant left behind), and write
+    `values` into it."""
     if config_file.is_file():
-        config = json.loads(config_file.read_text())
-        kept = {key: value for key, value in config.items() if key not in keys}
-        config_file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
-
-
-def note(config_file: Path, **values) -> None:
-    """Write values into a component's config."""
-    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), **values}, indent=2, sort_keys=True) + "\n")
+        kept = {key: value for key, value in json.loads(config_file.read_text()).items() if key not in forgotten}
+        config_file.write_text(json.dumps({**kept, **values}, indent=2, sort_keys=True) + "\n")
 
 
 def has_lora_layers(part) -> bool:
@@ -782,10 +776,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 bar.update()
         return latents
 
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents -> images `(B, 3, h, w)` in [0, 1]."""
+    def decode_latents(self, latents: torch.Tensor, clip: bool = True) -> torch.Tensor:
+        """Latents -> images `(B, 3, h, w)` in [0, 1]; without `clip` values may leave it, and gradients are never cut."""
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        image = pixels.float() / 2 + 0.5
+        return image.clamp(0, 1) if clip else image
 
     def restore(
         self,

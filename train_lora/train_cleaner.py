@@ -118,6 +118,8 @@ def main(config: Config) -> TrainingRun:
     noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
     cleaner, mapper, unet = run.models["cleaner"], run.models.get("mapper"), run.models.get("unet", pipe.unet)
     from_image = (config.guidance_init or pipe.config.default_guidance_init) == "image"
+    if config.init_strength is not None and not from_image:
+        raise ValueError("`--init_strength` says how far an image is taken towards noise; it needs `--guidance_init image`.")
     strength = config.init_strength or pipe.config.default_init_strength
 
     @torch.no_grad()
@@ -148,7 +150,7 @@ def main(config: Config) -> TrainingRun:
             loss = loss + config.diffusion_weight * error
         if config.pixel_weight or config.restored_weight:
             noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
-            painted = decoded(pipe, painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps))
+            painted = pipe.decode_latents(painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps), clip=False)
         if config.pixel_weight:
             loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
         if config.restored_weight:
@@ -170,11 +172,6 @@ def main(config: Config) -> TrainingRun:
     run.save()
     publish(run, pipe, "train_cleaner")
     return run
-
-
-def decoded(pipe, latents: torch.Tensor) -> torch.Tensor:
-    """What `latents` `(B, C, h, w)` show `(B, 3, H, W)`, not clipped to [0, 1], so that the way back is never cut."""
-    return pipe.vae.decode((latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float() / 2 + 0.5
 
 
 def compare(pipe, config: Config):

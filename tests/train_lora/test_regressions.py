@@ -166,6 +166,12 @@ def test_a_cleaner_learns_from_where_the_checkpoint_paints(tmp_path, chain, phot
     assert not same(by_image, learnt("5", tmp_path / "from_image", init_strength=0.9))
 
 
+def test_a_strength_of_the_start_is_refused_where_painting_starts_from_noise(tmp_path, chain, photos):
+    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "init_strength": 0.2}
+    with pytest.raises(ValueError, match="it needs `--guidance_init image`"):
+        run("train_cleaner", tmp_path, **knobs)
+
+
 @pytest.mark.parametrize("script", ["train_mapper", "train_cleaner"])
 def test_a_unet_that_knows_squares_alone_learns_from_the_size_that_it_paints(tmp_path, chain, photos, script):
     pipe = TextGuidedRestorationPipeline.from_pretrained(chain)
