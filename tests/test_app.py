@@ -19,13 +19,15 @@ import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from typer.testing import CliRunner
 
 import app as space
-from pipelines import MINI, TextGuidedRestorationPipeline
+from pipelines import MINI, TextGuidedRestorationPipeline, load
 from pipelines.pipeline_text_guided_restoration import TASKS
 from tests import tiny
 from tests.space import MAX_PIXELS, ROOT, tiny_space
 from textir.adapters import make_trainable, save_adapter
+from textir.cli import app as command_line
 from textir.degradations import degrade
 from textir.images import Picture, read_picture, write_picture
 from textir.metrics import psnr, ssim
@@ -111,11 +113,13 @@ def test_depth_and_alpha_survive_the_app(client, tmp_path):
     assert np.abs(written.alpha - picture.alpha).max() < 1e-4
 
 
-@pytest.mark.parametrize("task", ["auto", "denoise", "derain", "dehaze", "lowlight"])
+@pytest.mark.parametrize("task", ["auto", "denoise", "derain+dehaze", ["dehaze", "lowlight"]])
 def test_every_task_answers(client, photo, task):
     _, _, summary, inside, code, _ = client.predict(handle_file(photo), task, api_name="/restore")
     assert "80 x 48" in summary and "restoring" in summary and "Restored" in inside
-    assert (f"task='{task}'" in code) == (task != "auto")
+    text = task if isinstance(task, str) else "+".join(task)
+    assert (f"task='{text}'" in code) == (task != "auto")
+    assert ("**Removed:**" in summary) == (task != "auto" or space.pipe.config.detection_thresholds is not None)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_strength_0_equals_no_guidance_and_guidance_shows(chain, photo):
 
 def test_guidance_that_is_not_known_to_help_is_shown_and_not_used(client, photo):
     *_, summary, inside, code, _ = client.predict(handle_file(photo), "denoise", api_name="/restore")
-    unused = "not used (auto takes it only against haze and lowlight"
+    unused = f"not used (auto takes it only against {space.HELPED})"
     assert f"painted from cleaned words, {unused}" in summary and unused in inside
     assert "3. Guidance" in inside and "Influence" not in inside and "guidance_strength" not in code
     for options in ({"task": "dehaze"}, {"task": "denoise", "strength": "1"}):
@@ -194,11 +198,10 @@ def plain_pixels(chain, tmp_path_factory):
     return photo, restored(chain, photo, "denoise")
 
 
-def test_an_embedded_adapter_is_chosen_by_task_or_by_name_and_leaves_no_trace(chain, plain_pixels):
+def test_a_carried_adapter_acts_where_it_is_named_and_leaves_no_trace(chain, plain_pixels):
     photo, plain = plain_pixels
-    by_task = restored(chain, photo, "derain")
-    by_name = restored(chain, photo, "denoise", adapter="derain")
-    assert np.array_equal(by_task, by_name) and not np.array_equal(by_task, plain)
+    adapted = restored(chain, photo, "denoise", adapter="derain")
+    assert not np.array_equal(adapted, plain) and not np.array_equal(adapted, restored(chain, photo, "derain"))
     assert np.array_equal(restored(chain, photo, "denoise"), plain)
 
 
@@ -207,6 +210,21 @@ def test_the_python_lines_of_the_page_restore_alike_with_adapters(chain, plain_p
     photo, _ = plain_pixels
     *_, file, _, _, code, _ = chain.predict(handle_file(photo), task, adapter=adapter, api_name="/restore")
     assert_equal_but_for_rounding(run_code(code, photo.parent), bytes_of(file))
+
+
+def test_app_command_line_and_python_give_the_same_pixels(chain, tmp_path):
+    photo, checkpoint = random_photo(tmp_path / "photo.png"), str(tiny_space()[1])
+    for options in ({}, {"task": "denoise+dehaze"}, {"keep": "haze"}, {"task": "derain", "adapter": "derain"}):
+        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+        arguments = ["restore", str(photo), "--output", str(tmp_path / "out"), "--checkpoint", checkpoint, *flags]
+        result = CliRunner().invoke(command_line, arguments)
+        assert result.exit_code == 0, result.output
+        by_command = bytes_of(tmp_path / "out" / "photo.png")
+        wishes = {name: value for name, value in options.items() if name != "adapter"}
+        with Image.open(photo) as image:
+            in_python = load(checkpoint, options.get("adapter"))(image, **wishes).images[0]
+        assert np.array_equal(by_command, np.asarray(in_python)), options
+        assert_equal_but_for_rounding(restored(chain, photo, **options), by_command)
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such", "/etc/passwd", "textir/checkpoints"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import TextGuidedRestorationPipeline
+from pipelines import TextGuidedRestorationPipeline, load
 from tests import tiny
 from textir.adapters import make_trainable, save_adapter
 from textir.cli import app
@@ -18,7 +19,7 @@ from textir.cli import app
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False)).save_pretrained(folder)
+    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False, told=True)).save_pretrained(folder)
     return str(folder)
 
 
@@ -55,7 +56,7 @@ def test_a_file_gives_a_file_of_the_same_name_and_size(photos, tmp_path, checkpo
     assert "1 of 1 images restored" in result.output
 
 
-def test_a_task_brings_the_adapter_that_the_checkpoint_has_for_it(photos, tmp_path, checkpoint):
+def test_an_adapter_acts_where_it_is_named_and_only_there(photos, tmp_path, checkpoint):
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     pipe = TextGuidedRestorationPipeline.from_pretrained(folder)
     make_trainable(pipe, ["restorer"], rank=2)
@@ -69,19 +70,41 @@ def test_a_task_brings_the_adapter_that_the_checkpoint_has_for_it(photos, tmp_pa
         assert result.exit_code == 0, result.output
         return np.asarray(Image.open(tmp_path / "out" / "a.png"))
 
-    plain = restored()
-    assert np.array_equal(restored("--task", "denoise"), plain)
-    adapted = restored("--task", "derain")
-    assert not np.array_equal(adapted, plain)
-    assert np.array_equal(restored("--task", "derain", "--adapter", "derain"), adapted)
+    plain, told = restored(), restored("--task", "derain")
+    by_name, by_folder = (restored("--adapter", name) for name in ("derain", folder / "adapters" / "derain"))
+    both = restored("--adapter", "derain", "--task", "derain")
+    assert np.array_equal(by_name, by_folder)
+    for pair in combinations([plain, told, by_name, both], 2):
+        assert not np.array_equal(*pair)
 
     scores = []
-    for options in (["--task", "denoise"], ["--task", "derain"], ["--adapter", "derain"]):
+    for options in (["--task", "derain"], ["--adapter", "derain"]):
         data = ["--data", photos, "--degradation", "noise:9", "--checkpoint", folder]
         result = run("evaluate", *data, *options, "--json", tmp_path / "scores.json")
         assert result.exit_code == 0, result.output
         scores.append(json.loads((tmp_path / "scores.json").read_text())["weights"])
-    assert "adapter" not in scores[0] and scores[1] == scores[2] and "adapter" in scores[2]
+    assert "adapter" not in scores[0] and "adapter" in scores[1]
+
+
+def test_several_tasks_and_what_is_kept_go_to_the_pipeline(photos, tmp_path, whole_chain):
+    pipe = load(whole_chain)
+    for options in ({"task": "denoise+dehaze"}, {"keep": "haze"}, {"task": "derain", "keep": "haze+noise"}):
+        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+        result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", whole_chain, *flags)
+        assert result.exit_code == 0, result.output
+        expected = pipe(Image.open(photos / "a.png"), **options).images[0]
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), np.asarray(expected)), options
+
+
+def test_the_command_says_what_it_removed_and_where_it_did_nothing(photos, tmp_path, checkpoint):
+    told = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint, "--task", "denoise")
+    assert "removed: noise" in told.output and "mean change" in told.output
+    identity = TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False, open_gates=False, told=True))
+    torch.nn.init.zeros_(identity.restorer.outro.weight)
+    torch.nn.init.zeros_(identity.restorer.outro.bias)
+    identity.save_pretrained(tmp_path / "identity")
+    idle = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", tmp_path / "identity")
+    assert "hardly changed; to say what shall go, pass --task (such as denoise, dehaze, lowlight)" in idle.output
 
 
 def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):
@@ -162,12 +185,12 @@ def test_the_seed_decides_the_guidance(photos, tmp_path, whole_chain):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--task", "defog"), "`task` must be one of"),
+        (("--task", "defog"), "`task` must be auto, or one or several of"),
         (("--guidance", "magic"), "`guidance` must be one of"),
         (("--strength", "2"), "`guidance_strength` must lie in"),
         (("--steps", "-1"), "`num_inference_steps` must be"),
         (("--tile", "5"), "`tile` must be at least 64"),
-        (("--dtype", "int8"), "`--dtype` must be one of"),
+        (("--dtype", "int8"), "`dtype` must be one of"),
         (("--prompt", "a dog"), "needs tokenizer"),
         (("--device", "cuda:7"), "could not be loaded on cuda:7"),
     ],

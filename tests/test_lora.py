@@ -11,7 +11,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from pipelines import TextGuidedRestorationPipeline
+from pipelines import TextGuidedRestorationPipeline, load
 from tests import tiny
 from textir.adapters import make_trainable
 
@@ -411,111 +411,38 @@ def test_hotswap_of_a_name_that_a_part_lacks_is_refused_for_all(tmp_path, one):
     assert torch.equal(render(pipe), before)
 
 
-# ---- adapters of tasks
+# ---- adapters are the user's
 
 
-@pytest.fixture
-def tasks(one, two) -> TextGuidedRestorationPipeline:
-    """Adapters for two tasks; the one for haze is active at a weight of its own."""
+@pytest.mark.parametrize("task", ["auto", "denoise", "derain"])
+def test_an_adapter_acts_whatever_the_task(one, task):
+    pipe = tiny.pipeline(detector=None)
+    pipe.load_lora_weights(one, adapter_name="derain")
+    assert close(render(pipe, task=task), render(computed((one, 1.0)), task=task))
+    assert active(pipe) == {part: ["derain"] for part in TARGETS}
+
+
+def test_the_last_adapter_loaded_acts_unless_several_are_set(one, two):
     pipe = plain()
     pipe.load_lora_weights(one, adapter_name="derain")
     pipe.load_lora_weights(two, adapter_name="dehaze")
-    pipe.set_adapters("dehaze", 0.5)
-    return pipe
+    assert close(render(pipe), render(computed((two, 1.0))))
+    pipe.set_adapters(["derain", "dehaze"])
+    assert close(render(pipe), render(computed((one, 1.0), (two, 1.0))))
 
 
-def test_task_brings_its_adapter_for_the_call_only(tasks, one, two):
-    before = render(tasks)
-    assert close(before, render(computed((two, 0.5))))
-    assert close(render(tasks, task="derain"), render(computed((one, 1.0))))
-    assert active(tasks) == {part: ["dehaze"] for part in TARGETS}
-    assert torch.equal(render(tasks), before)
-
-
-def test_active_adapters_come_back_after_an_exception(tasks):
-    before = render(tasks)
-
-    def fail(*arguments):
-        assert active(tasks) == {part: ["derain"] for part in TARGETS}
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        render(tasks, task="derain", callback_on_step_end=fail)
-    assert active(tasks) == {part: ["dehaze"] for part in TARGETS}
-    assert torch.equal(render(tasks), before)
-
-
-def test_each_part_gets_back_the_adapter_that_it_had(tmp_path):
-    """Fresh adapters of different parts are active side by side, without `set_adapters`."""
-    painting, words = adapter(tmp_path / "painting", 1, ["unet"]), adapter(tmp_path / "words", 2, ["cleaner"])
-    pipe = plain()
-    pipe.load_lora_weights(painting, adapter_name="style")
-    pipe.load_lora_weights(words, adapter_name="derain")
-    before = render(pipe)
-    assert close(before, render(computed((painting, 1.0), (words, 1.0))))
-    assert close(render(pipe, task="derain"), before)  # an adapter that is no task's stays beside the task's
-    assert close(render(pipe, task="denoise"), render(computed((painting, 1.0))))
-    assert active(pipe) == {"unet": ["style"], "cleaner": ["derain"]}
-    assert torch.equal(render(pipe), before)
-
-
-def test_disabled_adapters_stay_off_for_their_task(tasks, base):
-    tasks.disable_lora()
-    assert torch.equal(render(tasks, task="derain"), base)
-
-
-def test_task_may_be_the_name_of_any_loaded_adapter(tasks, one):
-    tasks.load_lora_weights(one, adapter_name="old film")
-    tasks.set_adapters("dehaze")
-    assert close(render(tasks, task="old film"), render(computed((one, 1.0))))
-    with pytest.raises(ValueError, match=r"must be one of auto, denoise.*old film.*got 'new film'"):
-        render(tasks, task="new film")
-
-
-def see(pipe: TextGuidedRestorationPipeline, *degradations: str) -> None:
-    """Bias the detector until it sees these degradations and no others, in every image."""
-    labels = pipe.detector.config.labels
-    assert set(degradations) <= set(labels)
-    with torch.no_grad():
-        pipe.detector.presence.weight.zero_()
-        pipe.detector.presence.bias.copy_(torch.tensor([9.0 if label in degradations else -9.0 for label in labels]))
-
-
-@pytest.mark.parametrize("seen", [("rain",), ("haze",), ("rain", "haze"), ("rain", "noise")])
-def test_auto_brings_the_adapter_of_the_one_thing_seen_beside_those_of_no_task(one, two, tmp_path, seen):
-    third = adapter(tmp_path, seed=3)
-    pipe = plain(detector=tiny.components()["detector"])
-    folders = {"derain": one, "dehaze": two, "style": third}
-    for name, folder in folders.items():
-        pipe.load_lora_weights(folder, adapter_name=name)
-    see(pipe, *seen)
-    tasks = {name.removeprefix("de") for name in folders} & set(seen) if len(seen) == 1 else set()  # adapters know one thing each
-    chosen = [folder for name, folder in folders.items() if name.removeprefix("de") in tasks | {"style"}]
-    assert close(render(pipe, task="auto"), render(computed(*((folder, 1.0) for folder in chosen))))
-    assert active(pipe) == {part: ["style"] for part in TARGETS}
-    assert close(render(pipe, task="style"), render(computed((third, 1.0))))
-
-
-def test_auto_leaves_adapters_alone_that_are_not_for_tasks(one):
-    pipe = plain(detector=tiny.components()["detector"])
-    pipe.load_lora_weights(one, adapter_name="style")
-    see(pipe, "rain")
-    assert close(render(pipe), render(computed((one, 1.0))))
-
-
-def test_a_named_task_goes_before_what_is_seen(one, two):
-    pipe = plain(detector=tiny.components()["detector"])
-    pipe.load_lora_weights(one, adapter_name="derain")
-    pipe.load_lora_weights(two, adapter_name="dehaze")
-    see(pipe, "haze")
-    assert close(render(pipe, task="derain"), render(computed((one, 1.0))))
+def test_load_lets_several_adapters_act_together(tmp_path, one, two):
+    plain().save_pretrained(tmp_path / "chain")
+    pipe = load(tmp_path / "chain", [one, two])
+    pipe.set_progress_bar_config(disable=True)
+    assert close(render(pipe), render(computed((one, 1.0), (two, 1.0))))
 
 
 def test_adapters_do_not_touch_the_weights_beneath(one):
     pipe = plain()
     weights = copy.deepcopy({part: pipe.components[part].state_dict() for part in TARGETS})
     pipe.load_lora_weights(one, adapter_name="derain")
-    render(pipe, task="derain")
+    render(pipe)
     pipe.unload_lora_weights()
     for part, before in weights.items():
         after = pipe.components[part].state_dict()
@@ -523,29 +450,33 @@ def test_adapters_do_not_touch_the_weights_beneath(one):
         assert all(torch.equal(before[key], after[key]) for key in before), part
 
 
-def test_an_adapter_of_another_task_is_left_out(tmp_path):
-    """Loading an adapter activates it; a photo that needs another task, or none, must not meet it."""
-    pipe = tiny.pipeline()
-    see(pipe)
-    base = {task: render(pipe, task=task) for task in ("auto", "denoise")}
-    pipe.load_lora_weights(adapter(tmp_path), adapter_name="derain")
-    assert torch.equal(render(pipe, task="auto"), base["auto"])
-    assert torch.equal(render(pipe, task="denoise"), base["denoise"])
-    assert not torch.equal(render(pipe, task="derain"), base["auto"])
+@pytest.mark.parametrize("change", ["renamed", "wider", "ranks"])
+def test_an_adapter_of_other_networks_is_refused_and_nothing_stays(tmp_path, one, base, change):
+    layers = load_file(f"{one}/{FILE}")
+    key = next(name for name in layers if name.startswith("restorer.") and name.endswith("lora_B.weight"))
+    if change == "renamed":
+        layers = {name.replace("restorer.", "restorer.other_"): value for name, value in layers.items()}
+    if change == "wider":
+        layers[key] = torch.cat([layers[key]] * 2)
+    if change == "ranks":
+        layers[key] = torch.cat([layers[key]] * 2, dim=1)
+    save_file(layers, tmp_path / FILE)
+    pipe = plain()
+    with pytest.raises(ValueError, match=r"These LoRA weights (belong to other networks|do not fit the)") as caught:
+        pipe.load_lora_weights(str(tmp_path), adapter_name="other")
+    assert "\n" not in str(caught.value) and pipe.get_list_adapters() == {}
+    assert torch.equal(render(pipe), base)
+    pipe.load_lora_weights(one, adapter_name="other")  # the name is free again
 
 
-def test_images_that_need_different_adapters_equal_their_singles(tmp_path):
-    pipe = tiny.pipeline()
-    pipe.load_lora_weights(adapter(tmp_path), adapter_name="derain")
-    images = tiny.image(batch=2)
-    with torch.no_grad():  # the two images fall on either side of the threshold
-        pipe.detector.presence.weight.mul_(50)
-        rain = pipe.detector.config.labels.index("rain")
-        logits = pipe.detector(pipe.encode_image(images)).logits[:, rain]
-        pipe.detector.presence.bias[rain] -= logits.mean()
-    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    together = pipe(images, generator=generators, output_type="pt")
-    assert len({image["rain"] > 0.5 for image in together.degradation}) == 2
-    for i in range(2):
-        alone = pipe(images[i : i + 1], generator=torch.Generator().manual_seed(i + 1), output_type="pt")
-        assert torch.allclose(together.images[i : i + 1], alone.images, atol=1e-5)
+def test_an_adapter_that_fails_leaves_the_others_as_they_were(tmp_path, one):
+    layers = load_file(f"{one}/{FILE}")
+    key = next(name for name in layers if name.startswith("unet.") and name.endswith("lora_B.weight"))
+    save_file({**layers, key: torch.cat([layers[key]] * 2, dim=1)}, tmp_path / FILE)
+    pipe = plain()
+    pipe.load_lora_weights(one, adapter_name="one")
+    before = render(pipe)
+    with pytest.raises(ValueError, match="do not fit the unet"):
+        pipe.load_lora_weights(str(tmp_path), adapter_name="other")
+    assert pipe.get_list_adapters() == {part: ["one"] for part in TARGETS}
+    assert torch.equal(render(pipe), before)

@@ -118,9 +118,10 @@ def checkpoint(tmp_path_factory):
 def test_sizes_have_names_and_files_say_what_they_were_made_of(checkpoint):
     image = ["batch", 3, "height", "width"]
     levels = {f"features_{i}": ["batch", c, f"height_{i}", f"width_{i}"] for i, (c, _) in enumerate(LEVELS)}
+    told = {"condition": ["batch", 9]}
     expected = {
-        RESTORER: ({"degraded": image}, {"restored": image}),
-        GUIDED: ({"degraded": image, "strength": ["batch", 1, 1, 1], **levels}, {"restored": image}),
+        RESTORER: ({"degraded": image, **told}, {"restored": image}),
+        GUIDED: ({"degraded": image, "strength": ["batch", 1, 1, 1], **levels, **told}, {"restored": image}),
         MATCHER: ({"degraded": image, "guidance": image}, {**levels, "confidence": ["batch", 1, "height", "width"]}),
     }
     for name, (inputs, outputs) in expected.items():
@@ -237,7 +238,7 @@ def test_an_export_of_other_weights_is_refused(photo, checkpoint, tmp_path):
 
 def test_an_unknown_backend_is_refused(photo, checkpoint, tmp_path):
     result = run("restore", photo, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--backend", "tensorrt")
-    assert result.exit_code == 2 and "`--backend` must be torch or onnx, got 'tensorrt'" in result.output
+    assert result.exit_code == 2 and "`backend` must be one of torch, onnx, got 'tensorrt'" in result.output
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipelines.pipeline_text_guided_restoration import TASKS
 from tests import tiny
 from textir import suite
-from textir.baselines import dark_channel, guided_filter, non_local_means, total_variation
+from textir.baselines import clahe, dark_channel, non_local_means, total_variation, wavelet
 from textir.cli import app
+from textir.degradations import LABELS
+from textir.evaluation import load_pairs
 from textir.images import Picture, read_picture, write_picture
 from textir.metrics import psnr
 from textir.suite import Row, RowScores, guidance_table, run_suite, table
@@ -20,6 +21,7 @@ ROWS = (
     Row("noise", "clean", "noise:25", baselines=("total variation",)),
     Row("pairs", "pairs", part=(1, 2, 1)),
 )
+TOLD = (Row("noise told", "clean", "noise:25", baselines=("wavelet",), told="denoise"),)
 
 
 def soft_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -60,15 +62,38 @@ def test_the_arms_are_what_the_pipeline_returns(root):
         assert scores.psnr[arm] == [[pytest.approx(psnr(restored, clean), abs=1e-6)]]
 
 
-def test_the_default_of_a_checkpoint_is_an_arm_of_its_own(root, monkeypatch):
-    monkeypatch.setattr("pipelines.pipeline_text_guided_restoration.LEAST_AGREEMENT", -float("inf"))
-    for helped, same in (({}, "none"), (dict.fromkeys(TASKS.values(), 0.0), "cleaned")):
+def test_the_default_of_a_checkpoint_is_an_arm_of_its_own(root):
+    for helped, same in (([], "none"), (LABELS, "cleaned")):
         pipe = tiny.pipeline(guided_degradations=helped)
         with torch.no_grad():
             pipe.detector.presence.bias += 50  # sees everything
         (scores,) = run_suite(pipe, root, ROWS[1:])
         assert scores.psnr["default"] == scores.psnr[same] and scores.psnr["none"] != scores.psnr["cleaned"]
         assert "default - none" in table([scores])
+
+
+def test_a_row_that_is_told_compares_blind_auto_and_told(root):
+    pipe, other = tiny.pipeline(), tiny.pipeline(seed=3)
+    (scores,) = run_suite(pipe, root, TOLD, limit=1, with_baselines=True, against=other)
+    assert set(scores.psnr) == {"input", "blind", "auto", "told", "against", "wavelet"}
+    (pair,) = load_pairs(root / "clean", "noise:25", limit=1)
+    image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None]
+    calls = {
+        "blind": pipe.restore(image)[0],
+        "auto": pipe(image, output_type="pt").images,
+        "told": pipe(image, output_type="pt", task="denoise").images,
+        "against": other(image, output_type="pt").images,
+    }
+    for arm, restored in calls.items():
+        expected = psnr(restored[0].detach().movedim(0, -1).numpy(), pair.clean)
+        assert scores.psnr[arm] == [[pytest.approx(expected, abs=1e-4)]], arm
+    assert "told - blind [95 %]" in table([scores]) and "auto - against [95 %]" in table([scores])
+
+
+def test_of_a_blind_restorer_a_row_has_no_told_arm(root):
+    pipe = tiny.pipeline(restorer=tiny.restorer())
+    (scores,) = run_suite(pipe, root, TOLD, limit=1)
+    assert set(scores.psnr) == {"input", "auto"}
 
 
 def test_without_a_chain_only_the_restorer_is_measured(root):
@@ -91,7 +116,7 @@ def test_equal_images_do_not_make_a_mean_infinite():
 
 
 def test_a_missing_set_is_named_before_anything_is_measured(root):
-    with pytest.raises(ValueError, match="lacks the sets CBSD68, CC15, RainBSD20, SOTS_indoor25"):
+    with pytest.raises(ValueError, match="lacks the sets CBSD68, CC15, GoPro_street4, LOL_eval15, Rain100L_30"):
         run_suite(tiny.pipeline(), root)
 
 
@@ -118,12 +143,12 @@ def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "maxi"], "Unknown `--suite` 'maxi'; known are mini"),
+        (["--suite", "maxi"], "Unknown `--suite` 'maxi'; known are mini, guidance"),
         (["--suite", "mini", "--degradation", "noise:5"], "A suite brings its degradations"),
         (["--suite", "mini", "--task", "denoise"], "A suite brings its degradations, its task"),
         (["--suite", "mini"], "lacks the sets"),
         (["--suite", "mini", "--row", "fog"], "No row of mini starts with fog; it has noise 15, noise 25"),
-        (["--seeds", "2"], "`--row`, `--seeds` and `--baselines` belong to a `--suite`"),
+        (["--seeds", "2"], "`--row`, `--seeds`, `--baselines` and `--against` belong to a `--suite`"),
     ],
 )
 def test_what_a_suite_cannot_do_is_said(arguments, message, tmp_path):
@@ -131,7 +156,7 @@ def test_what_a_suite_cannot_do_is_said(arguments, message, tmp_path):
     assert result.exit_code == 2 and message in result.output
 
 
-@pytest.mark.parametrize("method", [non_local_means, total_variation])
+@pytest.mark.parametrize("method", [non_local_means, total_variation, wavelet])
 def test_denoisers_without_learning_denoise(method):
     clean = soft_photo(96, 96)
     noisy = (clean + np.random.default_rng(0).normal(0, 0.1, clean.shape)).astype(np.float32)
@@ -147,9 +172,6 @@ def test_the_dark_channel_lifts_a_veil():
     assert psnr(dark_channel(veiled)[40:], clean[40:]) > psnr(veiled[40:], clean[40:]) + 4
 
 
-def test_the_guided_filter_keeps_the_edges_of_its_guide():
-    guide = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
-    guide[..., 16:] = 1
-    noise = 0.1 * torch.randn(guide.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    smooth = guided_filter(guide, guide + noise, radius=4, epsilon=1e-3)
-    assert (smooth - guide).abs().max() < 0.06
+def test_clahe_brings_out_a_dark_photo():
+    clean = soft_photo(96, 96)
+    assert psnr(clahe(clean * 0.25), clean) > psnr(clean * 0.25, clean) + 3

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from pipelines import TextGuidedRestorationPipeline
+from textir.degradations import LABELS
 from textir.models import (
     DegradationDetector,
     DRSformer,
@@ -98,14 +99,17 @@ def vae_tiny() -> AutoencoderTiny:
     )
 
 
-def restorer(guided: bool = True, open_gates: bool = True) -> NAFNet:
-    """A NAFNet; with `open_gates` the zero-initialised gates are set so that blocks and guidance show in the output."""
+def restorer(guided: bool = True, open_gates: bool = True, told: bool = False) -> NAFNet:
+    """A NAFNet; with `open_gates` the zero-initialised gates are set so that blocks, guidance and, with `told`, the condition show in the
+    output."""
     model = NAFNet(
         width=4,
         encoder_depths=(1, 1),
         middle_depth=1,
         decoder_depths=(1, 1),
         guidance_channels=(4, 6, 8) if guided else None,
+        labels=LABELS if told else None,
+        expert_rank=2 if told else 0,
     )
     return with_open_gates(model) if open_gates else model
 
@@ -134,6 +138,8 @@ def with_open_gates(model: torch.nn.Module) -> torch.nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith(("alpha", "scale1", "scale2", "patch_selection.low", "patch_selection.high")):
                 parameter.fill_(0.5)
+            if name.endswith(("expert_up", "modulate.weight", "condition_shift.weight")):
+                parameter.normal_(std=0.3)
     return model
 
 
@@ -150,12 +156,12 @@ def components(seed: int = 0, vae: str = "kl", **overrides) -> dict:
         "tokenizer": words,
         "text_encoder": text_encoder(len(words)),
         "mapper": ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16),
-        "cleaner": TextualCleaner(WORD_DIM, NUM_WORDS, width=16),
+        "cleaner": with_open_gates(TextualCleaner(WORD_DIM, NUM_WORDS, width=16, labels=LABELS)),
         "unet": unet(),
         "vae": vae_kl() if vae == "kl" else vae_tiny(),
         "scheduler": DDIMScheduler(),
         "matcher": GuidanceMatcher(widths=(4, 6, 8), depth=1, block_size=4),
-        "restorer": restorer(),
+        "restorer": restorer(told=True),
         "detector": DegradationDetector(IMAGE_DIM, width=16),
     }
     for part in parts.values():

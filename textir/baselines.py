@@ -1,4 +1,4 @@
-"""Methods without learning, to know what a network is worth: two denoisers of scikit-image, and haze removal by the dark channel.
+"""Methods without learning, to know what a network is worth: denoisers and CLAHE of scikit-image, and haze removal by the dark channel.
 
 All take and return an image `(H, W, 3)` in [0, 1] and are told nothing.
 """
@@ -6,7 +6,10 @@ All take and return an image `(H, W, 3)` in [0, 1] and are told nothing.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+from kornia.filters import guided_blur
+from skimage.color import lab2rgb, rgb2lab
+from skimage.exposure import equalize_adapthist
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 
 def non_local_means(image: np.ndarray) -> np.ndarray:
@@ -20,6 +23,19 @@ def total_variation(image: np.ndarray) -> np.ndarray:
     """Total variation (Rudin et al. 1992, by Chambolle's algorithm) with a weight in proportion to the noise level."""
     sigma = noise_level(image)
     return denoise_tv_chambolle(image, weight=max(sigma, 1e-4), channel_axis=-1).clip(0, 1).astype(np.float32)
+
+
+def wavelet(image: np.ndarray) -> np.ndarray:
+    """BayesShrink of wavelet coefficients in YCbCr (Chang et al., *Adaptive wavelet thresholding*, 2000)."""
+    clipped = image.clip(0, 1)
+    return denoise_wavelet(clipped, method="BayesShrink", convert2ycbcr=True, channel_axis=-1).clip(0, 1).astype(np.float32)
+
+
+def clahe(image: np.ndarray, clip_limit: float = 0.03) -> np.ndarray:
+    """Contrast limited adaptive histogram equalisation (Zuiderveld 1994) of the lightness."""
+    lab = rgb2lab(image.clip(0, 1))
+    lab[..., 0] = 100 * equalize_adapthist(lab[..., 0] / 100, clip_limit=clip_limit)
+    return lab2rgb(lab).clip(0, 1).astype(np.float32)
 
 
 def noise_level(image: np.ndarray) -> float:
@@ -44,7 +60,7 @@ def dark_channel(image: np.ndarray, window: int = 15, omega: float = 0.95, floor
     brightest = dark.flatten().topk(max(dark.numel() // 1000, 1)).indices
     air = haze.flatten(2)[..., brightest].amax(-1)[..., None, None].clamp(min=0.1)
     rough = 1 - omega * lowest(haze / air, window)
-    transmission = guided_filter(haze.mean(1, keepdim=True), rough, radius=40, epsilon=1e-3).clamp(floor, 1)
+    transmission = guided_blur(haze.mean(1, keepdim=True), rough, 81, 1e-3).clamp(floor, 1)
     clear = ((haze - air) / transmission + air).clamp(0, 1)
     return clear[0].movedim(0, -1).float().numpy()
 
@@ -54,15 +70,10 @@ def lowest(image: torch.Tensor, window: int) -> torch.Tensor:
     return -F.max_pool2d(-image.amin(1, keepdim=True), window, stride=1, padding=window // 2)
 
 
-def guided_filter(guide: torch.Tensor, image: torch.Tensor, radius: int, epsilon: float) -> torch.Tensor:
-    """Smooth `image` along the edges of `guide`, both `(1, 1, H, W)`."""
-
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
-
-    slope = (mean(guide * image) - mean(guide) * mean(image)) / (mean(guide * guide) - mean(guide) ** 2 + epsilon)
-    offset = mean(image) - slope * mean(guide)
-    return mean(slope) * guide + mean(offset)
-
-
-BASELINES = {"non-local means": non_local_means, "total variation": total_variation, "dark channel": dark_channel}
+BASELINES = {
+    "non-local means": non_local_means,
+    "total variation": total_variation,
+    "wavelet": wavelet,
+    "CLAHE": clahe,
+    "dark channel": dark_channel,
+}

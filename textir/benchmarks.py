@@ -48,9 +48,9 @@ class Layout(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """A published data set: the task it is for, and the layouts of its splits."""
+    """A published data set: what its degraded images suffer from, and the layouts of its splits."""
 
-    task: str
+    label: str
     train: tuple[Layout, ...] = ()
     test: tuple[Layout, ...] = ()
 
@@ -104,23 +104,23 @@ _SIDD = tuple(
 )
 
 BENCHMARKS = {
-    "bsd400_wed": Benchmark("denoise", train=(Layout(("BSD400/*", "WED/*")),)),
-    "cbsd68": Benchmark("denoise", test=(Layout(("original_png/*",)), Layout(("*",)))),
+    "bsd400_wed": Benchmark("noise", train=(Layout(("BSD400/*", "WED/*")),)),
+    "cbsd68": Benchmark("noise", test=(Layout(("original_png/*",)), Layout(("*",)))),
     "rain100l": Benchmark(
-        "derain",
+        "rain",
         train=(_yang("rain_data_train_Light"), *_RAIN100L, *_TRAIN),
         test=(_yang("rain_data_test_Light"), *_RAIN100L, *_TEST),
     ),
-    "rain13k": Benchmark("derain", train=(_folders("train/Rain13K/input", "train/Rain13K/target"), *_TRAIN), test=_TEST),
-    "rain200l": Benchmark("derain", *_RAIN200),
-    "rain200h": Benchmark("derain", *_RAIN200),
-    "did": Benchmark("derain", _TRAIN, _TEST),
-    "ddn": Benchmark("derain", *_DDN),
+    "rain13k": Benchmark("rain", train=(_folders("train/Rain13K/input", "train/Rain13K/target"), *_TRAIN), test=_TEST),
+    "rain200l": Benchmark("rain", *_RAIN200),
+    "rain200h": Benchmark("rain", *_RAIN200),
+    "did": Benchmark("rain", _TRAIN, _TEST),
+    "ddn": Benchmark("rain", *_DDN),
     "its": Benchmark(
-        "dehaze", train=(_folders("hazy", "clear", _AFTER_NUMBER), _folders("train/hazy", "train/gt", _AFTER_NUMBER))
+        "haze", train=(_folders("hazy", "clear", _AFTER_NUMBER), _folders("train/hazy", "train/gt", _AFTER_NUMBER))
     ),
     "ots": Benchmark(
-        "dehaze",
+        "haze",
         train=(
             _folders("hazy", "clear", _AFTER_NUMBER),
             Layout(("part*/*",), rf"^part\d*/(.*?){_AFTER_NUMBER}$", r"clear/\1"),
@@ -128,7 +128,7 @@ BENCHMARKS = {
         ),
     ),
     "sots_indoor": Benchmark(
-        "dehaze",
+        "haze",
         test=(
             _folders("indoor/hazy", "indoor/gt", _AFTER_NUMBER),
             _folders("nyuhaze500/hazy", "nyuhaze500/gt", _AFTER_NUMBER),
@@ -137,16 +137,16 @@ BENCHMARKS = {
         ),
     ),
     "sots_outdoor": Benchmark(
-        "dehaze",
+        "haze",
         test=(_folders("outdoor/hazy", "outdoor/gt", _AFTER_NUMBER), _folders("hazy", "gt", _AFTER_NUMBER), *_INPUT_TARGET),
     ),
     "gopro": Benchmark(
-        "deblur",
+        "blur",
         train=(Layout(("train/*/blur/*",), r"/blur/", "/sharp/"), *_TRAIN),
         test=(Layout(("test/*/blur/*",), r"/blur/", "/sharp/"), _folders("test/GoPro/input", "test/GoPro/target"), *_TEST),
     ),
     "hide": Benchmark(
-        "deblur",
+        "blur",
         train=(_folders("train", "GT"),),
         test=(
             Layout(("test/test-*/*",), r"^test/test-[^/]*/", "GT/"),
@@ -155,11 +155,11 @@ BENCHMARKS = {
             *_INPUT_TARGET,
         ),
     ),
-    "realblur_r": Benchmark("deblur", _realblur("R", _REALBLUR_R, "train"), _realblur("R", _REALBLUR_R, "test")),
-    "realblur_j": Benchmark("deblur", _realblur("J", _REALBLUR_J, "train"), _realblur("J", _REALBLUR_J, "test")),
+    "realblur_r": Benchmark("blur", _realblur("R", _REALBLUR_R, "train"), _realblur("R", _REALBLUR_R, "test")),
+    "realblur_j": Benchmark("blur", _realblur("J", _REALBLUR_J, "train"), _realblur("J", _REALBLUR_J, "test")),
     "dpdd": Benchmark("defocus", _dpdd("train"), _dpdd("test")),
     "dpdd_dual": Benchmark("defocus", _dual("train"), _dual("test")),
-    "sidd": Benchmark("denoise", *_SIDD),
+    "sidd": Benchmark("noise", *_SIDD),
     "lol": Benchmark(
         "lowlight",
         train=(_folders("our485/low", "our485/high"), *_TRAIN),

@@ -19,7 +19,14 @@ Output = Annotated[Path, typer.Option(help="Folder for the results; made if it i
 Checkpoint = Annotated[str, typer.Option(help="mini (embedded), a folder in diffusers format, or a Hub id.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA: a name in the checkpoint, a folder or a Hub id.")]
 Task = Annotated[
-    str, typer.Option(help="auto, denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg, or an adapter's name.")
+    str,
+    typer.Option(
+        help="What to remove: auto (find out), denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg, sharpen, or several, joined "
+        "by +."
+    ),
+]
+Keep = Annotated[
+    str | None, typer.Option(help="What must stay, such as haze; with --task auto everything else that is found is removed.")
 ]
 Guidance = Annotated[str, typer.Option(help="cleaned, degraded, prompt or none.")]
 Prompt = Annotated[str | None, typer.Option(help="Words joined to the pseudo-words.")]
@@ -46,48 +53,16 @@ def fail(message: object) -> typer.Exit:
     return typer.Exit(2)
 
 
-def find_adapters(checkpoint: str, adapter: str | None, task: str = "auto", backend: str = "torch") -> dict[str, str]:
-    """Names and places of the LoRA weights that are asked for, and of those that the checkpoint has for a task."""
-    from pipelines import MINI
-
-    carried = Path(MINI if checkpoint == "mini" else checkpoint) / "adapters"
-    wanted = [] if adapter is None else [adapter]
-    if backend == "torch" and task != adapter and (carried / task).is_dir():
-        wanted.append(task)
-    return {Path(name).name.replace(".", "_"): str(carried / name) if (carried / name).is_dir() else name for name in wanted}
-
-
-def load_pipeline(checkpoint: str, adapters: dict[str, str], device: str, dtype: str, backend: str = "torch"):
-    """A pipeline ready to work, with adapters or ONNX files if they are asked for."""
-    import torch
+def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"):
+    """A pipeline ready to work, quiet while it loads."""
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
-    from pipelines import MINI, TextGuidedRestorationPipeline
+    from pipelines import load
 
-    dtypes = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise ValueError(f"`--dtype` must be one of {', '.join(dtypes)}, got {dtype!r}.")
-    if backend not in ("torch", "onnx"):
-        raise ValueError(f"`--backend` must be torch or onnx, got {backend!r}.")
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = dtypes[dtype] or (torch.float16 if device.startswith("cuda") else torch.float32)
-    folder = MINI if checkpoint == "mini" else checkpoint
-    if not Path(folder).is_dir() and (Path(folder).exists() or folder.count("/") != 1):
-        raise ValueError(f"{folder} is neither a folder in diffusers format nor a Hub id of the form user/name.")
-    try:
-        pipe = TextGuidedRestorationPipeline.from_pretrained(folder, dtype=precision).to(device)
-    except (OSError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{folder} could not be loaded on {device}: {error}") from error
-    for name, place in adapters.items():
-        pipe.load_lora_weights(place, adapter_name=name)
-    if backend == "onnx":
-        from textir.onnx_export import use_onnx
-
-        use_onnx(pipe, folder)
+    pipe = load(checkpoint, adapter, device, dtype, backend)
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     return pipe
 
@@ -97,6 +72,7 @@ def restore(
     inputs: Inputs,
     output: Output,
     task: Task = "auto",
+    keep: Keep = None,
     checkpoint: Checkpoint = "mini",
     adapter: Adapter = None,
     guidance: Guidance = "cleaned",
@@ -116,13 +92,17 @@ def restore(
     backend: Backend = "torch",
 ) -> None:
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its source."""
-    from textir.restoration import plan_jobs, restore_files, restore_picture
+    from textir.restoration import plan_jobs, restore_files, restore_picture, what_was_done
 
     try:
         jobs = plan_jobs(inputs, output, recursive)
-        pipe = load_pipeline(checkpoint, find_adapters(checkpoint, adapter, task, backend), device, dtype, backend)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         pipe.check_arguments(
-            task, guidance_strength=strength, num_inference_steps=1 if steps is None else steps, tile=tile or None
+            task,
+            guidance_strength=strength,
+            num_inference_steps=1 if steps is None else steps,
+            tile=tile or None,
+            keep=keep,
         )
         pipe.check_guidance(guidance, prompt, negative_prompt, guidance_scale=guidance_scale)
     except (ValueError, OSError) as error:
@@ -130,11 +110,12 @@ def restore(
     import torch
 
     def run(picture):
-        return restore_picture(
+        restored, output = restore_picture(
             pipe,
             picture,
             tile="auto" if tile is None else tile or None,
             task=task,
+            keep=keep,
             guidance=guidance,
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -144,16 +125,21 @@ def restore(
             return_influence=intermediates,
             generator=torch.Generator().manual_seed(seed),
         )
+        notes.append(what_was_done(output, hint="--task"))
+        return restored, output
 
-    written, bad = 0, []
+    written, bad, notes = 0, [], []
     for job, target, problem in tqdm(
         restore_files(jobs, run, skip_existing, intermediates), total=len(jobs), unit="image", disable=None
     ):
         if problem is None:
             written += 1
             tqdm.write(str(target))
+            while notes:
+                tqdm.write(f"  {notes.pop()}")
             continue
         bad.append(job.source)
+        notes.clear()
         tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
         if fail_fast:
             break
@@ -221,13 +207,16 @@ def evaluate(
     ],
     suite: Annotated[
         str | None,
-        typer.Option(help="mini: all test sets of the embedded checkpoint, without guidance and with each kind of it."),
+        typer.Option(help="mini: all test sets, blind, by itself and told; guidance: what each kind of guidance is worth."),
     ] = None,
     rows: Annotated[
         list[str] | None, typer.Option("--row", help="Of a suite: only rows whose name starts so, such as haze; repeatable.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Of a suite: repeat with so many seeds, from --seed on.")] = 1,
     baselines: Annotated[bool, typer.Option(help="Of a suite: measure methods without learning too.")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="Of a suite: another checkpoint, measured beside this one with its own defaults.")
+    ] = None,
     degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
     protocol: Annotated[str, typer.Option(help="rgb or y (luma, as deraining tables use).")] = "rgb",
     border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
@@ -235,6 +224,7 @@ def evaluate(
     checkpoint: Checkpoint = "mini",
     adapter: Adapter = None,
     task: Task = "auto",
+    keep: Keep = None,
     guidance: Guidance = "cleaned",
     strength: Strength = None,
     steps: Steps = None,
@@ -251,16 +241,17 @@ def evaluate(
     from textir.metrics import Protocol
 
     try:
-        if suite is not None and (degradation, task, protocol, border, multiple) != (None, "auto", "rgb", 0, 1):
+        if suite is not None and (degradation, task, keep, protocol, border, multiple) != (None, "auto", None, "rgb", 0, 1):
             raise ValueError("A suite brings its degradations, its task and its protocol; leave out those options.")
-        if suite is None and (rows or seeds != 1 or baselines):
-            raise ValueError("`--row`, `--seeds` and `--baselines` belong to a `--suite`.")
-        adapters = find_adapters(checkpoint, adapter, task, backend)
-        pipe = load_pipeline(checkpoint, adapters, device, dtype, backend)
+        if suite is None and (rows or seeds != 1 or baselines or against):
+            raise ValueError("`--row`, `--seeds`, `--baselines` and `--against` belong to a `--suite`.")
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         if suite is not None:
-            measured = measure_suite(pipe, suite, rows, data, range(seed, seed + seeds), tile or None, limit, baselines)
+            other = None if against is None else load_pipeline(against, None, device, dtype)
+            options = {"with_baselines": baselines, "against": other}
+            measured = measure_suite(pipe, suite, rows, data, range(seed, seed + seeds), tile or None, limit, **options)
             if json_file is not None:
-                write_scores(json_file, measured, checkpoint, adapters)
+                write_scores(json_file, measured, checkpoint, adapter)
             return
         result = evaluate(
             pipe,
@@ -271,6 +262,7 @@ def evaluate(
             limit,
             on_score=lambda s: typer.echo(f"{s.name:24} {s.input_psnr:6.2f} {s.input_ssim:.4f}  ->  {s.psnr:6.2f} {s.ssim:.4f}"),
             task=task,
+            keep=keep,
             guidance=guidance,
             guidance_strength=strength,
             num_inference_steps=steps,
@@ -278,7 +270,7 @@ def evaluate(
             return_influence=False,
         )
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), checkpoint, adapters)
+            write_scores(json_file, result.to_dict(), checkpoint, adapter)
     except (ValueError, OSError) as error:
         raise fail(error) from None
     mean = result.summary()
@@ -290,7 +282,7 @@ def evaluate(
 
 
 def measure_suite(
-    pipe, name: str, only: list[str] | None, root: str, seeds, tile: int | None, limit: int | None, with_baselines: bool
+    pipe, name: str, only: list[str] | None, root: str, seeds, tile: int | None, limit: int | None, **options
 ) -> dict:
     """Run a suite and print its tables; returns everything measured."""
     from dataclasses import asdict
@@ -304,25 +296,25 @@ def measure_suite(
         raise ValueError(f"No row of {name} starts with {' or '.join(only)}; it has {', '.join(r.name for r in SUITES[name])}.")
     results = []
     for row in tqdm(rows, "sets", disable=None):
-        results += run_suite(pipe, root, [row], seeds, tile, limit, with_baselines)
+        results += run_suite(pipe, root, [row], seeds, tile, limit, **options)
     typer.echo(f"{protocol(seeds, tile)}\n\n{table(results)}\n")
     if thumbnails := guidance_table(results):
         typer.echo(f"PSNR of the guidance itself; coarse: 8 x 8 pixels\n\n{thumbnails}")
     return {"suite": name, "protocol": protocol(seeds, tile), "rows": [asdict(scores) for scores in results]}
 
 
-def write_scores(path: Path, scores: dict, checkpoint: str, adapters: dict[str, str]) -> None:
+def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None) -> None:
     """Write scores with the command and the digests of the weights that they were measured with."""
-    from pipelines import MINI
+    from pipelines.loading import find_adapters, locate
     from textir.hub import weights_digest
     from textir.images import writing
 
     def digest(place: str | Path) -> str:
         return weights_digest(place) if Path(place).is_dir() else str(place)  # a name on the Hub says it all
 
-    weights = {"checkpoint": digest(MINI if checkpoint == "mini" else checkpoint)}
-    if adapters:
-        weights["adapter"] = " + ".join(digest(place) for place in adapters.values())
+    weights = {"checkpoint": digest(locate(checkpoint))}
+    if adapter is not None:
+        weights["adapter"] = " + ".join(digest(place) for place in find_adapters(checkpoint, adapter).values())
     made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
@@ -402,7 +394,7 @@ def convert(
 
     try:
         if back:
-            pipe = load_pipeline(str(weights), {}, "cpu", "float32")
+            pipe = load_pipeline(str(weights), None, "cpu", "float32")
             published = {name: value.contiguous() for name, value in convert_back(pipe.restorer, source).items()}
             output.parent.mkdir(parents=True, exist_ok=True)
             with writing(output) as temporary:
@@ -442,7 +434,7 @@ def onnx(
 
     try:
         require("onnx")
-        pipe = load_pipeline(checkpoint, find_adapters(checkpoint, adapter), "cpu", "float32")
+        pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")
         if adapter is not None:
             if Path(checkpoint).resolve() == output.resolve():
                 raise ValueError("An adapter changes the weights; choose a new folder as `--output`.")

@@ -23,14 +23,11 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from textir.benchmarks import BENCHMARKS, Entry, find_benchmark
-from textir.degradations import RECIPES, apply_steps, draw_recipe, parse_recipe
+from textir.conditions import draw_wish, draw_wish_of_pair
+from textir.degradations import LABELS, RECIPES, apply_steps, draw_recipe, parse_recipe
 from textir.images import Picture, list_images, picture_from_pil, read_picture
 
 logger = logging.getLogger(__name__)
-
-LABELS = tuple(dict.fromkeys(ingredient.label for ingredient in RECIPES.values()))
-"""What a sample can suffer from, in the order of its `severity`."""
-
 
 def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
     """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]` into `(recipe, probability)`.
@@ -150,6 +147,7 @@ class Photos:
         skip_bad: leave out entries that cannot be used (each is logged) instead of raising.
         memory: bytes that decoded photos may take; a quarter of the free memory by default.
         record: a JSON file in which checks are remembered, so that a resumed run need not decode a large set again.
+        labels: what the degraded images suffer from, where they are pairs and that is known.
 
     Raises:
         ValueError: if a file is broken or too small or differs in size from its twin; all such files are named.
@@ -162,8 +160,9 @@ class Photos:
         skip_bad: bool = False,
         memory: int | None = None,
         record: str | Path | None = None,
+        labels: Sequence[str] = (),
     ):
-        self.min_size = min_size
+        self.min_size, self.labels = min_size, tuple(labels)
         self.room = psutil.virtual_memory().available // 4 if memory is None else memory
         self.lock = threading.Lock()
         self.kept: dict[Entry, Images] = {}
@@ -266,6 +265,7 @@ class HubPhotos:
         degraded_column: holds the degraded image; without one degradation is synthetic.
         streaming: do not download it whole; then it is read in its order, and samples come from `StreamedCrops`.
         revision: of the Hub repository.
+        labels: what its degraded images suffer from, where that is known.
 
     Raises:
         ValueError: if `datasets` is not installed, the data set cannot be had or lacks a column.
@@ -279,7 +279,9 @@ class HubPhotos:
         degraded_column: str | None = None,
         streaming: bool = False,
         revision: str | None = None,
+        labels: Sequence[str] = (),
     ):
+        self.labels = tuple(labels)
         try:
             import datasets
         except ImportError:
@@ -324,12 +326,15 @@ class Sampler:
         crop_size: side of the square crop in pixels.
         max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
         low_key: share of the clean photos that are darkened (gamma up to 2.5, up to a stop less light) before they are degraded, where
-            the recipe has no `lowlight`: a dark photo need not be an under-exposed one.
+            the recipe does not darken it: a dark photo need not be an under-exposed one.
         min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
             for networks that see whole photos in small.
+        told_share: share of the samples that name what shall go, see `textir.conditions`; of the others the network has to find out.
+            `None` makes samples without a condition.
 
     A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
-    one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known.
+    one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known. With `told_share`
+    there is `"condition": (len(LABELS) + 1,)` too, and `clean` is what the photo looks like once that has been removed.
     """
 
     def __init__(
@@ -339,12 +344,17 @@ class Sampler:
         max_reduction: float = 2.0,
         low_key: float = 0.0,
         min_share: float | None = None,
+        told_share: float | None = None,
     ):
+        self.told_share = told_share
         self.crop_size, self.max_reduction, self.low_key, self.min_share = crop_size, max_reduction, low_key, min_share
         self.mixture = parse_mixture(recipes) if recipes else []
         self.shares = torch.tensor([share for _, share in self.mixture])
 
-    def __call__(self, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Make a sample; `pair_labels` say what the degraded image of a pair suffers from."""
         if images.degraded is None and not self.mixture:
             raise ValueError("These are clean photos; pass `--degradations` to say how they are to be degraded.")
         clean, degraded, guidance = self._crop(images, generator)
@@ -353,13 +363,23 @@ class Sampler:
         severity = torch.full((len(LABELS),), float("nan"))
         if degraded is None:
             recipe = self.mixture[int(torch.multinomial(self.shares, 1, generator=generator))][0]
-            if self.low_key and "lowlight" not in recipe and torch.rand((), generator=generator) < self.low_key:
+            is_dark = any(RECIPES[name].label == "lowlight" for name, *_ in parse_recipe(recipe))
+            if self.low_key and not is_dark and torch.rand((), generator=generator) < self.low_key:
                 clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
                 clean = clean * 2 ** (-torch.rand((), generator=generator) / 2.2)
             steps = draw_recipe(recipe, generator)
-            degraded = apply_steps(clean[None], steps, generator)[0]
             severity = severities(steps)
+            photo, seeds = clean, [int(torch.randint(2**31, (), generator=generator)) for _ in steps]
+            degraded = apply_seeded(photo, steps, seeds)
+            if self.told_share is not None:
+                wish = draw_wish([RECIPES[name].label for name, _ in steps], self.told_share, generator)
+                clean = degraded if wish.kept == len(steps) else apply_seeded(photo, steps[: wish.kept], seeds)
+        elif self.told_share is not None:
+            wish = draw_wish_of_pair(pair_labels, self.told_share if pair_labels else 0.0, generator)
+            clean = degraded if wish.kept else clean
         sample = {"degraded": degraded, "clean": clean, "severity": severity}
+        if self.told_share is not None:
+            sample["condition"] = wish.condition
         return sample if guidance is None else {**sample, "guidance": guidance}
 
     def _crop(self, images: Images, generator: torch.Generator) -> list[torch.Tensor | None]:
@@ -385,6 +405,14 @@ class Sampler:
             return crop if crop.shape[1:] == size else F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
 
         return [cut(array) for array in images]
+
+
+def apply_seeded(image: torch.Tensor, steps: Sequence[tuple[str, float]], seeds: Sequence[int]) -> torch.Tensor:
+    """Apply drawn steps to `(C, H, W)`, each with a seed of its own: what a step draws does not depend on those before it."""
+    image = image[None]
+    for step, seed in zip(steps, seeds):
+        image = apply_steps(image, [step], torch.Generator().manual_seed(seed))
+    return image[0]
 
 
 def severities(steps: Sequence[tuple[str, float]]) -> torch.Tensor:
@@ -441,7 +469,7 @@ class TrainingCrops(Dataset):
         source = int(torch.multinomial(self.weights, 1, generator=generator)) if len(self.sources) > 1 else 0
         photo = int(torch.randint(len(self.sources[source]), (), generator=generator))
         numbers = {"index": index, "source": source, "photo": photo}
-        sample = self.sampler(self.sources[source][photo], generator)
+        sample = self.sampler(self.sources[source][photo], generator, self.sources[source].labels)
         return {**sample, **{name: torch.tensor(number) for name, number in numbers.items()}}
 
 
@@ -469,7 +497,7 @@ class StreamedCrops(IterableDataset):
                     return
                 if index >= self.start:
                     yield {
-                        **self.sampler(self.source.read(row), sample_generator(self.seed, index)),
+                        **self.sampler(self.source.read(row), sample_generator(self.seed, index), self.source.labels),
                         "index": torch.tensor(index),
                     }
                 index += 1

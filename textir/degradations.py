@@ -213,6 +213,63 @@ def low_light(
     return torch.cat(dark).clamp(0, 1)
 
 
+def dim(image: torch.Tensor, amount: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Darkness as files show it, whatever made it: a gain and a gamma of display values, a colour cast, light shot and read noise.
+
+    `low_light` takes light away before the display curve; cameras, editors and screens darken what comes after it as well.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        amount: 0 (a little dark) to 1 (very dark).
+        generator: source of randomness.
+    """
+    dark = []
+    for single in image.split(1):
+        gamma = 1 + (0.3 + 1.7 * amount) * _uniform((0.2, 1.0), generator)
+        stops = (0.5 + 2.0 * amount) * _uniform((0.2, 1.2), generator)
+        cast = torch.exp(0.06 * _normal((1, image.shape[1], 1, 1), generator)).to(image)
+        peak = 10 ** _uniform((2.7, 4.2), generator)
+        read_sigma = _uniform((0.0, 1.5), generator)
+        darkened = (single.clamp(0, 1) ** gamma * 2.0**-stops * cast).clamp(0, 1)
+        dark.append(poisson_gaussian_noise(darkened, peak, read_sigma, generator))
+    return torch.cat(dark)
+
+
+def room_haze(
+    image: torch.Tensor, beta: float = 1.0, airlight: Range = (0.7, 1.0), generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Haze in a room, as in the indoor sets that dehazing is measured on: walls, floor and ceiling recede to a far wall.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        beta: scattering per unit of depth; 0.5 is light, 3 hides the far wall.
+        airlight: see `haze`.
+        generator: source of randomness.
+    """
+    hazy = []
+    for single in image.split(1):
+        depth = room_depth(single, generator)
+        hazy.append(haze(single, beta, airlight, depth.to(single), generator))
+    return torch.cat(hazy)
+
+
+def mist(
+    image: torch.Tensor, beta: float = 0.5, airlight: Range = (0.75, 1.05), generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Haze over a far scene: the distance hardly varies, so the whole picture is pale and flat.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        beta: scattering over the whole distance; 0.3 is a slight veil, 1.5 leaves a fifth of the contrast.
+        airlight: see `haze`.
+        generator: source of randomness.
+    """
+    near = [_uniform((0.5, 0.95), generator) for _ in image]
+    nearness = torch.tensor(near)[:, None, None, None].to(image)
+    depth = nearness + (1 - nearness) * random_depth(image, generator)
+    return haze(image, beta, airlight, depth, generator)
+
+
 def jpeg(image: torch.Tensor, quality: float = 30.0, generator: torch.Generator | None = None) -> torch.Tensor:
     """Compression by the JPEG encoder of Pillow (libjpeg, 4:2:0 chroma): the artefacts of real files.
 
@@ -275,6 +332,26 @@ def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) 
         near = _uniform((0.05, 0.5), generator)
         depths.append(near + (1 - near) * depth)
     return torch.cat(depths).to(image)
+
+
+def room_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Depth `(1, 1, H, W)` in (0, 1] of a photo `(1, C, H, W)` as if of a room seen from inside: side walls, floor and ceiling run
+    towards a far wall, flat objects stand before them, and the edges of the photo are pressed into it by a guided filter."""
+    height, width = image.shape[-2:]
+    longer = max(height, width)
+    y = (torch.linspace(-1, 1, height) - _uniform((-0.4, 0.4), generator))[:, None] * height / longer
+    x = (torch.linspace(-1, 1, width) - _uniform((-0.5, 0.5), generator))[None] * width / longer
+    depth = torch.full((height, width), _uniform((1.5, 5.0), generator))
+    for axis in (x, -x, y, -y):  # a plane at distance d fills what lies beyond d / |axis|
+        plane = _uniform((0.4, 2.0), generator) / axis.clamp(min=1e-3)
+        depth = torch.minimum(depth, plane.expand(height, width))
+    photo = image.detach().float().cpu()
+    objects = flat_objects(photo, generator, int(_uniform((6, 40), generator)))
+    standing = (objects > _uniform((0.3, 0.9), generator)).float() * objects
+    depth = depth[None, None] / depth.amax() * (1 - _uniform((0, 0.8), generator) * standing)
+    size = max(3, (min(height, width) // 24) | 1)
+    depth = guided_blur(photo.mean(1, keepdim=True), depth, size, 1e-3)
+    return (depth / depth.amax().clamp(min=1e-6)).clamp(0.02, 1)
 
 
 def flat_objects(image: torch.Tensor, generator: torch.Generator | None = None, count: int = 24) -> torch.Tensor:
@@ -394,12 +471,19 @@ RECIPES = {
     "camera": Ingredient(camera_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"),
     "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0), "rain"),
     "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0), "haze"),
+    "room": Ingredient(room_haze, "beta", "scattering per unit depth", 0, 10, _levels(0.6, 1.2, 2.4), "haze"),
+    "mist": Ingredient(mist, "beta", "scattering over the distance", 0, 10, _levels(0.3, 0.7, 1.5), "haze"),
     "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31), "blur"),
     "defocus": Ingredient(defocus, "radius", "pixels", 0, 50, _levels(2, 4, 8), "defocus"),
     "lowlight": Ingredient(low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0), "lowlight"),
+    "dim": Ingredient(dim, "amount", "0 to 1", 0, 1, _levels(0.2, 0.5, 0.9), "lowlight"),
     "jpeg": Ingredient(jpeg, "quality", "libjpeg quality", 1, 95, _levels(50, 25, 10), "jpeg"),
     "downup": Ingredient(down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4), "downup"),
 }
+
+
+LABELS = tuple(dict.fromkeys(ingredient.label for ingredient in RECIPES.values()))
+"""What a photo can suffer from: the one vocabulary of recipes, detector, restorer and tasks."""
 
 
 def parse_recipe(recipe: str) -> list[tuple[str, float, float]]:

@@ -2,9 +2,10 @@
 
 The files lie in the folder of their checkpoint. Batch, height and width are free; images are `(batch, C, height, width)`, float32 in [0, 1]:
 
-- `restorer.onnx`: `degraded` -> `restored` (not clipped), without guidance;
+- `restorer.onnx`: `degraded`, and `condition` `(batch, labels + 1)` where the restorer can be told what to remove -> `restored` (not
+  clipped), without guidance;
 - `matcher.onnx`: `degraded`, `guidance` (of one size) -> `features_0`, `features_1`, ... (finest first), `confidence`;
-- `guided_restorer.onnx`: `degraded`, `strength` `(batch, 1, 1, 1)`, those features -> `restored`.
+- `guided_restorer.onnx`: `degraded`, `strength` `(batch, 1, 1, 1)`, those features, `condition` as above -> `restored`.
 """
 
 import importlib.util
@@ -70,13 +71,15 @@ def export_onnx(pipe, folder: str | Path) -> list[Path]:
             raise ValueError(f"{folder} is not empty; choose a new folder, or the checkpoint's own.")
         pipe.save_pretrained(folder)
 
-    degraded = example(pipe.restorer)
-    written = [write_onnx(pipe.restorer, unguided, {"degraded": degraded}, ["restored"], folder / RESTORER)]
+    degraded, told = example(pipe.restorer), {}
+    if pipe.restorer.config.get("labels"):
+        told = {"condition": torch.rand(2, len(pipe.restorer.config.labels) + 1)}
+    written = [write_onnx(pipe.restorer, unguided, {"degraded": degraded, **told}, ["restored"], folder / RESTORER)]
     if takes_guidance(pipe):
         _, _, height, width = degraded.shape
         channels = pipe.restorer.config.guidance_channels
         features = {f"features_{i}": torch.zeros(2, c, height // 2**i, width // 2**i) for i, c in enumerate(channels)}
-        inputs = {"degraded": degraded, "strength": torch.ones(2, 1, 1, 1), **features}
+        inputs = {"degraded": degraded, "strength": torch.ones(2, 1, 1, 1), **features, **told}
         written.append(write_onnx(pipe.restorer, guided, inputs, ["restored"], folder / GUIDED))
         inputs = {"degraded": degraded, "guidance": torch.zeros_like(degraded)}
         written.append(write_onnx(pipe.matcher, matched, inputs, [*features, "confidence"], folder / MATCHER))
@@ -87,12 +90,15 @@ def takes_guidance(pipe) -> bool:
     return pipe.matcher is not None and bool(pipe.restorer.config.guidance_channels)
 
 
-def unguided(restorer: nn.Module, degraded: torch.Tensor) -> torch.Tensor:
-    return restorer(degraded)
+def unguided(restorer: nn.Module, degraded: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
+    return restorer(degraded, condition=condition[0]) if condition else restorer(degraded)
 
 
-def guided(restorer: nn.Module, degraded: torch.Tensor, strength: torch.Tensor, *features: torch.Tensor) -> torch.Tensor:
-    return restorer(degraded, list(features), strength)
+def guided(restorer: nn.Module, degraded: torch.Tensor, strength: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    count = len(restorer.config.guidance_channels)
+    features, condition = others[:count], others[count:]
+    told = {"condition": condition[0]} if condition else {}
+    return restorer(degraded, list(features), strength, **told)
 
 
 def matched(matcher: nn.Module, degraded: torch.Tensor, guidance: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -155,7 +161,7 @@ def write_onnx(network: nn.Module, call: Callable, inputs: dict[str, torch.Tenso
 
 def named_sizes(name: str) -> dict[int, str]:
     """What the free sizes of a tensor are called."""
-    if name == "strength":
+    if name in ("strength", "condition"):
         return {0: "batch"}
     level = name.removeprefix("features") if name.startswith("features") else ""
     return {0: "batch", 2: f"height{level}", 3: f"width{level}"}
@@ -243,21 +249,34 @@ class OnnxRestorer(OnnxNetwork):
         degraded: torch.Tensor,
         guidance_features: list[torch.Tensor] | None = None,
         strength: float | torch.Tensor = 1.0,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Restored images `(B, C, H, W)`; the arguments are those of the network in torch.
 
         Raises:
-            ValueError: if guidance is given to a network that takes none.
+            ValueError: if guidance, or a condition, is given to a network that takes none.
         """
         if degraded.is_meta:
             return self.network(degraded)
+        told = self._told(condition, degraded)
         if guidance_features is None or not (torch.is_tensor(strength) or strength):
-            return self.unguided(degraded=degraded)[0]
+            return self.unguided(degraded=degraded, **told)[0]
         if self.guided is None:
             raise ValueError("This restorer takes no guidance; pass no `guidance_features`.")
         strength = torch.as_tensor(strength, device=degraded.device).expand(len(degraded), 1, 1, 1)
         features = {f"features_{level}": value for level, value in enumerate(guidance_features)}
-        return self.guided(degraded=degraded, strength=strength, **features)[0]
+        return self.guided(degraded=degraded, strength=strength, **features, **told)[0]
+
+    def _told(self, condition: torch.Tensor | None, degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The condition of each image, "find out yourself" where none is given; nothing for a blind network."""
+        labels = self.config.get("labels")
+        if not labels:
+            if condition is not None:
+                raise ValueError("This restorer is blind: it cannot be told what to remove.")
+            return {}
+        if condition is None:
+            condition = F.one_hot(torch.tensor([len(labels)], device=degraded.device), len(labels) + 1)
+        return {"condition": condition.to(degraded).expand(len(degraded), -1)}
 
 
 class OnnxMatcher(OnnxNetwork):

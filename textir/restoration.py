@@ -39,6 +39,32 @@ def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **o
     return picture.with_pixels(np.ascontiguousarray(restored)), output
 
 
+HARDLY = 1.0  # mean change on the 0-255 scale below which a photo counts as unchanged
+SURE = 0.05  # probabilities above this are worth telling
+
+
+def what_was_done(output, hint: str = "task") -> str:
+    """A line on what a pipeline removed from an image and how far it went; where that is next to nothing, with the way out.
+
+    Args:
+        output: of a pipeline, of one image.
+        hint: how the user names tasks.
+    """
+    parts = []
+    if output.removed is not None:
+        removed = output.removed[0]
+        parts.append(f"removed: {', '.join(removed)}" if removed else "nothing to remove")
+    if output.degradation is not None:
+        seen = sorted(output.degradation[0].items(), key=lambda item: -item[1])
+        shares = [f"{label} {probability:.0%}" for label, probability in seen if probability > SURE]
+        parts.append(f"seen: {', '.join(shares)}" if shares else "seen: nothing")
+    if output.change is not None:
+        parts.append(f"mean change {output.change[0]:.1f} of 255")
+        if output.change[0] < HARDLY:
+            parts.append(f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, lowlight)")
+    return "; ".join(parts)
+
+
 STAGES = {  # what a user may be told while a component works
     "image_encoder": "looking at the photo",
     "detector": "finding out what is wrong",
@@ -174,6 +200,8 @@ def write_intermediates(folder: Path, output) -> None:
     words = {
         "guidance": output.guidance,
         "guidance_strength": output.guidance_strength and output.guidance_strength[0],
+        "removed": output.removed and output.removed[0],
+        "change": output.change and output.change[0],
         "degradation": output.degradation and output.degradation[0],
         "severity": output.severity and output.severity[0],
         "nearest_tokens": output.nearest_tokens and output.nearest_tokens[0],

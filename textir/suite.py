@@ -1,7 +1,9 @@
-"""A suite of test sets, and what guidance is worth on them: unguided, from degraded words, from cleaned words, from a clean thumbnail.
+"""Suites of test sets: what a checkpoint restores, and what guidance is worth to it.
 
-The last is an oracle: it bounds what a perfect painter of that size could give. Lin et al. compare the first three in their Table 11. A
-checkpoint that uses guidance against some degradations only has one more: its default.
+A row of restoration has three arms: *blind* (the restorer finds out by itself), *auto* (a call that says nothing) and *told* (the task that
+fits), beside another checkpoint and methods without learning where they are asked for. A row of guidance compares no guidance, guidance
+from degraded words, from cleaned words, and from a clean thumbnail: an oracle, which bounds what a perfect painter of that size could
+give. Lin et al. compare the first three in their Table 11.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +32,7 @@ class Row:
         degradation: recipe for clean images.
         part: which of the images, in sorted order: start, end and step of a slice.
         baselines: methods without learning to compare with, of `textir.baselines`.
+        told: the task that fits; `None` makes a row of guidance.
     """
 
     name: str
@@ -37,29 +40,51 @@ class Row:
     degradation: str | None = None
     part: tuple[int | None, int | None, int] = (None, None, 1)
     baselines: tuple[str, ...] = ()
+    told: str | None = None
 
 
+DENOISERS = ("non-local means", "wavelet")
+BRIGHTENERS = ("CLAHE",)
+HAZE_REMOVERS = ("dark channel",)
 HALF = (None, None, 2)
 MINI = (
-    Row("noise 15", "CBSD68", "noise:15", baselines=("non-local means", "total variation")),
-    Row("noise 25", "CBSD68", "noise:25", baselines=("non-local means", "total variation")),
-    Row("noise 50", "CBSD68", "noise:50", baselines=("non-local means", "total variation")),
-    Row("real noise", "CC15", baselines=("non-local means", "total variation")),
-    Row("rain, streaks", "RainBSD20", part=(10, 20, 1)),
-    Row("rain, dense", "RainBSD20", part=(0, 10, 1)),
-    Row("haze, indoor", "SOTS_indoor25", baselines=("dark channel",)),
-    Row("haze 0.7", "CBSD68", "haze:0.7", HALF),
-    Row("haze 1.5", "CBSD68", "haze:1.5", HALF, ("dark channel",)),
+    Row("noise 15", "CBSD68", "noise:15", baselines=DENOISERS, told="denoise"),
+    Row("noise 25", "CBSD68", "noise:25", baselines=DENOISERS, told="denoise"),
+    Row("noise 50", "CBSD68", "noise:50", baselines=DENOISERS, told="denoise"),
+    Row("real noise, CC15", "CC15", baselines=DENOISERS, told="denoise"),
+    Row("rain, Rain100L", "Rain100L_30", told="derain"),
+    Row("rain, RainBSD20", "RainBSD20", told="derain"),
+    Row("haze indoors, SOTS", "SOTS_indoor25", baselines=HAZE_REMOVERS, told="dehaze"),
+    Row("haze 0.7", "CBSD68", "haze:0.7", baselines=HAZE_REMOVERS, told="dehaze"),
+    Row("haze 1.5", "CBSD68", "haze:1.5", baselines=HAZE_REMOVERS, told="dehaze"),
+    Row("low light, LOL", "LOL_eval15", baselines=BRIGHTENERS, told="lowlight"),
+    Row("low light 1.3", "CBSD68", "lowlight:1.3", baselines=BRIGHTENERS, told="lowlight"),
+    Row("low light 2.5", "CBSD68", "lowlight:2.5", baselines=BRIGHTENERS, told="lowlight"),
+    Row("dim 0.5", "CBSD68", "dim:0.5", baselines=BRIGHTENERS, told="lowlight"),
+    Row("motion blur 9", "CBSD68", "blur:9", told="deblur"),
+    Row("motion blur, GoPro street", "GoPro_street4", told="deblur"),
+    Row("defocus 3", "CBSD68", "defocus:3", told="defocus"),
+    Row("JPEG 20", "CBSD68", "jpeg:20", baselines=("total variation",), told="dejpeg"),
+    Row("haze 1 and noise 15", "CBSD68", "haze:1+noise8:15", told="dehaze+denoise"),
+    Row("clean", "CBSD68", "clean", told="derain"),
+)
+GUIDED = (
+    Row("low light, LOL", "LOL_eval15"),
     Row("low light 1.3", "CBSD68", "lowlight:1.3", HALF),
     Row("low light 2.5", "CBSD68", "lowlight:2.5", HALF),
-    Row("rain heavy", "CBSD68", "rain:heavy", HALF),
-    Row("motion blur 9", "CBSD68", "blur:9", HALF),
-    Row("defocus 3", "CBSD68", "defocus:3", HALF),
-    Row("JPEG 20", "CBSD68", "jpeg:20", HALF),
+    Row("dim 0.5", "CBSD68", "dim:0.5", HALF),
+    Row("haze 0.7", "CBSD68", "haze:0.7", HALF),
+    Row("haze 1.5", "CBSD68", "haze:1.5", HALF),
+    Row("haze indoors, SOTS", "SOTS_indoor25"),
     Row("haze 1 and noise 15", "CBSD68", "haze:1+noise8:15", HALF),
+    Row("noise 25", "CBSD68", "noise:25", HALF),
+    Row("rain, RainBSD20", "RainBSD20"),
+    Row("motion blur 9", "CBSD68", "blur:9", HALF),
+    Row("JPEG 20", "CBSD68", "jpeg:20", HALF),
+    Row("real noise, CC15", "CC15"),
     Row("clean", "CBSD68", "clean", HALF),
 )
-SUITES = {"mini": MINI}
+SUITES = {"mini": MINI, "guidance": GUIDED}
 
 
 @dataclass
@@ -69,7 +94,7 @@ class RowScores:
     Attributes:
         row: its name.
         images: their names.
-        psnr: PSNR in dB by arm, `(seeds, images)`: `input`, `none`, the kinds of guidance, `default`, the baselines.
+        psnr: PSNR in dB by arm, `(seeds, images)`.
         ssim: SSIM likewise.
         guidance_psnr: PSNR of thumbnails by source, `(seeds, images)`: at the guidance's own size (`cleaned`) and at 8 x 8
             (`cleaned, coarse`), beside those of the input and of what the restorer makes alone.
@@ -102,6 +127,7 @@ def run_suite(
     tile: int | None = None,
     limit: int | None = None,
     with_baselines: bool = False,
+    against=None,
     on_row: Callable[[RowScores], None] = lambda scores: None,
 ) -> list[RowScores]:
     """Measure a pipeline on every row.
@@ -114,6 +140,7 @@ def run_suite(
         tile: side of tiles in pixels, none by default; guidance is painted of the whole image in any case.
         limit: at most so many images of a row.
         with_baselines: measure methods without learning too.
+        against: another pipeline, measured beside this one with its own defaults.
         on_row: called after each row.
 
     Raises:
@@ -129,57 +156,78 @@ def run_suite(
             for pair in list(load_pairs(Path(root) / row.data, row.degradation, seed))[slice(*row.part)][:limit]:
                 if not place:
                     scores.images.append(pair.name)
-                measure(scores, place, pipe, pair, seed, tile, row.baselines if with_baselines else ())
+                arms = restoration_arms if row.told else guidance_arms
+                images = arms(scores, place, pipe, pair, seed, tile, row.told)
+                if against is not None:
+                    images["against"] = default_of(against, pair, seed, tile)
+                for name in row.baselines if with_baselines else ():
+                    images[name] = BASELINES[name](pair.degraded)
+                for name, image in images.items():
+                    add(scores.psnr, name, place, psnr(image, pair.clean))
+                    add(scores.ssim, name, place, ssim(image, pair.clean))
         results.append(scores)
         on_row(scores)
     return results
 
 
+Arms = dict[str, np.ndarray]
+
+
 @torch.no_grad()
-def measure(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, baselines: Sequence[str]) -> None:
-    """Add the scores of one image under the seed at `place`."""
-    degraded, clean = (torch.from_numpy(pixels).movedim(-1, 0)[None].to(pipe.device) for pixels in (pair.degraded, pair.clean))
-    arms = {"input": degraded, "none": pipe.restore(degraded, tile=tile)[0]}
-    painted = paint_all(pipe, degraded, clean, seed)
-    for kind, guidance in painted.items():
-        arms[kind], _ = pipe.restore(degraded, stretch(guidance, degraded.shape[-2:]), tile=tile)
-        size = guidance.shape[-2:]
-        for name, side in ((kind, size), (f"{kind}, coarse", (COARSE, COARSE))):
-            add(scores.guidance_psnr, name, place, psnr(array(small(guidance, side)), array(small(clean, side))))
-            for other in ("input", "none"):
-                label = name.replace(kind, other)
-                if kind == "cleaned":
-                    add(scores.guidance_psnr, label, place, psnr(array(small(arms[other], side)), array(small(clean, side))))
-    if "cleaned" in arms and pipe.config.guided_degradations is not None:
-        seen = pipe.detect(pipe.encode_image(degraded), pipe.native_pixels(degraded)) if pipe.detector is not None else ()
-        shown = stretch(painted["cleaned"], degraded.shape[-2:])
-        arms["default"] = (
-            arms["cleaned"] if pipe.default_strengths(degraded, arms["none"], shown, "auto", *seen)[0] else arms["none"]
-        )
-    for name, image in {name: array(image) for name, image in arms.items()}.items():
-        add(scores.psnr, name, place, psnr(image, pair.clean))
-        add(scores.ssim, name, place, ssim(image, pair.clean))
-    for name in baselines:
-        image = BASELINES[name](pair.degraded)
-        add(scores.psnr, name, place, psnr(image, pair.clean))
-        add(scores.ssim, name, place, ssim(image, pair.clean))
+def restoration_arms(
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, told: str | None
+) -> Arms:
+    """What a pipeline makes of an image blind, by itself, and told what is wrong, `(H, W, 3)` each."""
+    arms = {"input": pair.degraded.clip(0, 1)}
+    if pipe.can_remove:
+        arms["blind"] = array(pipe.restore(as_tensor(pair.degraded, pipe.device), tile=tile)[0])
+    arms["auto"] = default_of(pipe, pair, seed, tile)
+    if pipe.can_remove:
+        arms["told"] = default_of(pipe, pair, seed, tile, task=told)
+    return arms
 
 
-def paint_all(pipe, degraded: torch.Tensor, clean: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-    """The guidance of an image `(1, 3, H, W)` by kind; nothing where the pipeline has no chain."""
-    if pipe.unet is None or pipe.matcher is None:
-        return {}
-    painter = pipe.painter()
-    guidance = {
-        kind: painter(degraded, guidance=kind, generator=torch.Generator().manual_seed(seed), output_type="pt").images.float()
-        for kind in ("degraded", "cleaned")
-    }
-    return {**guidance, "oracle": small(clean, guidance["cleaned"].shape[-2:])}
+def guidance_arms(
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, told: str | None = None
+) -> Arms:
+    """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance itself to `scores`."""
+    degraded, clean = (as_tensor(pixels, pipe.device) for pixels in (pair.degraded, pair.clean))
+
+    def call(**options):
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(degraded, tile=tile, output_type="pt", return_influence=False, generator=generator, **options)
+
+    unguided = call(guidance="none")
+    arms = {"input": degraded, "none": unguided.images}
+    if pipe.unet is not None and pipe.matcher is not None:
+        thumbnails = {}
+        for kind in ("degraded", "cleaned"):
+            output = call(guidance=kind, guidance_strength=1.0)
+            arms[kind], thumbnails[kind] = output.images, output.guidance_images
+        thumbnails["oracle"] = small(clean, thumbnails["cleaned"].shape[-2:])
+        reference = F.interpolate(thumbnails["oracle"], degraded.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+        arms["oracle"] = call(guidance="none", guidance_image=reference, guidance_strength=1.0).images
+        thumbnails |= {"input": degraded, "none": unguided.images}
+        size = thumbnails["cleaned"].shape[-2:]
+        for name, image in thumbnails.items():
+            for label, side in ((name, size), (f"{name}, coarse", (COARSE, COARSE))):
+                add(scores.guidance_psnr, label, place, psnr(array(small(image, side)), array(small(clean, side))))
+        if pipe.config.guided_degradations is not None:
+            guided = pipe.default_strengths(unguided.removed, unguided.degradation, 1)[0]
+            arms["default"] = arms["cleaned" if guided else "none"]
+    return {name: array(image) for name, image in arms.items()}
 
 
-def stretch(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """To another size, as the pipeline does with a guidance."""
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+def default_of(pipe, pair: Pair, seed: int, tile: int | None, **options) -> np.ndarray:
+    """What a call with the pipeline's own defaults returns, `(H, W, 3)`."""
+    generator = torch.Generator().manual_seed(seed)
+    image = as_tensor(pair.degraded, pipe.device)
+    output = pipe(image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options)
+    return array(output.images)
+
+
+def as_tensor(pixels: np.ndarray, device) -> torch.Tensor:
+    return torch.from_numpy(pixels).movedim(-1, 0)[None].to(device)
 
 
 def small(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -197,9 +245,10 @@ def add(table: dict[str, list[list[float]]], name: str, place: int, value: float
 
 
 def table(results: Sequence[RowScores]) -> str:
-    """The results in Markdown: PSNR of every arm, and what guidance gains, with its interval."""
+    """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its interval."""
     arms = list(dict.fromkeys(arm for scores in results for arm in scores.psnr))
-    gains = [(arm, "none") for arm in ("default", "cleaned", "degraded") if arm in arms]
+    pairs = [("default", "none"), ("cleaned", "none"), ("degraded", "none"), ("auto", "blind"), ("told", "blind"), ("auto", "against")]
+    gains = [(arm, other) for arm, other in pairs if arm in arms and other in arms]
     head = ["set", "images", *arms, *(f"{arm} - {other} [95 %]" for arm, other in gains)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for scores in results:

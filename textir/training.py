@@ -440,6 +440,8 @@ class TrainingRun:
             if changed:
                 logger.info("changed since the checkpoint was made: %s", "; ".join(changed))
         self.accelerator.load_state(str(checkpoint))
+        if self.ema is not None:
+            self.ema.to(self.device)  # its state is loaded to the CPU
         self.step = self.saved = checkpoint_step(checkpoint)
         logger.info("resumed from %s", checkpoint)
         if self.step > self.config.max_train_steps:

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from diffusers.training_utils import cast_training_params
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
-from pipelines import MINI, TextGuidedRestorationPipeline
+from pipelines import TextGuidedRestorationPipeline, load
+from pipelines.loading import find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import has_lora_layers
 from textir.adapters import has_adapters, save_adapter
+from textir.benchmarks import BENCHMARKS
 from textir.data import HubPhotos, Photos, Sampler, StreamedCrops, TrainingCrops, find_entries, parse_mixture, parse_source
+from textir.degradations import LABELS, RECIPES, parse_recipe
 from textir.encoding import encode_samples, to_device
 from textir.evaluation import Pair, load_pairs
 from textir.hub import describe_training, push, write_card
@@ -51,6 +54,15 @@ class StageConfig(TrainingConfig):
     clean_column: str = knob("image", "column of the clean image")
     degraded_column: str | None = knob(None, "column of the degraded image; degradation is synthetic without one")
     streaming: bool = knob(False, "read the data set of the Hub without downloading it whole")
+    pair_label: list[str] = knob(
+        [],
+        "what the pairs of each --train_data_dir suffer from, such as rain or lowlight+noise, `clean` for folders of clean photos; "
+        "benchmarks know it, and one entry serves all folders",
+    )
+    labels: list[str] = knob(
+        [], "give a network that was blind a condition: the degradations that it can be told to remove, or all (restorer, cleaner)"
+    )
+    told_share: float = knob(0.55, "share of the samples that are told what to remove, where the network has labels")
     degradations: list[str] = knob([], "weighted recipes for clean photos, such as noise:0..50@4 rain:heavy")
     resolution: int = knob(512, "side of the square crops")
     max_reduction: float = knob(2.0, "clean photos are reduced by up to this before cropping")
@@ -68,6 +80,83 @@ class StageConfig(TrainingConfig):
             raise ValueError("`--streaming` reads one `--dataset_name` and nothing beside it.")
         if self.degradations:
             parse_mixture(self.degradations)
+        if not 0 <= self.told_share <= 1:
+            raise ValueError(f"`--told_share` must lie in 0 to 1, got {self.told_share}.")
+        read_all_labels(self.labels)
+        if self.pair_label and len(self.pair_label) not in (1, len(self.train_data_dir)):
+            raise ValueError(
+                f"`--pair_label` needs one entry, or one for each of {len(self.train_data_dir)} `--train_data_dir`, "
+                f"got {len(self.pair_label)}."
+            )
+        for text in self.pair_label:
+            read_labels(text)
+
+
+def read_labels(text: str) -> tuple[str, ...]:
+    """The labels in a text such as `lowlight+noise`; `clean` has none.
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    labels = () if text == "clean" else tuple(text.split("+"))
+    unknown = [label for label in labels if label not in LABELS]
+    if unknown:
+        raise ValueError(f"`--pair_label` takes {', '.join(LABELS)}, joined by +, or clean; got {text!r}.")
+    return labels
+
+
+def read_all_labels(names: list[str]) -> tuple[str, ...]:
+    """What `--labels` says.
+
+    Raises:
+        ValueError: if a degradation is unknown.
+    """
+    unknown = [label for label in names if label not in LABELS]
+    if unknown and list(names) != ["all"]:
+        raise ValueError(f"`--labels` takes all, or some of {', '.join(LABELS)}; got {', '.join(unknown)}.")
+    return LABELS if list(names) == ["all"] else tuple(names)
+
+
+def labels_of(component) -> tuple[str, ...]:
+    """What a restorer or cleaner can be told to remove; nothing of a blind one."""
+    return tuple(component.config.get("labels") or ())
+
+
+def condition_columns(component) -> list[int]:
+    """Where the entries of a component's condition stand in that of a sample, "find out yourself" last."""
+    return [*(LABELS.index(label) for label in labels_of(component)), len(LABELS)]
+
+
+def check_labels(component, config: StageConfig, data: "TrainingData") -> float | None:
+    """The share of samples that are told, `None` for a blind network.
+
+    Raises:
+        ValueError: if the data suffers from what the network has no label for.
+    """
+    labels = labels_of(component)
+    if not labels:
+        return None
+    steps = []
+    if data.is_mixed:
+        for recipe, _ in parse_mixture(config.degradations):
+            steps += parse_recipe(recipe)
+    made = {RECIPES[name].label for name, *_ in steps}
+    for source in data.sources:
+        made |= set(source.labels)
+    if config.told_share and made - set(labels):
+        raise ValueError(
+            f"The training data suffers from {', '.join(sorted(made - set(labels)))}, for which the network has no label; it has "
+            f"{', '.join(labels)}. Leave that out, or train blind (`--told_share 0`)."
+        )
+    return config.told_share
+
+
+def source_labels(source: str, texts: list[str], place: int) -> tuple[str, ...]:
+    """What the pairs of the source at `place` suffer from: what `--pair_label` says, or what its benchmark is known for."""
+    if texts:
+        return read_labels(texts[place if len(texts) > 1 else 0])
+    name = source.partition(":")[0]
+    return (BENCHMARKS[name].label,) if name in BENCHMARKS else ()
 
 
 # ---- data
@@ -85,13 +174,15 @@ class TrainingData:
         else:
             self.weights = None
         record = Path(config.output_dir) / "checked_images"
-        self.sources = [
-            Photos(find_entries(source, "train", config.guidance_dir), smallest, config.skip_bad, record=f"{record}-{i}.json")
-            for i, (source, _) in enumerate(sources)
-        ]
+        self.sources = []
+        for i, (source, _) in enumerate(sources):
+            entries = find_entries(source, "train", config.guidance_dir)
+            labels = source_labels(source, config.pair_label, i)
+            self.sources.append(Photos(entries, smallest, config.skip_bad, record=f"{record}-{i}.json", labels=labels))
         if config.dataset_name:
             columns = (config.dataset_split, config.clean_column, config.degraded_column)
-            self.sources.append(HubPhotos(config.dataset_name, *columns, streaming=config.streaming))
+            labels = read_labels(config.pair_label[0]) if len(config.pair_label) == 1 else ()
+            self.sources.append(HubPhotos(config.dataset_name, *columns, streaming=config.streaming, labels=labels))
         if not config.degradations and any(lacks_twins(source) for source in self.sources):
             raise ValueError("Clean photos need `--degradations`, such as noise:0..50 rain:0.2..1@2.")
         if not config.streaming:
@@ -103,13 +194,18 @@ class TrainingData:
         return all(lacks_twins(source) for source in self.sources)
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether some degradation is made by recipes."""
+        return any(lacks_twins(source) for source in self.sources)
+
+    @property
     def has_guidance(self) -> bool:
         return all(isinstance(source, Photos) and all(entry.guidance for entry in source.entries) for source in self.sources)
 
-    def crops(self, size: int):
-        """Endless training samples of `size` x `size` pixels."""
+    def crops(self, size: int, told_share: float | None = None):
+        """Endless training samples of `size` x `size` pixels; with `told_share` they carry conditions, see `Sampler`."""
         config = self.config
-        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key, config.min_share)
+        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key, config.min_share, told_share)
         if config.streaming:
             return StreamedCrops(self.sources[0], sampler, seed=config.seed)
         return TrainingCrops(self.sources, sampler, self.weights, seed=config.seed)
@@ -123,7 +219,8 @@ def lacks_twins(source: Photos | HubPhotos) -> bool:
 
 
 def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair]]:
-    """`(recipe, pair)` for each validation image: its centre square of `side` pixels, less where the image is smaller."""
+    """`(recipe, pair)` for each validation image, with no recipe for pairs: its centre square of `side` pixels, less where the image
+    is smaller."""
     if config.validation_data_dir is None:
         return
     entries = find_entries(config.validation_data_dir, "test")
@@ -132,17 +229,18 @@ def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair
         for pair in load_pairs(config.validation_data_dir, recipe, config.seed, config.num_validation_images):
             top, left = ((length - min(length, side)) // 2 for length in pair.clean.shape[:2])
             cut = (slice(top, top + side), slice(left, left + side))
-            yield recipe or "pairs", pair._replace(degraded=pair.degraded[cut], clean=pair.clean[cut])
+            yield recipe, pair._replace(degraded=pair.degraded[cut], clean=pair.clean[cut])
 
 
 def validate(
     run: TrainingRun,
     config: StageConfig,
     side: int,
-    render: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    render: Callable[[torch.Tensor, str | None], dict[str, torch.Tensor]],
     sheet: str = "step",
 ) -> dict[str, float]:
-    """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)`, for each recipe and each name that it returns
+    """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)` and the recipe that made them (`None` for pairs), for each
+    recipe and each name that it returns
     (`clean` stands for the target where it differs), save a sheet of the pictures as `validation/SHEET-STEP.png`, and return the
     scores (on the main process)."""
     if not run.is_main or config.validation_data_dir is None:
@@ -152,7 +250,8 @@ def validate(
     with run.averaged(), torch.no_grad():
         for recipe, pair in validation_pairs(config, side):
             degraded = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
-            rendered = render(degraded)
+            rendered = render(degraded, recipe)
+            recipe = recipe or "pairs"
             clean = rendered.pop("clean", torch.from_numpy(pair.clean).movedim(-1, 0)[None]).cpu()
             size = next(iter(rendered.values())).shape[-2:]
             clean = clean if clean.shape[-2:] == size else F.interpolate(clean, size, mode="area")
@@ -261,16 +360,10 @@ def save_first_batch(run: TrainingRun, pipe, batch: dict[str, torch.Tensor], enc
 def load_chain(config: StageConfig) -> TextGuidedRestorationPipeline:
     """The pipeline to start from, in single precision, with the adapter of an earlier stage if one is named."""
     torch.manual_seed(config.seed)  # of what is added to the checkpoint
-    name = MINI if config.pretrained_model_name_or_path == "mini" else config.pretrained_model_name_or_path
-    try:
-        pipe = TextGuidedRestorationPipeline.from_pretrained(
-            name, revision=config.revision, variant=config.variant, dtype=torch.float32
-        )
-    except OSError as error:
-        raise ValueError(f"`--pretrained_model_name_or_path` {name} cannot be loaded: {error}") from error
+    pipe = load(config.pretrained_model_name_or_path, device="cpu", revision=config.revision, variant=config.variant)
     pipe.set_progress_bar_config(disable=True)
-    if config.adapter is not None:
-        pipe.load_lora_weights(config.adapter, adapter_name="default")
+    for source in find_adapters(config.pretrained_model_name_or_path, config.adapter).values():
+        load_adapter(pipe, source, "default")
     return pipe
 
 

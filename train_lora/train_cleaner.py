@@ -21,17 +21,23 @@ from pipelines.pipeline_text_guided_restoration import resize
 from textir.adapters import make_trainable
 from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
+from textir.models import TextualCleaner
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
     StageConfig,
     TrainingData,
     add_cleaner,
     as_guidance,
+    check_labels,
+    condition_columns,
     encoded_batches,
+    labels_of,
     load_chain,
     need,
     place,
     publish,
+    read_all_labels,
+    refuse_lora,
     validate,
 )
 
@@ -101,10 +107,13 @@ def main(config: Config) -> TrainingRun:
     if config.restored_weight:
         need(pipe, "matcher", "restorer")
     add_cleaner(pipe, config)
+    if config.labels:
+        add_condition(pipe, config)
     models = make_trainable(pipe, ["cleaner", *config.also_train], config.rank, config.lora_alpha)
     if config.gradient_checkpointing and pipe.unet is not None:
         pipe.unet.enable_gradient_checkpointing()
     data = TrainingData(config, config.resolution)
+    told_share, columns = check_labels(pipe.cleaner, config, data), condition_columns(pipe.cleaner)
     run = TrainingRun(config, models)
     place(
         pipe,
@@ -126,6 +135,8 @@ def main(config: Config) -> TrainingRun:
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tokens = pipe.encode_image(batch["degraded"])
         encoded = {"image_tokens": tokens} if mapper else {"words": pipe.mapper(tokens.float())}
+        if told_share is not None:
+            encoded["condition"] = batch["condition"]
         if config.word_weight:
             encoded["clean_words"] = pipe.mapper(pipe.encode_image(batch["clean"]).float())
         if config.paints:
@@ -154,14 +165,16 @@ def main(config: Config) -> TrainingRun:
         if config.pixel_weight:
             loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
         if config.restored_weight:
-            restored, _ = pipe.restore(batch["degraded"], resize(painted, batch["degraded"].shape[-2:]))
+            restored = restore_told(pipe, batch, resize(painted, batch["degraded"].shape[-2:]))
             loss = loss + config.restored_weight * restoration_loss(restored, batch["clean"], "psnr")
         return loss
 
-    samples = data.crops(config.resolution)
+    samples = data.crops(config.resolution, told_share)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
         with run.accumulate():
-            cleaned, loss = cleaner(mapper(batch["image_tokens"]) if mapper else batch["words"]), 0.0
+            words = mapper(batch["image_tokens"]) if mapper else batch["words"]
+            told = {} if told_share is None else {"condition": batch["condition"][:, columns]}
+            cleaned, loss = cleaner(words, **told), 0.0
             if config.word_weight:
                 loss = loss + config.word_weight * word_loss(cleaned, batch["clean_words"])
             if config.paints:
@@ -174,11 +187,31 @@ def main(config: Config) -> TrainingRun:
     return run
 
 
+def add_condition(pipe, config: Config) -> None:
+    """Rebuild a blind cleaner as one that can be told what to take out; its function stays as it was."""
+    refuse_lora(config, "condition")
+    options = {name: value for name, value in pipe.cleaner.config.items() if not name.startswith("_")}
+    if options["labels"] is not None:
+        raise ValueError(f"This cleaner has labels already: {', '.join(options['labels'])}; leave out `--labels`.")
+    told = TextualCleaner(**{**options, "labels": read_all_labels(config.labels)})
+    told.load_state_dict(pipe.cleaner.state_dict(), strict=False)
+    pipe.register_modules(cleaner=told)
+
+
+def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
+    """What the checkpoint's restorer makes of degraded images with a guidance of their size, told what the samples are told."""
+    if "condition" not in batch or not labels_of(pipe.restorer):
+        return pipe.restore(batch["degraded"], guidance)[0]
+    features = pipe.matcher(batch["degraded"], guidance).features
+    condition = batch["condition"][:, condition_columns(pipe.restorer)]
+    return pipe.restorer(batch["degraded"], features, condition=condition).clamp(0, 1)
+
+
 def compare(pipe, config: Config):
     """Guidance from the words as they are and from cleaned ones, beside the clean image at their size."""
     paint = pipe.painter()
 
-    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+    def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         return {
             kind: paint(degraded, guidance=kind, generator=torch.Generator().manual_seed(config.seed), output_type="pt").images
             for kind in ("degraded", "cleaned")

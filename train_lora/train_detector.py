@@ -38,7 +38,9 @@ class Config(StageConfig):
     train_batch_size: int = 16
     learning_rate: float = 1e-3
     image_encoder_name_or_path: str = knob(IMAGE_ENCODER, "where the checkpoint has none")
-    detector_config: str | None = knob(None, "JSON of DegradationDetector arguments: builds a new detector")
+    detector_config: str | None = knob(
+        None, "JSON of DegradationDetector arguments: builds a new detector, which takes over what fits of the checkpoint's"
+    )
     num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
 
 
@@ -48,7 +50,10 @@ def main(config: Config) -> TrainingRun:
     if pipe.detector is None or config.detector_config:
         refuse_lora(config, "detector")
         options = {"image_dim": pipe.image_encoder.config.hidden_size, **read_json(config.detector_config, "--detector_config")}
-        pipe.register_modules(detector=DegradationDetector(**options))
+        detector = DegradationDetector(**options)
+        if pipe.detector is not None:
+            take_over(detector, pipe.detector)
+        pipe.register_modules(detector=detector)
     unknown = set(pipe.detector.config.labels) - set(LABELS)
     if unknown:
         raise ValueError(f"No recipe makes {', '.join(sorted(unknown))}; a detector's labels must be among {', '.join(LABELS)}.")
@@ -81,6 +86,20 @@ def main(config: Config) -> TrainingRun:
     run.save()
     publish(run, pipe, "train_detector")
     return run
+
+
+@torch.no_grad()
+def take_over(detector: DegradationDetector, earlier: DegradationDetector) -> None:
+    """Give a new detector the weights of an earlier one: all of the same shape, and of the outputs those of the same label."""
+    old, new = earlier.state_dict(), detector.state_dict()
+    same = {name: value for name, value in old.items() if name in new and value.shape == new[name].shape}
+    detector.load_state_dict(same, strict=False)
+    if "hidden.weight" not in same:
+        return
+    before, after = list(earlier.config.labels), list(detector.config.labels)
+    for label in set(before) & set(after):
+        for name in ("presence.weight", "presence.bias", "severity.weight", "severity.bias"):
+            new[name][after.index(label)] = old[name][before.index(label)]
 
 
 @torch.no_grad()

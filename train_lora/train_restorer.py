@@ -16,7 +16,7 @@ A chain small enough to paint in the loop needs no folder: with `--view 256` the
 around the crop, so that it knows more of the photo than the crop shows; `--crop_sides` teach tiles and whole photos alike. Photos that
 the painter has learnt from are painted better than others, so a network that learns from their paintings trusts guidance too much.
 `--true_share 1 --guidance_jitter 0.35` takes the clean photo in small instead, with the errors of a painter on photos it has never seen.
-Measure then against what guidance helps, and say so in the result: `--guided_degradations haze:0.25 lowlight`.
+Measure then against what guidance helps, and say so in the result: `--guided_degradations haze lowlight`.
 
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
@@ -27,14 +27,29 @@ import torch
 import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
-from pipelines.pipeline_text_guided_restoration import TASKS
 from textir import models as networks
 from textir.adapters import make_trainable
+from textir.conditions import condition_of
 from textir.data import sample_generator
+from textir.degradations import LABELS, RECIPES, parse_recipe
 from textir.losses import restoration_loss
 from textir.models import GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import StageConfig, TrainingData, load_chain, need, place, publish, read_json, refuse_lora, validate
+from train_lora.stage import (
+    StageConfig,
+    TrainingData,
+    check_labels,
+    condition_columns,
+    labels_of,
+    load_chain,
+    need,
+    place,
+    publish,
+    read_all_labels,
+    read_json,
+    refuse_lora,
+    validate,
+)
 
 # The errors that `--guidance_jitter` makes: weight, channels (1: brightness) and cells a side of each field that they are the sum of.
 # These numbers are those of the embedded painter on photos that it has not seen.
@@ -83,13 +98,16 @@ class Config(StageConfig):
     new_guidance: bool = knob(False, "replace fusion blocks and matcher of the checkpoint by new ones")
     guided_degradations: list[str] = knob(
         [],
-        "what the result uses its guidance against unless a call says otherwise, from which severity in [0, 1] on, such as haze:0.25 "
-        "lowlight:0; `all`; as the checkpoint has it by default",
+        "what the result uses its guidance against unless a call says otherwise, such as haze lowlight; `all`; as the checkpoint has it "
+        "by default",
     )
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
-    train_backbone: bool = knob(
-        True, "train the whole restorer; False trains only what guidance adds, strength 0 stays as it was"
+    trains: str = knob(
+        "all",
+        "what of the restorer trains: all; guidance (fusion blocks alone, strength 0 stays as it was); condition (what tells it what to "
+        "remove); experts (of that the experts alone, so that it works as before where it is told nothing)",
     )
+    expert_rank: int = knob(16, "rank of the experts that a new condition brings, one for each label")
     guidance_dropout: float = knob(0.1, "share of samples restored without guidance, so that strength 0 stays good")
     loss: str = knob("l1", "l1 (the paper) or psnr")
     fft_weight: float = knob(0.0, "of the distance in the Fourier domain; SFNet takes 0.1")
@@ -115,6 +133,8 @@ class Config(StageConfig):
             )
         if list(self.phase_ends) != sorted(self.phase_ends) or any(end >= self.max_train_steps for end in self.phase_ends):
             raise ValueError(f"`--phase_ends` must rise and end before `--max_train_steps`, got {self.phase_ends}.")
+        if self.trains not in ("all", "guidance", "condition", "experts"):
+            raise ValueError(f"`--trains` must be all, guidance, condition or experts, got {self.trains!r}.")
         if self.restorer_from and self.pretrained_model_name_or_path is None:
             raise ValueError(
                 "`--restorer_from` completes a checkpoint; name it by `--pretrained_model_name_or_path`, or give the restorer there."
@@ -166,14 +186,17 @@ def main(config: Config) -> TrainingRun:
     pipe = load_restorer(config)
     if config.view is not None:
         need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    if config.labels:
+        add_condition(pipe, config)
     if guided:
         add_guidance(pipe, config)
+    told_share = check_labels(pipe.restorer, config, data)
+    if told_share is None and config.trains in ("condition", "experts"):
+        raise ValueError(f"`--trains {config.trains}` needs a network that can be told what to remove; add `--labels all`.")
     if config.guided_degradations:
         pipe.register_to_config(guided_degradations=read_guided(config.guided_degradations))
     models = make_trainable(pipe, ["restorer", "matcher"] if guided else ["restorer"], config.rank, config.lora_alpha)
-    if guided and not config.train_backbone:
-        for name, parameter in pipe.restorer.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and "fusion" in name)
+    freeze_rest(pipe.restorer, config.trains)
     if config.gradient_checkpointing:
         for model in models.values():
             model.enable_gradient_checkpointing()
@@ -185,21 +208,24 @@ def main(config: Config) -> TrainingRun:
     place(pipe, run, *models, *(["image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"] if shown else []))
     restorer, matcher = run.models["restorer"], run.models.get("matcher")
     painter = pipe.painter().to(run.device) if config.view is not None else None
-    several = {"all_scales": True} if getattr(pipe.restorer, "num_scales", 1) > 1 else {}
+    options = {"all_scales": True} if getattr(pipe.restorer, "num_scales", 1) > 1 else {}
 
     ends = [*config.phase_ends, config.max_train_steps]
-    phases = [(data.crops(size), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
+    phases = [(data.crops(size, told_share), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
+    columns = condition_columns(pipe.restorer)
     for batch in run.batches(phases):
         if painter is not None:
             batch = cut(paint(painter, batch, config, restorer), config)
+        if told_share is not None:
+            options["condition"] = batch["condition"][:, columns]
         with run.accumulate():
             degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
             if guided:
                 guidance = batch["guidance"].contiguous(memory_format=torch.channels_last)
                 features = matcher(mean_view(degraded), guidance).features
-                restored = restorer(degraded, features, draw_strength(batch["index"], config).to(degraded), **several)
+                restored = restorer(degraded, features, draw_strength(batch["index"], config).to(degraded), **options)
             else:
-                restored = restorer(degraded, **several)
+                restored = restorer(degraded, **options)
             loss = restoration_loss(restored, batch["clean"], config.loss, config.fft_weight)
             run.update(loss, len(degraded))
         if run.due(config.validation_steps):
@@ -209,27 +235,43 @@ def main(config: Config) -> TrainingRun:
     return run
 
 
-def read_guided(texts: list[str]) -> dict[str, float] | None:
-    """What `--guided_degradations` says, for the pipeline: degradation -> least severity; `None` for all.
+def add_condition(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
+    """Rebuild a blind restorer as one that can be told what to remove; its function stays as it was."""
+    refuse_lora(config, "condition")
+    options = {name: value for name, value in pipe.restorer.config.items() if not name.startswith("_")}
+    if "labels" not in options:
+        raise ValueError(f"{type(pipe.restorer).__name__} takes no condition; `--labels` needs a NAFNet.")
+    if options["labels"] is not None:
+        raise ValueError(f"This restorer has labels already: {', '.join(options['labels'])}; leave out `--labels`.")
+    told = type(pipe.restorer)(**{**options, "labels": read_all_labels(config.labels), "expert_rank": config.expert_rank})
+    told.load_state_dict(pipe.restorer.state_dict(), strict=False)
+    pipe.register_modules(restorer=told)
+
+
+def freeze_rest(restorer, trains: str) -> None:
+    """Leave to train, of the parameters that do, those that `--trains` names."""
+    names = {
+        "all": ("",),
+        "guidance": ("fusion",),
+        "condition": ("condition_embedding", "modulate", "expert_"),
+        "experts": ("expert_",),
+    }[trains]
+    for name, parameter in restorer.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and any(part in name for part in names))
+
+
+def read_guided(names: list[str]) -> list[str] | None:
+    """What `--guided_degradations` says, for the pipeline; `None` for all.
 
     Raises:
-        ValueError: if a degradation is unknown, or a severity is none.
+        ValueError: if a degradation is unknown.
     """
-    if list(texts) in ([], ["all"]):
+    if list(names) in ([], ["all"]):
         return None
-    helped = {}
-    for text in texts:
-        name, _, least = text.partition(":")
-        try:
-            helped[name] = float(least or 0)
-        except ValueError:
-            helped[name] = -1
-        if name not in TASKS.values() or not 0 <= helped[name] <= 1:
-            raise ValueError(
-                f"`--guided_degradations` takes all, or degradations ({', '.join(TASKS.values())}) each with a least severity in [0, 1], "
-                f"such as haze:0.25; got {text!r}."
-            )
-    return helped
+    unknown = [name for name in names if name not in LABELS]
+    if unknown:
+        raise ValueError(f"`--guided_degradations` takes all, or some of {', '.join(LABELS)}; got {', '.join(unknown)}.")
+    return list(names)
 
 
 def read_data(config: Config, smallest: int) -> TrainingData:
@@ -380,11 +422,16 @@ def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):
     """What the network makes of an image, alone and, where the chain can paint one, with guidance."""
     painter = pipe.painter() if guided and pipe.unet is not None else None
 
-    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+    def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         networks = [pipe.restorer, pipe.matcher] if guided else [pipe.restorer]
         for network in networks:
             network.eval()
+        labels = labels_of(pipe.restorer)
         rendered = {"unguided" if guided else "restored": pipe.restorer(degraded)}
+        if labels and recipe is not None:
+            removed = condition_of([RECIPES[name].label for name, *_ in parse_recipe(recipe)])
+            condition = removed[condition_columns(pipe.restorer)][None].to(degraded)
+            rendered["told"] = pipe.restorer(degraded, condition=condition)
         if painter is not None:
             seen, generator = mean_view(degraded), torch.Generator().manual_seed(0)
             painted = painter(seen, guidance=config.painted_from, generator=generator, output_type="pt").images

@@ -16,7 +16,7 @@ def pass_gate(
     run: TrainingRun,
     config: StageConfig,
     least: float,
-    render: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    render: Callable[[torch.Tensor, str | None], dict[str, torch.Tensor]],
     against: str | None = None,
 ) -> None:
     """Print the gate of a stage, the mean of its validation scores (less those named `against`), and stop with an error where it is

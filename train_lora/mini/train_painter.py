@@ -173,7 +173,7 @@ def paint(pipe, config: Config):
     bare = pipe.painter()
     weights = load_file(config.readout) if config.readout else None
 
-    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+    def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         painted = bare(degraded, guidance="degraded", guidance_init="noise", generator=generator, output_type="pt").images.float()
         rendered = {"painted": painted, "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area")}
@@ -191,7 +191,7 @@ def guide(pipe, config: Config):
     """The guidance that a restorer would get, from words as they are and from cleaned ones, beside the degraded image at its size."""
     bare = pipe.painter()
 
-    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+    def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         guidance = {
             words: bare(degraded, guidance=words, generator=torch.Generator().manual_seed(0), output_type="pt").images.float()
             for words in ("degraded", "cleaned")

@@ -108,7 +108,7 @@ def set_components(vae: AutoencoderTiny, images: torch.Tensor) -> None:
 def render(vae: AutoencoderTiny):
     """What is left of a degraded (here: clean) image after encoding and decoding."""
 
-    def through(image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def through(image: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         small = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)
         return {"restored": vae(small * 2 - 1).sample / 2 + 0.5, "clean": small}
 

@@ -259,7 +259,7 @@ def describe(batch: dict, clean: torch.Tensor, labels: list[torch.Tensor], names
 def read(pipe, readout: ReadOut):
     """What the head reads from the words of an image, beside the image at that size."""
 
-    def render(degraded: torch.Tensor) -> dict[str, torch.Tensor]:
+    def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         words = pipe.mapper(pipe.encode_image(degraded).float())
         return {"read": readout(words).float(), "clean": degraded.clamp(0, 1)}
 
