@@ -14,6 +14,7 @@ from textir.degradations import (
     camera_path_kernel,
     defocus,
     degrade,
+    dim,
     disc_kernel,
     down_up,
     draw_recipe,
@@ -22,11 +23,13 @@ from textir.degradations import (
     haze,
     jpeg,
     low_light,
+    mist,
     motion_blur,
     parse_recipe,
     poisson_gaussian_noise,
     rain,
     random_depth,
+    room_depth,
     smooth_field,
 )
 
@@ -467,3 +470,29 @@ def test_a_batch_is_its_images_one_after_another():
 def test_an_image_without_batch_is_refused():
     with pytest.raises(ValueError, match=r"`image` must be \(B, C, H, W\), got shape \(3, 24, 40\)"):
         degrade(image()[0], "noise")
+
+
+# ---- nearer to real files
+
+
+def test_dimness_darkens_display_values_and_grows():
+    photo = image(24, 40, batch=6) * 0.8 + 0.1
+    means = [dim(photo, amount, seeded()).mean().item() for amount in (0.1, 0.5, 1.0)]
+    assert photo.mean().item() > means[0] > means[1] > means[2] > 0
+
+
+def test_mist_leaves_the_whole_picture_pale_and_flat():
+    photo = image(24, 40, batch=8)
+    veiled = mist(photo, 0.7, (0.9, 0.9), seeded())
+    contrast = veiled.std((1, 2, 3)) / photo.std((1, 2, 3))
+    assert (contrast < 0.8).all() and (contrast > 0.4).all()
+    assert (veiled.mean((1, 2, 3)) > photo.mean((1, 2, 3))).all()
+
+
+def test_a_room_recedes_from_its_border_to_its_far_wall():
+    photo = torch.full((1, 3, 60, 80), 0.5)
+    depths = [room_depth(photo, seeded(seed)) for seed in range(20)]
+    assert all(depth.shape == (1, 1, 60, 80) and 0 < depth.min() and depth.max() == 1 for depth in depths)
+    border = [depth[..., 0].mean() + depth[..., -1].mean() + depth[..., 0, :].mean() + depth[..., -1, :].mean() for depth in depths]
+    middle = [4 * depth[..., 20:40, 30:50].mean() for depth in depths]
+    assert sum(middle) > 1.2 * sum(border)

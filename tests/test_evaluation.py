@@ -9,7 +9,7 @@ from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
 from textir.data import find_entries
 from textir.evaluation import contact_sheet, evaluate, load_pairs
-from textir.images import Picture
+from textir.images import Picture, write_picture
 from textir.metrics import Protocol, psnr
 
 
@@ -67,9 +67,9 @@ def test_scores_are_those_of_the_pictures(pairs, pipe):
 
 
 def test_the_result_says_how_it_was_measured(pairs, pipe):
-    described = evaluate(pipe, pairs, protocol=Protocol("y", border=4), limit=1, task="denoise").to_dict()
+    described = evaluate(pipe, pairs, protocol=Protocol("y", border=4), limit=1, guidance="none").to_dict()
     assert described["protocol"].startswith("Y PSNR/SSIM") and "4 px border" in described["protocol"]
-    assert described["settings"] == {"task": "denoise"} and described["versions"]["torch"] == torch.__version__
+    assert described["settings"] == {"guidance": "none"} and described["versions"]["torch"] == torch.__version__
     assert described["summary"]["images"] == 1
 
 
@@ -77,3 +77,10 @@ def test_a_contact_sheet_has_a_row_for_each_recipe():
     photo = Picture(tiny.image(30, 40)[0].movedim(0, -1).numpy())
     sheet = contact_sheet(photo, ["noise", "rain:heavy+haze:0.8"], width=80)
     assert sheet.pixels.shape == (2 * 60, 4 * 80, 3)
+
+
+def test_what_is_kept_is_only_of_clean_images(tmp_path):
+    for part in ("input", "target"):
+        write_picture(tmp_path / part / "a.png", Picture(np.full((32, 40, 3), 0.5, np.float32)))
+    with pytest.raises(ValueError, match="`kept` is done to clean images"):
+        list(load_pairs(tmp_path, kept="haze:1"))

@@ -90,6 +90,13 @@ def test_a_row_that_is_told_compares_blind_auto_and_told(root):
     assert "told - blind [95 %]" in table([scores]) and "auto - against [95 %]" in table([scores])
 
 
+def test_what_shall_stay_belongs_to_the_target(root):
+    row = Row("kept", "clean", "noise8:15", told="denoise", kept="haze:1")
+    (scores,) = run_suite(tiny.pipeline(), root, [row], limit=1)
+    assert set(scores.psnr) == {"input", "blind", "auto", "told", "keep"}
+    assert scores.psnr["input"][0][0] == pytest.approx(24.6, abs=1)  # the noise alone: the target is hazy too
+
+
 def test_of_a_blind_restorer_a_row_has_no_told_arm(root):
     pipe = tiny.pipeline(restorer=tiny.restorer())
     (scores,) = run_suite(pipe, root, TOLD, limit=1)
@@ -143,7 +150,7 @@ def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "maxi"], "Unknown `--suite` 'maxi'; known are mini, guidance"),
+        (["--suite", "maxi"], "Unknown `--suite` 'maxi'; known are mini, guidance, keep"),
         (["--suite", "mini", "--degradation", "noise:5"], "A suite brings its degradations"),
         (["--suite", "mini", "--task", "denoise"], "A suite brings its degradations, its task"),
         (["--suite", "mini"], "lacks the sets"),

@@ -207,7 +207,10 @@ def evaluate(
     ],
     suite: Annotated[
         str | None,
-        typer.Option(help="mini: all test sets, blind, by itself and told; guidance: what each kind of guidance is worth."),
+        typer.Option(
+            help="mini: all test sets, blind, by itself and told; guidance: what each kind of guidance is worth; keep: what shall stay, "
+            "stays."
+        ),
     ] = None,
     rows: Annotated[
         list[str] | None, typer.Option("--row", help="Of a suite: only rows whose name starts so, such as haze; repeatable.")
@@ -218,6 +221,9 @@ def evaluate(
         str | None, typer.Option(help="Of a suite: another checkpoint, measured beside this one with its own defaults.")
     ] = None,
     degradation: Annotated[str | None, typer.Option(help="Recipe that degrades clean images, such as noise:25.")] = None,
+    kept: Annotated[
+        str | None, typer.Option(help="Recipe of what is done to clean images before that and shall stay, such as haze:1.")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="rgb or y (luma, as deraining tables use).")] = "rgb",
     border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
     multiple: Annotated[int, typer.Option(help="Crop the centre to a multiple of this (16 in the PromptIR family).")] = 1,
@@ -241,7 +247,8 @@ def evaluate(
     from textir.metrics import Protocol
 
     try:
-        if suite is not None and (degradation, task, keep, protocol, border, multiple) != (None, "auto", None, "rgb", 0, 1):
+        brought = (degradation, kept, keep) != (None, None, None) or (task, protocol, border, multiple) != ("auto", "rgb", 0, 1)
+        if suite is not None and brought:
             raise ValueError("A suite brings its degradations, its task and its protocol; leave out those options.")
         if suite is None and (rows or seeds != 1 or baselines or against):
             raise ValueError("`--row`, `--seeds`, `--baselines` and `--against` belong to a `--suite`.")
@@ -261,6 +268,7 @@ def evaluate(
             seed,
             limit,
             on_score=lambda s: typer.echo(f"{s.name:24} {s.input_psnr:6.2f} {s.input_ssim:.4f}  ->  {s.psnr:6.2f} {s.ssim:.4f}"),
+            kept=kept,
             task=task,
             keep=keep,
             guidance=guidance,

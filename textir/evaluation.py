@@ -64,12 +64,15 @@ class Evaluation:
         return {"summary": self.summary(), **asdict(self), "versions": versions}
 
 
-def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0, limit: int | None = None) -> Iterator[Pair]:
+def load_pairs(
+    folder: str | Path, degradation: str | None = None, seed: int = 0, limit: int | None = None, kept: str | None = None
+) -> Iterator[Pair]:
     """The test images of a folder or a published benchmark, in sorted order.
 
     Without `degradation` these are pairs: a folder with `input/` and `target/`, or `sots_indoor:/data/SOTS` (see `textir.benchmarks`).
     With one they are the clean images, and each is degraded with a seed made of its file name, so that an image gets the same
-    degradation whatever else is in the folder.
+    degradation whatever else is in the folder. What `kept` says, a recipe too, is done to them before that, and belongs to the target:
+    a restorer that is told to leave it alone is measured so.
 
     Raises:
         ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not understood.
@@ -78,6 +81,8 @@ def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0
         folder = Path(folder) / "target"
     entries = find_entries(folder, split="test")
     if degradation is None:
+        if kept:
+            raise ValueError("`kept` is done to clean images; say by `degradation` what is to be removed of them, or leave it out.")
         if not all(entry.degraded for entry in entries):
             raise ValueError(
                 f"{folder} has no folder input and target; pairs lie in input/ and target/. "
@@ -91,11 +96,14 @@ def load_pairs(folder: str | Path, degradation: str | None = None, seed: int = 0
             yield Pair(entry.name, degraded, clean, _digest(degraded))
         return
     parse_recipe(degradation)
+    parse_recipe(kept or "")
     for path in [entry.clean for entry in entries][:limit]:
         clean = read_picture(path).pixels
         generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
-        image = degrade(torch.from_numpy(clean).movedim(-1, 0)[None], degradation, generator)
-        degraded = np.ascontiguousarray(image[0].movedim(0, -1).numpy())
+        target = degrade(torch.from_numpy(clean).movedim(-1, 0)[None], kept or "", generator)
+        degraded, clean = (
+            np.ascontiguousarray(image[0].movedim(0, -1).numpy()) for image in (degrade(target, degradation, generator), target)
+        )
         yield Pair(path.stem, degraded, clean, _digest(degraded))
 
 
@@ -115,6 +123,7 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     on_score: Callable[[Score], None] = lambda score: None,
+    kept: str | None = None,
     **options,
 ) -> Evaluation:
     """Restore every image of a folder and compare.
@@ -127,11 +136,12 @@ def evaluate(
         seed: added to the seed that each file name gives; also seeds the guidance.
         limit: measure only the first images.
         on_score: called after each image.
+        kept: recipe of what the images suffer from and shall keep, see `load_pairs`.
         options: further arguments of the pipeline (task, guidance, tile, ...).
     """
-    shown = {name: value for name, value in options.items() if value is not None}
+    shown = {name: value for name, value in {**options, "kept": kept}.items() if value is not None}
     result = Evaluation(str(folder), degradation, str(protocol), seed, shown)
-    for pair in load_pairs(folder, degradation, seed, limit):
+    for pair in load_pairs(folder, degradation, seed, limit, kept):
         start = time.perf_counter()
         image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None]
         generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from textir.baselines import BASELINES
+from textir.degradations import RECIPES, parse_recipe
 from textir.evaluation import Pair, load_pairs
 from textir.metrics import Protocol, psnr, ssim
 
@@ -33,6 +34,7 @@ class Row:
         part: which of the images, in sorted order: start, end and step of a slice.
         baselines: methods without learning to compare with, of `textir.baselines`.
         told: the task that fits; `None` makes a row of guidance.
+        kept: recipe of what the images suffer from and shall keep.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Row:
     part: tuple[int | None, int | None, int] = (None, None, 1)
     baselines: tuple[str, ...] = ()
     told: str | None = None
+    kept: str | None = None
 
 
 DENOISERS = ("non-local means", "wavelet")
@@ -84,7 +87,15 @@ GUIDED = (
     Row("real noise, CC15", "CC15"),
     Row("clean", "CBSD68", "clean", HALF),
 )
-SUITES = {"mini": MINI, "guidance": GUIDED}
+FIRST = (None, 30, 1)
+KEPT = (
+    Row("noise goes, haze stays", "CBSD68", "noise8:15", FIRST, told="denoise", kept="haze:1"),
+    Row("rain goes, haze stays", "CBSD68", "rain:0.5", FIRST, told="derain", kept="haze:1"),
+    Row("haze goes, rain stays", "CBSD68", "haze:1", FIRST, told="dehaze", kept="rain:0.5"),
+    Row("noise goes, darkness stays", "CBSD68", "noise8:15", FIRST, told="denoise", kept="dim:0.4"),
+    Row("JPEG goes, haze stays", "CBSD68", "jpeg:20", FIRST, told="dejpeg", kept="haze:1"),
+)
+SUITES = {"mini": MINI, "guidance": GUIDED, "keep": KEPT}
 
 
 @dataclass
@@ -153,11 +164,12 @@ def run_suite(
     for row in rows:
         scores = RowScores(row.name)
         for place, seed in enumerate(seeds):
-            for pair in list(load_pairs(Path(root) / row.data, row.degradation, seed))[slice(*row.part)][:limit]:
+            pairs = list(load_pairs(Path(root) / row.data, row.degradation, seed, kept=row.kept))
+            for pair in pairs[slice(*row.part)][:limit]:
                 if not place:
                     scores.images.append(pair.name)
                 arms = restoration_arms if row.told else guidance_arms
-                images = arms(scores, place, pipe, pair, seed, tile, row.told)
+                images = arms(scores, place, pipe, pair, seed, tile, row)
                 if against is not None:
                     images["against"] = default_of(against, pair, seed, tile)
                 for name in row.baselines if with_baselines else ():
@@ -175,20 +187,24 @@ Arms = dict[str, np.ndarray]
 
 @torch.no_grad()
 def restoration_arms(
-    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, told: str | None
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
 ) -> Arms:
-    """What a pipeline makes of an image blind, by itself, and told what is wrong, `(H, W, 3)` each."""
+    """What a pipeline makes of an image blind, by itself, told what shall go and, where there is such, what shall stay, `(H, W, 3)`
+    each."""
     arms = {"input": pair.degraded.clip(0, 1)}
     if pipe.can_remove:
         arms["blind"] = array(pipe.restore(as_tensor(pair.degraded, pipe.device), tile=tile)[0])
     arms["auto"] = default_of(pipe, pair, seed, tile)
     if pipe.can_remove:
-        arms["told"] = default_of(pipe, pair, seed, tile, task=told)
+        arms["told"] = default_of(pipe, pair, seed, tile, task=row.told)
+        if row.kept:
+            labels = [RECIPES[name].label for name, *_ in parse_recipe(row.kept)]
+            arms["keep"] = default_of(pipe, pair, seed, tile, keep=labels)
     return arms
 
 
 def guidance_arms(
-    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, told: str | None = None
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
 ) -> Arms:
     """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance itself to `scores`."""
     degraded, clean = (as_tensor(pixels, pipe.device) for pixels in (pair.degraded, pair.clean))

@@ -360,7 +360,10 @@ def save_first_batch(run: TrainingRun, pipe, batch: dict[str, torch.Tensor], enc
 def load_chain(config: StageConfig) -> TextGuidedRestorationPipeline:
     """The pipeline to start from, in single precision, with the adapter of an earlier stage if one is named."""
     torch.manual_seed(config.seed)  # of what is added to the checkpoint
-    pipe = load(config.pretrained_model_name_or_path, device="cpu", revision=config.revision, variant=config.variant)
+    try:
+        pipe = load(config.pretrained_model_name_or_path, device="cpu", revision=config.revision, variant=config.variant)
+    except ValueError as error:
+        raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     for source in find_adapters(config.pretrained_model_name_or_path, config.adapter).values():
         load_adapter(pipe, source, "default")

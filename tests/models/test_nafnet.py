@@ -1,11 +1,15 @@
 """NAFNet restores any size, and guidance enters through gates that begin closed."""
 
+from itertools import combinations
+
 import pytest
 import torch
+from peft import LoraConfig
 
+from tests import tiny
 from tests.tiny import image, restorer
 from textir.models import NAFNet, nafnet
-from textir.models.nafnet import GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate, local_mean
+from textir.models.nafnet import ExpertConv2d, GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate, local_mean
 
 CHANNELS = (4, 6, 8)
 SMALL = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
@@ -242,3 +246,132 @@ def test_the_pooling_window_shrinks_with_the_level(downscale):
     assert [fusion.block.window for fusion in model.encoder_fusions] == windows
     assert [level[0].window for level in model.decoders] == windows[-2::-1]
     assert [fusion.block.window for fusion in model.decoder_fusions] == windows[-2::-1]
+
+
+# ---- told what to remove
+
+LABELS = ("noise", "haze", "blur")
+
+
+def told_network(opened: bool = True, **options) -> NAFNet:
+    torch.manual_seed(0)
+    shape = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
+    model = NAFNet(**{**shape, "labels": LABELS, "condition_width": 8, "expert_rank": 2, **options}).eval()
+    return tiny.with_open_gates(model) if opened else model
+
+
+def wish(*names: str, blind: bool = False) -> torch.Tensor:
+    return torch.tensor([[float(label in names) for label in LABELS] + [float(blind)]])
+
+
+def test_a_fresh_condition_leaves_the_network_as_it_was_to_the_bit():
+    blind = tiny.with_open_gates(told_network(opened=False, labels=None, expert_rank=0))
+    told = told_network(opened=False)
+    told.load_state_dict(blind.state_dict(), strict=False)
+    image = tiny.image()
+    for condition in (None, wish("noise"), wish("haze", "blur"), wish()):
+        assert torch.equal(told(image, condition=condition), blind(image))
+
+
+def test_nothing_said_means_find_out_yourself():
+    network, image = told_network(), tiny.image()
+    assert torch.equal(network(image), network(image, condition=wish(blind=True)))
+    assert not torch.equal(network(image), network(image, condition=wish()))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_each_wish_does_something_of_its_own(rank):
+    network, image = told_network(expert_rank=rank), tiny.image()
+    outputs = [network(image, condition=condition) for condition in (wish("noise"), wish("haze"), wish("noise", "haze"))]
+    assert all(not torch.equal(*pair) for pair in combinations(outputs, 2))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_images_with_wishes_of_their_own_equal_their_singles(train):
+    network, images = told_network().train(train), tiny.image(batch=3)
+    conditions = torch.cat([wish("noise"), wish("haze"), wish(blind=True)])
+    together = network(images, condition=conditions)
+    for i in range(3):
+        alone = network(images[i : i + 1], condition=conditions[i : i + 1])
+        assert torch.allclose(together[i], alone[0], atol=1e-5)
+    assert torch.allclose(network(images, condition=conditions[:1])[1:2], network(images[1:2], condition=wish("noise")), atol=1e-5)
+
+
+def test_an_expert_adds_its_low_rank_product_to_the_weights():
+    layer = ExpertConv2d(4, 6, labels=3, rank=2)
+    torch.nn.init.normal_(layer.expert_up)
+    x, weights = torch.randn(2, 4, 5, 7), torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
+    for i, row in enumerate(weights):
+        kernel = layer.weight[..., 0, 0] + sum(w * layer.expert_up[k] @ layer.expert_down[k] for k, w in enumerate(row))
+        expected = torch.nn.functional.conv2d(x[i : i + 1], kernel[..., None, None], layer.bias)
+        assert torch.allclose(layer(x, weights)[i], expected[0], atol=1e-5)
+
+
+def test_told_networks_run_tile_by_tile_like_at_once():
+    network, image, condition = told_network(width=8), tiny.image(80, 112), wish("haze")
+    with torch.no_grad():
+        tiled = network(image, condition=condition)
+    assert torch.allclose(tiled, network(image, condition=condition), atol=1e-5)  # with gradients not in tiles
+
+
+def test_checkpointing_gives_the_same_gradients_where_it_is_told():
+    gradients = []
+    for checkpointing in (False, True):
+        network = told_network().train()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        network(tiny.image(), condition=wish("noise")).square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and any("expert" in name for name in gradients[0])
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+
+
+def test_adapters_act_beside_the_experts():
+    network, image, condition = told_network(), tiny.image(), wish("noise")
+    before = network(image, condition=condition)
+    network.add_adapter(LoraConfig(r=2, target_modules=NAFNet._lora_layers))
+    assert torch.allclose(network(image, condition=condition), before, atol=1e-6)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert not torch.allclose(network(image, condition=condition), before, atol=1e-3)
+    assert not torch.equal(network(image, condition=condition), network(image, condition=wish("haze")))
+
+
+def test_compiled_networks_take_conditions():
+    network, image = told_network(), tiny.image(batch=2)
+    compiled = torch.compile(network, backend="eager")
+    for condition in (None, wish("noise"), torch.cat([wish("noise"), wish("haze")])):
+        assert torch.allclose(compiled(image, condition=condition), network(image, condition=condition), atol=1e-6)
+
+
+@pytest.mark.parametrize("condition", [torch.ones(1, 3), torch.ones(4), torch.ones(3, 4)])
+def test_a_condition_of_the_wrong_length_is_refused(condition):
+    with pytest.raises(ValueError, match=r"`condition` must be \(2, 4\): one number for each of noise, haze, blur"):
+        told_network()(tiny.image(batch=2), condition=condition)
+
+
+def test_a_blind_network_cannot_be_told():
+    with pytest.raises(ValueError, match="This NAFNet is blind"):
+        tiny.restorer(guided=False)(tiny.image(), condition=wish("noise"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": ()}, "`labels` must name each degradation once"),
+        ({"labels": ("noise", "noise")}, "`labels` must name each degradation once"),
+        ({"labels": None}, "`expert_rank` 2 needs `labels`"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        told_network(**options)
+
+
+def test_a_told_network_comes_back_as_it_was_saved(tmp_path):
+    network, image = told_network(), tiny.image()
+    network.save_pretrained(tmp_path)
+    again = NAFNet.from_pretrained(tmp_path)
+    assert tuple(again.config.labels) == LABELS
+    assert torch.equal(again(image, condition=wish("haze")), network(image, condition=wish("haze")))

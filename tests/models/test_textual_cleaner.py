@@ -79,3 +79,27 @@ def test_the_same_word_is_cleaned_differently_at_each_place(rank):
 def test_words_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=rf"`pseudo_words` must be \(B, {NUM_WORDS}, {WORD_DIM}\), got \({shape[0]}, "):
         cleaner()(torch.zeros(shape))
+
+
+def told_cleaner(**options) -> TextualCleaner:
+    torch.manual_seed(0)
+    return TextualCleaner(**{"word_dim": 8, "num_words": 3, "width": 16, "labels": ("noise", "haze"), **options})
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_fresh_condition_changes_nothing_and_a_trained_one_does(rank):
+    cleaner, words = told_cleaner(rank=rank), torch.randn(2, 3, 8)
+    noise, haze = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0.0, 1, 0]])
+    assert torch.equal(cleaner(words), cleaner(words, noise))
+    torch.nn.init.normal_(cleaner.condition_shift.weight)
+    assert not torch.equal(cleaner(words, noise), cleaner(words, haze))
+    together = cleaner(words, torch.cat([noise, haze]))
+    assert torch.allclose(together[1], cleaner(words[1:], haze)[0], atol=1e-6)
+    assert torch.equal(cleaner(words), cleaner(words, torch.tensor([[0.0, 0, 1]])))
+
+
+def test_a_condition_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"`condition` must be \(2, 3\): one number for each of noise, haze"):
+        told_cleaner()(torch.randn(2, 3, 8), torch.ones(2, 2))
+    with pytest.raises(ValueError, match="This cleaner was built without `labels`"):
+        told_cleaner(labels=None)(torch.randn(2, 3, 8), torch.ones(2, 3))

@@ -360,7 +360,7 @@ def test_a_freshly_guided_network_is_the_unguided_one_to_the_bit(tmp_path, chain
 
 def test_new_guidance_replaces_what_the_checkpoint_has_and_leaves_the_backbone(tmp_path, pairs):
     start = write_chain(tmp_path / "chain", restorer=tiny.restorer(open_gates=True), matcher=tiny.components()["matcher"])
-    knobs = {"pretrained_model_name_or_path": start, "train_data_dir": [pairs], "degradations": [], "train_backbone": False}
+    knobs = {"pretrained_model_name_or_path": start, "train_data_dir": [pairs], "degradations": [], "trains": "guidance"}
     output = run(
         "train_restorer", tmp_path, new_guidance=True, fusion="decoder", relative=True, matcher_widths=[4, 6, 10], **knobs
     )

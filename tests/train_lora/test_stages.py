@@ -34,9 +34,11 @@ from tests.train_lora import (
     write_photo,
     write_photos,
 )
+from textir.degradations import LABELS
 from textir.images import read_picture
+from textir.models import TextualCleaner
 from textir.training import list_checkpoints
-from train_lora import make_guidance, train_restorer
+from train_lora import make_guidance, stage, train_restorer
 
 load = TextGuidedRestorationPipeline.from_pretrained
 
@@ -684,10 +686,13 @@ def test_true_guidance_repeats_some_of_the_errors_of_the_restorer():
         ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
         ({"view": 64, "true_share": 1.0, "shared_errors": 0.6}, "`--shared_errors` must be at least 0 and goes with"),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
-        ({"guided_degradations": ["fog"]}, "`--guided_degradations` takes all, or degradations .* got 'fog'"),
-        ({"guided_degradations": ["downup"]}, "got 'downup'"),  # a recipe, but no degradation that a pipeline knows
-        ({"guided_degradations": ["haze:much"]}, "got 'haze:much'"),
-        ({"guided_degradations": ["haze:2"]}, "got 'haze:2'"),
+        ({"guided_degradations": ["fog"]}, "`--guided_degradations` takes all, or some of .* got fog"),
+        ({"guided_degradations": ["haze:2"]}, "got haze:2"),
+        ({"trains": "backbone"}, "`--trains` must be all, guidance, condition or experts, got 'backbone'"),
+        ({"told_share": 1.5}, "`--told_share` must lie in 0 to 1, got 1.5"),
+        ({"labels": ["fog"]}, "`--labels` takes all, or some of noise, .* got fog"),
+        ({"pair_label": ["fog"]}, "`--pair_label` takes noise, .*, or clean; got 'fog'"),
+        ({"pair_label": ["rain", "haze"]}, "`--pair_label` needs one entry, or one for each of 1"),
         ({"guided_degradations": ["haze"], "rank": 4}, "belongs to a whole checkpoint"),
     ],
 )
@@ -704,11 +709,11 @@ def test_what_guidance_asks_for_is_refused_without_it(tmp_path, chain, photos, o
 
 def test_a_checkpoint_says_what_its_guidance_is_good_for(tmp_path, chain, photos):
     start = {"train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8], "pretrained_model_name_or_path": chain}
-    said = run("train_restorer", tmp_path / "said", **start, guided_degradations=["haze:0.25", "lowlight"])
-    assert load(said / "pipeline").config.guided_degradations == {"haze": 0.25, "lowlight": 0.0}
+    said = run("train_restorer", tmp_path / "said", **start, guided_degradations=["haze", "lowlight"])
+    assert load(said / "pipeline").config.guided_degradations == ["haze", "lowlight"]
     start |= {"pretrained_model_name_or_path": str(said / "pipeline"), "matcher_widths": []}
     kept = run("train_restorer", tmp_path / "kept", **start)
-    assert load(kept / "pipeline").config.guided_degradations == {"haze": 0.25, "lowlight": 0.0}
+    assert load(kept / "pipeline").config.guided_degradations == ["haze", "lowlight"]
     anew = run("train_restorer", tmp_path / "anew", **start, guided_degradations=["all"])
     assert load(anew / "pipeline").config.guided_degradations is None
 
@@ -720,9 +725,69 @@ def test_painting_in_the_loop_needs_a_chain(tmp_path, photos):
 
 def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, photos):
     start = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8]}
-    output = run("train_restorer", tmp_path, **start, train_backbone=False, checkpointing_steps=2)
+    output = run("train_restorer", tmp_path, **start, trains="guidance", checkpointing_steps=2)
     names = {name for name in trained(output / "checkpoint-2") if name.startswith("restorer.")}
     assert names and all("fusion" in name for name in names)
     before, after = load(chain), load(output / "pipeline")
     old, new = before.restorer.state_dict(), after.restorer.state_dict()
     assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+# ---- what a network is told
+
+
+@pytest.mark.parametrize("trains", ["all", "condition", "experts"])
+def test_a_blind_network_learns_to_be_told(tmp_path, photos, trains):
+    blind = run("train_restorer", tmp_path / "blind", train_data_dir=[photos], restorer_config=small_restorer())
+    start = {"pretrained_model_name_or_path": str(blind / "pipeline"), "train_data_dir": [photos], "labels": ["all"]}
+    start |= {"expert_rank": 2, "trains": trains, "learning_rate": 1e-2, "told_share": 1.0, "degradations": ["noise:25", "haze:1"]}
+    told = run("train_restorer", tmp_path / "told", **start, max_train_steps=4, use_ema=False)
+    before, after = load(blind / "pipeline"), load(told / "pipeline")
+    assert before.can_remove == () and after.can_remove == LABELS
+    image = tiny.image()
+    same = torch.allclose(before.restore(image)[0], after.restore(image)[0], atol=1e-6)
+    assert same == (trains == "experts")  # experts alone leave the blind network as it was
+    noise, haze = (after.restore(image, removed=[[label]])[0] for label in ("noise", "haze"))
+    assert not torch.equal(noise, haze)
+    names = {name for name, value in after.restorer.state_dict().items() if name in before.restorer.state_dict()}
+    moved = any(not torch.equal(before.restorer.state_dict()[name], after.restorer.state_dict()[name]) for name in names)
+    assert moved == (trains == "all")
+
+
+def test_a_cleaner_learns_to_be_told(tmp_path, photos):
+    blind = write_chain(tmp_path / "chain", cleaner=TextualCleaner(tiny.WORD_DIM, tiny.NUM_WORDS, width=16, residual=True))
+    start = {"pretrained_model_name_or_path": blind, "train_data_dir": [photos], "degradations": ["noise:25", "haze:1"]}
+    start |= {"labels": ["all"], "diffusion_weight": 0.0, "word_weight": 1.0, "learning_rate": 1e-2, "max_train_steps": 6}
+    pipe = load(run("train_cleaner", tmp_path / "told", **start) / "pipeline")
+    words = torch.randn(2, tiny.NUM_WORDS, tiny.WORD_DIM)
+    noise, haze = (pipe.cleaner(words, **pipe.condition_of(pipe.cleaner, [[label]] * 2, words)) for label in ("noise", "haze"))
+    assert not torch.equal(noise, haze)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"trains": "experts"}, "`--trains experts` needs a network that can be told what to remove; add `--labels all`"),
+        ({"labels": ["noise"], "degradations": ["haze:1"]}, "The training data suffers from haze, for which the network has no label"),
+        ({"labels": ["noise"], "rank": 2}, "`--rank` adapts a network that is trained already, and the condition is new"),
+    ],
+)
+def test_what_a_network_cannot_be_told_is_refused(tmp_path, photos, knobs, message):
+    blind = run("train_restorer", tmp_path / "blind", train_data_dir=[photos], restorer_config=small_restorer())
+    with pytest.raises(ValueError, match=message):
+        start = {"pretrained_model_name_or_path": str(blind / "pipeline"), "train_data_dir": [photos]}
+        run("train_restorer", tmp_path / "told", **start, **knobs)
+
+
+def test_labels_belong_to_networks_that_take_a_condition(tmp_path, photos):
+    start = TextGuidedRestorationPipeline(restorer=tiny.transformer(guided=False))
+    start.save_pretrained(tmp_path / "restormer")
+    with pytest.raises(ValueError, match="Restormer takes no condition; `--labels` needs a NAFNet"):
+        knobs = {"pretrained_model_name_or_path": str(tmp_path / "restormer"), "train_data_dir": [photos]}
+        run("train_restorer", tmp_path / "told", **knobs, labels=["all"])
+
+
+def test_benchmarks_know_what_their_pairs_suffer_from():
+    assert stage.source_labels("gopro:/data", [], 0) == ("blur",) and stage.source_labels("photos", [], 0) == ()
+    assert stage.source_labels("photos", ["clean", "lowlight+noise"], 1) == ("lowlight", "noise")
+    assert stage.source_labels("lol:/data", ["rain"], 3) == ("rain",)
