@@ -55,6 +55,7 @@ EXAMPLES = {  # public-domain photos that scikit-image ships, degraded by our ow
     "motion blur": (photos.astronaut, "blur:11", "deblur"),
     "out of focus": (photos.chelsea, "defocus:4", "defocus"),
     "JPEG": (photos.coffee, "jpeg:12", "dejpeg"),
+    "enlarged": (photos.astronaut, "downup:2.5", "sharpen"),
 }
 
 
@@ -630,9 +631,7 @@ def task_buttons() -> Buttons:
 
 def keep_buttons() -> Buttons:
     info = "What must stay, such as haze in a picture of morning mist."
-    return Buttons(
-        list(pipe.can_remove), label="Keep", info=info, elem_classes="buttons", visible=bool(pipe.can_remove)
-    )
+    return Buttons(list(pipe.can_remove), label="Keep", info=info, elem_classes="buttons", visible=bool(pipe.can_remove))
 
 
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -715,7 +714,9 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
                     tile = gr.Slider(0, 1024, 0, step=64, label="Tile", info="Side in pixels; 0 chooses by free memory")
                     keep = keep_buttons()
                     choices = ["", *CARRIED]
-                    note = "LoRA weights that act beside the checkpoint's own: a Hub id" + (", or one it carries" if CARRIED else "")
+                    note = "LoRA weights that act beside the checkpoint's own: a Hub id" + (
+                        ", or one it carries" if CARRIED else ""
+                    )
                     adapter = gr.Dropdown(choices, value="", label="Adapter", info=note, allow_custom_value=True)
                     both = gr.Checkbox(True, label="Also paint from the words before cleaning", visible=PAINTS)
             with gr.Column():

@@ -73,9 +73,7 @@ def locate(checkpoint: str | Path) -> str:
     return place
 
 
-def find_adapters(
-    checkpoint: str | Path, adapter: str | Path | Sequence[str | Path] | None
-) -> dict[str, str]:
+def find_adapters(checkpoint: str | Path, adapter: str | Path | Sequence[str | Path] | None) -> dict[str, str]:
     """Names and places of adapters; a name that the checkpoint has in its folder `adapters` is taken from there."""
     names = [] if adapter is None else [adapter] if isinstance(adapter, str | Path) else list(adapter)
     carried = Path(locate(checkpoint)) / "adapters"

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import load
+from pipelines.pipeline_text_guided_restoration import TASKS
 from textir.conditions import SCENE, condition_of, draw_wish, draw_wish_of_pair
 from textir.data import Images, Sampler, sample_generator
 from textir.degradations import LABELS
+from textir.models import DegradationDetector
 
 
 def told(condition: torch.Tensor) -> set[str]:
@@ -103,3 +106,9 @@ def test_without_a_share_samples_are_as_before():
     assert "condition" not in sample
     blind = Sampler(["haze:1.5+noise:5"], crop_size=24, told_share=0.0)(photo(), sample_generator(1, 0))
     assert torch.equal(sample["degraded"], blind["degraded"]) and torch.equal(sample["clean"], blind["clean"])
+
+
+def test_recipes_tasks_detector_and_checkpoint_share_one_vocabulary():
+    pipe = load("mini")
+    assert tuple(TASKS.values()) == LABELS == DegradationDetector(8).config.labels
+    assert tuple(pipe.detector.config.labels) == tuple(pipe.restorer.config.labels) == LABELS

@@ -143,7 +143,7 @@ def visit(folder: str, marker: str):
     pipe.push_to_hub("tester/again")
 
     pipe.load_lora_weights("tester/adapter", adapter_name="derain")
-    pixels["adapted"] = render(pipe, task="derain")
+    pixels["adapted"] = render(pipe)
     report["save while adapted"] = error_of(pipe.save_pretrained, folder / "adapted")
 
     cache = folder / "cache of half"

@@ -1,15 +1,13 @@
 """The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a photo it has never seen."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from skimage.data import astronaut, rocket
+from skimage.data import astronaut
 
 from pipelines import MINI, TextGuidedRestorationPipeline
+from pipelines.pipeline_text_guided_restoration import TASKS
 from textir.degradations import degrade
 from textir.metrics import psnr
 
@@ -48,14 +46,6 @@ def test_every_part_computes_in_single_precision_unless_told_otherwise(mini):
     assert {part.dtype for part in halved.components.values() if isinstance(part, torch.nn.Module)} == {torch.bfloat16}
 
 
-def test_adapters_load_beside_each_other_without_a_warning(recwarn):
-    pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
-    for folder in (Path(MINI) / "adapters").iterdir():
-        pipe.load_lora_weights(str(folder), adapter_name=folder.name)
-    assert len(pipe.restorer.peft_config) == 6
-    assert not [str(warning.message) for warning in recwarn if "peft_config" in str(warning.message)]
-
-
 @pytest.mark.parametrize(("recipe", "gain"), [("haze:1.5", 3), ("lowlight:2.5", 4)])
 def test_cleaned_words_paint_what_degraded_words_do_not(mini, photo, recipe, gain):
     degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
@@ -89,28 +79,37 @@ def test_guidance_is_left_out_where_it_does_not_help(mini, photo, recipe):
     assert torch.equal(out.images, restore(mini, degraded, guidance="none").images)
 
 
-@pytest.mark.parametrize("folder", sorted((Path(MINI) / "adapters").iterdir()), ids=lambda folder: folder.name)
-def test_adapters_hold_nothing_but_layers_of_the_chain(mini, folder):
-    layers = {key.partition(".lora_")[0] for key in load_file(folder / "pytorch_lora_weights.safetensors")}
-    there = {
-        f"{part}.{name}" for part in ("mapper", "cleaner", "unet", "restorer") for name, _ in getattr(mini, part).named_modules()
-    }
-    assert layers <= there and any(layer.startswith("restorer.") for layer in layers)
-
-
 @pytest.mark.parametrize(
-    ("task", "recipe", "gain"), [("denoise", "noise:25", 2), ("lowlight", "lowlight:1.3", 2), ("derain", "rain:heavy", 1)]
+    ("task", "recipe", "gain"),
+    [
+        ("denoise", "noise:25", 7),
+        ("derain", "rain:0.6", 2),
+        ("dehaze", "haze:1", 4),
+        ("lowlight", "lowlight:2.5", 6),
+        ("lowlight", "dim:0.5", 6),
+        ("dejpeg", "jpeg:15", 0.3),
+        ("deblur", "blur:9", 0.1),
+        ("defocus", "defocus:3", 0.1),
+        ("dehaze+denoise", "haze:1+noise8:15", 3),
+    ],
 )
-def test_a_painter_that_knows_the_task_paints_nearer_to_the_clean_photo(task, recipe, gain):
-    """Colours and brightness of a rocket at dusk, which might be a photo that lacks light."""
-    pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
-    pipe.set_progress_bar_config(disable=True)
-    photo = F.interpolate(torch.from_numpy(rocket().astype(np.float32) / 255).movedim(-1, 0)[None], (192, 224), mode="area")
+def test_told_what_is_wrong_photos_come_out_better(mini, photo, task, recipe, gain):
     degraded = degrade(photo, recipe, torch.Generator().manual_seed(0)).clamp(0, 1)
-    before = restore(pipe, degraded).guidance_images
-    pipe.load_lora_weights(f"{MINI}/adapters/{task}", adapter_name=task)
-    after = restore(pipe, degraded, task=task).guidance_images
-    assert decibel(F.adaptive_avg_pool2d(after, 8), photo) > decibel(F.adaptive_avg_pool2d(before, 8), photo) + gain
+    out = restore(mini, degraded, task=task)
+    assert decibel(out.images, photo) > decibel(degraded, photo) + gain
+
+
+@pytest.mark.parametrize("task", ["denoise", "derain", "dehaze", "deblur", "defocus", "lowlight", "dejpeg", "sharpen"])
+def test_told_what_is_not_there_a_clean_photo_comes_back(mini, photo, task):
+    out = restore(mini, photo, task=task, guidance="none")
+    assert decibel(out.images, photo) > 30 and out.removed == [[TASKS[task]]]
+
+
+def test_haze_stays_where_only_noise_shall_go(mini, photo):
+    hazy = degrade(photo, "haze:1", torch.Generator().manual_seed(0))
+    noisy = degrade(hazy, "noise8:15", torch.Generator().manual_seed(1))
+    for wish in ({"task": "denoise"}, {"task": "denoise", "keep": "haze"}):
+        assert decibel(restore(mini, noisy, **wish).images, hazy) > decibel(noisy, hazy) + 6
 
 
 def test_strength_nought_is_no_guidance_to_the_bit(mini, photo):

@@ -116,9 +116,7 @@ BENCHMARKS = {
     "rain200h": Benchmark("rain", *_RAIN200),
     "did": Benchmark("rain", _TRAIN, _TEST),
     "ddn": Benchmark("rain", *_DDN),
-    "its": Benchmark(
-        "haze", train=(_folders("hazy", "clear", _AFTER_NUMBER), _folders("train/hazy", "train/gt", _AFTER_NUMBER))
-    ),
+    "its": Benchmark("haze", train=(_folders("hazy", "clear", _AFTER_NUMBER), _folders("train/hazy", "train/gt", _AFTER_NUMBER))),
     "ots": Benchmark(
         "haze",
         train=(

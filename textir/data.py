@@ -29,6 +29,7 @@ from textir.images import Picture, list_images, picture_from_pil, read_picture
 
 logger = logging.getLogger(__name__)
 
+
 def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
     """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]` into `(recipe, probability)`.
 
@@ -351,9 +352,7 @@ class Sampler:
         self.mixture = parse_mixture(recipes) if recipes else []
         self.shares = torch.tensor([share for _, share in self.mixture])
 
-    def __call__(
-        self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Make a sample; `pair_labels` say what the degraded image of a pair suffers from."""
         if images.degraded is None and not self.mixture:
             raise ValueError("These are clean photos; pass `--degradations` to say how they are to be degraded.")

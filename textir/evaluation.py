@@ -82,7 +82,9 @@ def load_pairs(
     entries = find_entries(folder, split="test")
     if degradation is None:
         if kept:
-            raise ValueError("`kept` is done to clean images; say by `degradation` what is to be removed of them, or leave it out.")
+            raise ValueError(
+                "`kept` is done to clean images; say by `degradation` what is to be removed of them, or leave it out."
+            )
         if not all(entry.degraded for entry in entries):
             raise ValueError(
                 f"{folder} has no folder input and target; pairs lie in input/ and target/. "

@@ -64,10 +64,10 @@ def block(self, x: torch.Tensor) -> torch.Tensor:
     return x + self.feed_forward(self.norm2(x))
 
 
-def naf_block(self, x: torch.Tensor) -> torch.Tensor:
+def naf_block(self, x: torch.Tensor, wish=None) -> torch.Tensor:
     """A block of NAFNet on whole maps."""
-    mixed = self.mix(x)
-    return self.feed_forward(x, mixed * self.attend(mixed))
+    mixed = self.mix(x, wish)
+    return self.feed_forward(x, mixed * self.attend(mixed), wish)
 
 
 def gated_feed_forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -186,9 +186,7 @@ Arms = dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def restoration_arms(
-    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
-) -> Arms:
+def restoration_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row) -> Arms:
     """What a pipeline makes of an image blind, by itself, told what shall go and, where there is such, what shall stay, `(H, W, 3)`
     each."""
     arms = {"input": pair.degraded.clip(0, 1)}
@@ -203,9 +201,7 @@ def restoration_arms(
     return arms
 
 
-def guidance_arms(
-    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
-) -> Arms:
+def guidance_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row) -> Arms:
     """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance itself to `scores`."""
     degraded, clean = (as_tensor(pixels, pipe.device) for pixels in (pair.degraded, pair.clean))
 
@@ -263,7 +259,14 @@ def add(table: dict[str, list[list[float]]], name: str, place: int, value: float
 def table(results: Sequence[RowScores]) -> str:
     """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its interval."""
     arms = list(dict.fromkeys(arm for scores in results for arm in scores.psnr))
-    pairs = [("default", "none"), ("cleaned", "none"), ("degraded", "none"), ("auto", "blind"), ("told", "blind"), ("auto", "against")]
+    pairs = [
+        ("default", "none"),
+        ("cleaned", "none"),
+        ("degraded", "none"),
+        ("auto", "blind"),
+        ("told", "blind"),
+        ("auto", "against"),
+    ]
     gains = [(arm, other) for arm, other in pairs if arm in arms and other in arms]
     head = ["set", "images", *arms, *(f"{arm} - {other} [95 %]" for arm, other in gains)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

@@ -60,7 +60,8 @@ class StageConfig(TrainingConfig):
         "benchmarks know it, and one entry serves all folders",
     )
     labels: list[str] = knob(
-        [], "give a network that was blind a condition: the degradations that it can be told to remove, or all (restorer, cleaner)"
+        [],
+        "give a network that was blind a condition: the degradations that it can be told to remove, or all (restorer, cleaner)",
     )
     told_share: float = knob(0.55, "share of the samples that are told what to remove, where the network has labels")
     degradations: list[str] = knob([], "weighted recipes for clean photos, such as noise:0..50@4 rain:heavy")

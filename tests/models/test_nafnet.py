@@ -294,7 +294,9 @@ def test_images_with_wishes_of_their_own_equal_their_singles(train):
     for i in range(3):
         alone = network(images[i : i + 1], condition=conditions[i : i + 1])
         assert torch.allclose(together[i], alone[0], atol=1e-5)
-    assert torch.allclose(network(images, condition=conditions[:1])[1:2], network(images[1:2], condition=wish("noise")), atol=1e-5)
+    assert torch.allclose(
+        network(images, condition=conditions[:1])[1:2], network(images[1:2], condition=wish("noise")), atol=1e-5
+    )
 
 
 def test_an_expert_adds_its_low_rank_product_to_the_weights():

@@ -740,7 +740,13 @@ def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, ph
 def test_a_blind_network_learns_to_be_told(tmp_path, photos, trains):
     blind = run("train_restorer", tmp_path / "blind", train_data_dir=[photos], restorer_config=small_restorer())
     start = {"pretrained_model_name_or_path": str(blind / "pipeline"), "train_data_dir": [photos], "labels": ["all"]}
-    start |= {"expert_rank": 2, "trains": trains, "learning_rate": 1e-2, "told_share": 1.0, "degradations": ["noise:25", "haze:1"]}
+    start |= {
+        "expert_rank": 2,
+        "trains": trains,
+        "learning_rate": 1e-2,
+        "told_share": 1.0,
+        "degradations": ["noise:25", "haze:1"],
+    }
     told = run("train_restorer", tmp_path / "told", **start, max_train_steps=4, use_ema=False)
     before, after = load(blind / "pipeline"), load(told / "pipeline")
     assert before.can_remove == () and after.can_remove == LABELS
@@ -768,7 +774,10 @@ def test_a_cleaner_learns_to_be_told(tmp_path, photos):
     ("knobs", "message"),
     [
         ({"trains": "experts"}, "`--trains experts` needs a network that can be told what to remove; add `--labels all`"),
-        ({"labels": ["noise"], "degradations": ["haze:1"]}, "The training data suffers from haze, for which the network has no label"),
+        (
+            {"labels": ["noise"], "degradations": ["haze:1"]},
+            "The training data suffers from haze, for which the network has no label",
+        ),
         ({"labels": ["noise"], "rank": 2}, "`--rank` adapts a network that is trained already, and the condition is new"),
     ],
 )

@@ -325,9 +325,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         wishes = (len(labels or ()), condition_width, expert_rank)
         pixels = in_channels * downscale**2
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(
-            _blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools)
-        )
+        self.encoders = nn.ModuleList(_blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
         self.middle = _blocks(widths[-1], middle_depth, *pools[-1], *wishes)
         self.ups = nn.ModuleList(

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import json
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,9 +46,9 @@ logger = logging.get_logger(__name__)
 MIN_SIDE = 16
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Guidance is taken for wrong where the restorer alone makes less than this share of the change that it shows, measured in 8 x 8 pixels.
-LEAST_AGREEMENT = 0.1
-# task -> the degradation that it removes, as the detector calls it
+MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
+PRESENT = 0.5  # what a detector gives at least this probability counts as seen
+# task -> the degradation that it removes, as detector and restorer call it
 TASKS = {
     "denoise": "noise",
     "derain": "rain",
@@ -56,6 +57,7 @@ TASKS = {
     "defocus": "defocus",
     "lowlight": "lowlight",
     "dejpeg": "jpeg",
+    "sharpen": "downup",
 }
 
 
@@ -67,6 +69,8 @@ class RestorationOutput(BaseOutput):
         images: restored images, in the form that `output_type` asks for.
         guidance_images: what the guidance looked like, in the same form.
         guidance: where the guidance came from: cleaned, degraded, prompt, reference or none.
+        removed: for each image the degradations that the restorer was told to remove; `None` where it had to find out by itself.
+        change: for each image how far restoration moved its pixels: mean of |restored - degraded| on the 0-255 scale.
         degradation: for each image the probability of each degradation.
         severity: for each image the severity of each degradation in [0, 1].
         pseudo_words: `(B, N, D)`.
@@ -80,6 +84,8 @@ class RestorationOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
     guidance_images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None = None
     guidance: str = "none"
+    removed: list[list[str]] | None = None
+    change: list[float] | None = None
     degradation: list[dict[str, float]] | None = None
     severity: list[dict[str, float]] | None = None
     pseudo_words: torch.Tensor | None = None
@@ -166,6 +172,36 @@ def has_lora_layers(part) -> bool:
     return isinstance(part, torch.nn.Module) and any(isinstance(module, BaseTunerLayer) for module in part.modules())
 
 
+def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor], part: str) -> None:
+    """Check that LoRA weights belong to layers that a component has, at their sizes.
+
+    Args:
+        component: the network.
+        layers: `{layer}.lora_A.weight` and `{layer}.lora_B.weight`, other keys are left to peft.
+        part: its name in the pipeline.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    modules = dict(component.named_modules())
+    for key, value in layers.items():
+        match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", key)
+        if match is None:
+            continue
+        name, side = match.groups()
+        module = modules.get(name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        weight = getattr(base, "weight", None)
+        if weight is None:
+            raise ValueError(f"These LoRA weights belong to other networks: the {part} of this pipeline has no layer {name!r}.")
+        expected, got = (weight.shape[1], value.shape[1]) if side == "A" else (weight.shape[0], value.shape[0])
+        if expected != got:
+            raise ValueError(
+                f"These LoRA weights belong to other networks: the layer {name!r} of the {part} has {expected} channels there, "
+                f"they are for {got}."
+            )
+
+
 class ChainLoraLoaderMixin(LoraBaseMixin):
     """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling conventions."""
 
@@ -199,10 +235,11 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         return (state_dict, metadata) if with_metadata else state_dict
 
     def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs):
-        """Attach LoRA weights to every component that the file has weights for, under one adapter name.
+        """Attach LoRA weights to every component that the file has weights for, under one adapter name; from then on they act.
 
         Raises:
-            ValueError: if the file holds other weights, or weights for a component that this pipeline lacks.
+            ValueError: if the file holds other weights, weights for a component that this pipeline lacks, or weights that do not fit
+                its components; then nothing stays attached.
         """
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs)
         other = [key for key in state_dict if "lora" not in key]
@@ -226,18 +263,35 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
             raise ValueError(
                 f"The name {adapter_name!r} is already in use in {', '.join(sorted(parts & holders))}; choose another one."
             )
+        for part in parts:
+            layers = {key.removeprefix(f"{part}."): value for key, value in state_dict.items() if key.startswith(f"{part}.")}
+            check_lora_fits(getattr(self, part), layers, part)
         for part in sorted(parts):
             described = any(key.startswith(f"{part}.") for key in metadata or {})
-            with warnings.catch_warnings():  # several adapters, one for each task, are meant
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                getattr(self, part).load_lora_adapter(
-                    state_dict,
-                    prefix=part,
-                    adapter_name=adapter_name,
-                    metadata=metadata if described else None,
-                    _pipeline=self,
-                    hotswap=hotswap,
-                )
+            try:
+                with warnings.catch_warnings():  # several adapters beside each other are meant
+                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                    getattr(self, part).load_lora_adapter(
+                        state_dict,
+                        prefix=part,
+                        adapter_name=adapter_name,
+                        metadata=metadata if described else None,
+                        _pipeline=self,
+                        hotswap=hotswap,
+                    )
+            except (RuntimeError, ValueError, TypeError, KeyError) as error:
+                if not hotswap:
+                    self._detach(adapter_name, parts - holders)
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ValueError(f"These LoRA weights do not fit the {part} of this pipeline: {reason}") from error
+
+    def _detach(self, adapter_name: str, parts: set[str]) -> None:
+        """Take an adapter that failed half-way out of some components, with the layers that were made for it alone."""
+        for component in (getattr(self, part) for part in parts):
+            if adapter_name in getattr(component, "peft_config", {}):
+                component.delete_adapters(adapter_name)
+            if has_lora_layers(component) and not getattr(component, "peft_config", None):
+                component.unload_lora()
 
     @classmethod
     def save_lora_weights(
@@ -307,8 +361,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             to the photo's shape afterwards; for small UNets, which know no other shape.
         mirror_guidance: paint from the mirror image of the photo too and take the mean of both, mirrored back (geometric self-ensemble, Timofte
             et al., *Seven Ways to Improve Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors differ there.
-        guided_degradations: what guidance from cleaned words is good for, degradation -> least severity in [0, 1]: a call that does not
-            say how strong guidance shall be uses it against these alone (`default_strengths`). `None`: against everything.
+        guided_degradations: what guidance from cleaned words is good for: a call that does not say how strong guidance shall be uses it
+            against these alone (`default_strengths`). `None`: against everything.
+        detection_thresholds: degradation -> the probability from which on `task="auto"` tells the restorer to remove it; what is not
+            named is never told. `None`: with `auto` the restorer finds out by itself.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -350,14 +406,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         guidance_size: int | None = None,
         square_guidance: bool = False,
         mirror_guidance: bool = False,
-        guided_degradations: dict[str, float] | None = None,
+        guided_degradations: list[str] | None = None,
+        detection_thresholds: dict[str, float] | None = None,
     ):
         super().__init__()
-        unknown = set(guided_degradations or ()) - set(TASKS.values())
-        if unknown:
-            raise ValueError(
-                f"`guided_degradations` may name {', '.join(TASKS.values())}; got {', '.join(sorted(map(str, unknown)))}."
-            )
+        named = {"guided_degradations": guided_degradations, "detection_thresholds": detection_thresholds}
+        for name, labels in named.items():
+            unknown = sorted(map(str, set(labels or ()) - set(TASKS.values())))
+            if unknown:
+                raise ValueError(f"`{name}` may name {', '.join(TASKS.values())}; got {', '.join(unknown)}.")
         if isinstance(scheduler, PNDMScheduler):
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
         self.register_modules(
@@ -383,7 +440,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             guidance_size=guidance_size,
             square_guidance=square_guidance,
             mirror_guidance=mirror_guidance,
-            guided_degradations=guided_degradations,
+            guided_degradations=None if guided_degradations is None else list(guided_degradations),
+            detection_thresholds=detection_thresholds,
         )
         self._num_timesteps = 0
 
@@ -401,7 +459,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def __call__(
         self,
         image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor,
-        task: str = "auto",
+        task: str | list[str] = "auto",
+        keep: str | list[str] | None = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         guidance: str = "cleaned",
@@ -424,8 +483,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         Args:
             image: an image, a list of images of any sizes, or a tensor `(B, 3, H, W)` in [0, 1]; sides of at least 16 pixels.
-            task: `auto`, a task (denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg) or the name of a loaded adapter. A task
-                chooses the adapter of its name if one is loaded; `auto` does where the detector sees just that degradation.
+            task: what to remove: `auto` (find out), a task (denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg, sharpen), or
+                several, as a list or joined: `"denoise+dehaze"`. What is not there leaves the photo as it is.
+            keep: degradations that must stay, such as `"haze"`: with `auto` everything else that the detector sees is removed.
             prompt: words of the user, joined to the pseudo-words; one for all images or one each.
             negative_prompt: what the guidance should not show; acts through classifier-free guidance (`guidance_scale` > 1).
             guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded` words, the `prompt` only, or `none`.
@@ -439,7 +499,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 guidance is painted from cleaned words alone and the checkpoint does not know it to help (`default_strengths`).
             num_inference_steps: denoising steps; the checkpoint's default if not given.
             guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
-            generator: source of randomness, or one for each image.
+            generator: source of randomness, or one for each image; by default one with seed 0, so that a call gives the same pixels again.
             tile: side in pixels of the tiles that the restorer works on; `None` does the image at once. All tiles share one guidance.
             overlap: pixels that neighbouring tiles share and blend over.
             output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`, `pt` `(B, 3, H, W)`, or `latent`:
@@ -458,7 +518,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         guidance_init = guidance_init or self.config.default_guidance_init
         init_strength = self.config.default_init_strength if init_strength is None else init_strength
-        self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type)
+        self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type, keep)
         guidance = self.check_guidance(guidance, prompt, negative_prompt, guidance_image, scale, output_type)
         self._check_callback(callback_on_step_end_tensor_inputs)
         batches, pictures = self._undress(image)
@@ -468,6 +528,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
         references = self._references(guidance_image, count)
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
 
         def one_by_one() -> RestorationOutput | tuple:
             singles = [single for batch in batches for single in batch.split(1)]
@@ -475,6 +536,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 self(
                     image=singles[i] if pictures[i] is None else [pictures[i]],
                     task=task,
+                    keep=keep,
                     prompt=prompts and prompts[i],
                     negative_prompt=negatives and negatives[i],
                     guidance=guidance if references is None else "none",
@@ -509,71 +571,70 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         tokens = self.encode_image(views) if needs_words or self._can_detect else None
         if self._can_detect:
             shown["degradation"], shown["severity"] = self.detect(tokens[:count], self.native_pixels(degraded))
+        removed = self.choose_removed(task, keep, shown.get("degradation"), count)
+        shown["removed"] = removed
 
-        adapters = self._task_adapters(task, shown.get("degradation"))
-        if adapters is not None and any(names != adapters[0] for names in adapters):
-            return one_by_one()  # each image with the adapters that it needs
+        # 3. Put it in words, and clean the words
+        prompt_embeds = None
+        if needs_words:
+            words = self.mapper(tokens.to(self.mapper.dtype))
+            shown["pseudo_words"] = words[:count]
+            if self.cleaner is not None:
+                wishes = self.condition_of(self.cleaner, removed and removed * repeats, words)
+                cleaned = self.cleaner(words.to(self.cleaner.dtype), **wishes)
+                shown["cleaned_words"] = cleaned[:count]
+            shown["nearest_tokens"] = self.nearest_tokens(shown["pseudo_words"], shown.get("cleaned_words"))
+            prompt_embeds = self.encode_words(cleaned if guidance == "cleaned" else words, prompts and prompts * repeats)
+        elif guidance == "prompt":
+            prompt_embeds = self.encode_text(prompts)
 
-        with self._with_adapters(adapters and adapters[0]):
-            # 3. Put it in words, and clean the words
-            prompt_embeds = None
-            if needs_words:
-                words = self.mapper(tokens.to(self.mapper.dtype))
-                shown["pseudo_words"] = words[:count]
-                if self.cleaner is not None:
-                    cleaned = self.cleaner(words.to(self.cleaner.dtype))
-                    shown["cleaned_words"] = cleaned[:count]
-                shown["nearest_tokens"] = self.nearest_tokens(shown["pseudo_words"], shown.get("cleaned_words"))
-                prompt_embeds = self.encode_words(cleaned if guidance == "cleaned" else words, prompts and prompts * repeats)
-            elif guidance == "prompt":
-                prompt_embeds = self.encode_text(prompts)
+        # 4. Paint the guidance
+        if prompt_embeds is not None:
+            negative_embeds = self.encode_text((negatives or [""] * count) * repeats) if scale > 1 else None
+            generators = generator * repeats if isinstance(generator, list) else generator
+            latents = self.prepare_latents(views, guidance_init, init_strength, steps, generators)
+            latents = self.paint(
+                latents,
+                prompt_embeds,
+                negative_embeds,
+                scale,
+                generators,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            )
+            if output_type != "latent":
+                painted = self.decode_latents(latents)
+                if mirrored:
+                    painted = (painted[:count] + painted[count:].flip(-1)) / 2
+                references = list(painted.split(1))
 
-            # 4. Paint the guidance
-            if prompt_embeds is not None:
-                negative_embeds = self.encode_text((negatives or [""] * count) * repeats) if scale > 1 else None
-                generators = generator * repeats if isinstance(generator, list) else generator
-                latents = self.prepare_latents(views, guidance_init, init_strength, steps, generators)
-                latents = self.paint(
-                    latents,
-                    prompt_embeds,
-                    negative_embeds,
-                    scale,
-                    generators,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                )
-                if output_type != "latent":
-                    painted = self.decode_latents(latents)
-                    if mirrored:
-                        painted = (painted[:count] + painted[count:].flip(-1)) / 2
-                    references = list(painted.split(1))
-
-            # 5. Restore, with what the guidance knows
-            if output_type == "latent":
-                restored = latents
-            elif self.restorer is None:
-                restored = torch.cat(references)
-            else:
-                judged = (
-                    guidance == "cleaned"
-                    and guidance_strength is None
-                    and self.config.guided_degradations is not None
-                    and not (prompts or negatives)
-                )
-                strength = 1.0 if guidance_strength is None else guidance_strength
-                strengths = [strength if references is not None else 0.0] * count
-                if judged or return_influence or not any(strengths):
-                    restored = unguided = self.restore(degraded, tile=tile, overlap=overlap)[0]
-                if references is not None:
-                    aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                    if judged:
-                        seen = shown.get("degradation"), shown.get("severity")
-                        strengths = self.default_strengths(degraded, unguided, aligned, task, *seen)
-                    shown["guidance_strength"] = strengths
-                if any(strengths):
-                    restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths, tile, overlap)
-                    if return_influence:
-                        shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
+        # 5. Restore, with what the guidance knows
+        if output_type == "latent":
+            restored = latents
+        elif self.restorer is None:
+            restored = torch.cat(references)
+        else:
+            judged = (
+                guidance == "cleaned"
+                and guidance_strength is None
+                and self.config.guided_degradations is not None
+                and not (prompts or negatives)
+            )
+            strength = 1.0 if guidance_strength is None else guidance_strength
+            strengths = [strength if references is not None else 0.0] * count
+            if judged:
+                strengths = self.default_strengths(removed, shown.get("degradation"), count)
+            if return_influence or not any(strengths):
+                restored = unguided = self.restore(degraded, tile=tile, overlap=overlap, removed=removed)[0]
+            if references is not None:
+                aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
+                shown["guidance_strength"] = strengths
+            if any(strengths):
+                restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths, tile, overlap, removed)
+                if return_influence:
+                    shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
+            moved = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
+            shown["change"] = moved.tolist()
 
         # 6. Give everything the form that was asked for
         images = convert(list(restored.split(1)), output_type, pictures)
@@ -584,41 +645,92 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
 
     def default_strengths(
-        self,
-        degraded: torch.Tensor,
-        unguided: torch.Tensor,
-        guidance: torch.Tensor,
-        task: str = "auto",
-        degradation: list[dict[str, float]] | None = None,
-        severity: list[dict[str, float]] | None = None,
+        self, removed: list[list[str]] | None, degradation: list[dict[str, float]] | None, count: int
     ) -> list[float]:
-        """The weight of guidance from cleaned words for each image in a call that does not say: 1 or, where it might do harm, 0.
+        """The weight of guidance from cleaned words for each of `count` images in a call that does not say.
 
-        A checkpoint's `guided_degradations` say what guidance is good for. A task that names one of these is taken at its word; otherwise the
-        detector has to see one, and the restorer alone has to change the photo, in small, in the direction that guidance shows
-        (`LEAST_AGREEMENT`): a dark photo need not be an under-exposed one. What no detector has looked at gets 0.
+        Returns 1 where something of the checkpoint's `guided_degradations` is to be removed, otherwise 0. What the restorer finds
+        out by itself is what the detector sees; without a detector that is nothing.
 
         Args:
-            degraded: images `(B, 3, H, W)` in [0, 1].
-            unguided: what the restorer makes of them alone, likewise.
-            guidance: their guidance, of their size.
-            task: of the call.
-            degradation: what `detect` says of them.
-            severity: likewise.
+            removed: what the restorer is told to remove of each image, `None` if it is told nothing.
+            degradation: what `detect` says of them, if it was asked.
+            count: number of images.
         """
         helped = self.config.guided_degradations
-        if helped is None or task in TASKS:
-            return [float(helped is None or TASKS[task] in helped)] * len(degraded)
-        own, shown = (F.adaptive_avg_pool2d(x.to(degraded) - degraded, 8) for x in (unguided, guidance))
-        agreement = (own * shown).sum((1, 2, 3)) / shown.square().sum((1, 2, 3)).clamp(min=1e-12)
-        images = zip(degradation or [{}] * len(degraded), severity or [{}] * len(degraded), agreement.tolist())
-        return [
-            float(
-                share >= LEAST_AGREEMENT
-                and any(seen.get(name, 0) > 0.5 and severe.get(name, 0) >= least for name, least in helped.items())
+        if helped is None:
+            return [1.0] * count
+        if removed is None:
+            removed = [seen_in(image, {}) for image in degradation or [{}] * count]
+        return [float(bool(set(labels) & set(helped))) for labels in removed]
+
+    # ---- what to remove
+
+    def choose_removed(
+        self,
+        task: str | list[str] = "auto",
+        keep: str | list[str] | None = None,
+        degradation: list[dict[str, float]] | None = None,
+        count: int = 1,
+    ) -> list[list[str]] | None:
+        """The degradations that the restorer is told to remove of each of `count` images; `None`: it finds out by itself.
+
+        Args:
+            task: of a call.
+            keep: of a call.
+            degradation: what `detect` says of each image, if it was asked.
+            count: number of images.
+
+        Raises:
+            ValueError: if task or keep are not understood, or this pipeline cannot be told.
+        """
+        labels, kept = read_task(task), read_keep(keep)
+        self._check_told(labels, kept)
+        if labels is not None:
+            return [list(labels)] * count
+        thresholds = self.config.detection_thresholds
+        if not kept and (thresholds is None or degradation is None):
+            return None
+        known = self.can_remove
+        seen = [seen_in(image, thresholds) for image in degradation]
+        return [[label for label in image if label in known and label not in kept] for image in seen]
+
+    @property
+    def can_remove(self) -> tuple[str, ...]:
+        """The degradations that this pipeline can be told to remove: those of its restorer, or, if it has none, of its cleaner."""
+        part = self.cleaner if self.restorer is None else self.restorer
+        return tuple((part is not None and part.config.get("labels")) or ())
+
+    def _check_told(self, labels: tuple[str, ...] | None, kept: tuple[str, ...]) -> None:
+        both = sorted(set(labels or ()) & set(kept))
+        if both:
+            raise ValueError(f"`task` asks to remove {', '.join(both)} and `keep` to keep it; take one of them out.")
+        known = self.can_remove
+        if not known and (labels is not None or kept):
+            raise ValueError(
+                "The restorer of this checkpoint is blind: it finds out by itself what to remove and cannot be told. Leave `task` at "
+                "auto and `keep` empty, or take a checkpoint whose restorer has labels."
             )
-            for seen, severe, share in images
-        ]
+        absent = [label for label in (*(labels or ()), *kept) if label not in known]
+        if absent:
+            raise ValueError(f"This checkpoint knows no {', '.join(absent)}; it can be told of {', '.join(known)}.")
+        if kept and labels is None and not self._can_detect:
+            raise ValueError(
+                "`keep` with `task='auto'` removes what a detector sees, and this checkpoint has none; name the tasks instead."
+            )
+
+    def condition_of(self, part: ModelMixin, removed: list[list[str]] | None, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The argument `condition` `(B, len(labels) + 1)` that tells a component what to remove; nothing for one that is blind."""
+        labels = part.config.get("labels")
+        if labels is None:
+            return {}
+        if removed is None:
+            rows = [[0.0] * len(labels) + [1.0]]
+        else:
+            rows = [[float(label in image) for label in labels] + [0.0] for image in removed]
+        if all(row == rows[0] for row in rows):
+            rows = rows[:1]  # one for all is faster
+        return {"condition": torch.tensor(rows, device=like.device, dtype=part.dtype)}
 
     def painter(self) -> "TextGuidedRestorationPipeline":
         """A pipeline of the same networks and settings without restorer and detector: what it returns is the guidance."""
@@ -692,8 +804,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         self, before: torch.Tensor, after: torch.Tensor | None = None, count: int = 3
     ) -> list[list[dict[str, list[str]]]]:
         """The vocabulary tokens nearest by cosine to each word `(B, N, D)`, before and after cleaning."""
-        known = len(self.tokenizer)  # an embedding table may be padded beyond the vocabulary
-        table = F.normalize(self.text_encoder.get_input_embeddings().weight[:known].float(), dim=-1)
+        known = torch.arange(len(self.tokenizer), device=before.device)  # the table may be padded beyond the vocabulary
+        table = self.text_encoder.get_input_embeddings()(known)  # called, so that it is there while weights are offloaded
+        table = F.normalize(table.float(), dim=-1)
 
         def read(words: torch.Tensor) -> list[list[list[str]]]:
             nearest = (F.normalize(words.to(table), dim=-1) @ table.T).topk(min(count, len(table))).indices
@@ -789,21 +902,25 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         strength: float | list[float] = 1.0,
         tile: int | None = None,
         overlap: int = 32,
+        removed: list[list[str]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one, of one strength or one for each.
+        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one, of one strength or one for each;
+        `removed` says what it shall remove of each, `None` that it shall find out.
 
         Returns:
             restored images in [0, 1], and the confidence of the match `(B, 1, H, W)` or `None`.
         """
 
+        wishes = self.condition_of(self.restorer, removed, degraded)
+
         def run(region: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
             region = region.to(self.restorer.dtype)
             if reference is None:
-                return self.restorer(region).float()
+                return self.restorer(region, **wishes).float()
             matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
             features = [f.to(self.restorer.dtype) for f in matched.features]
             weight = strength if isinstance(strength, float | int) else region.new_tensor(strength)[:, None, None, None]
-            restored = self.restorer(region, guidance_features=features, strength=weight)
+            restored = self.restorer(region, guidance_features=features, strength=weight, **wishes)
             return torch.cat([restored.float(), matched.confidence.float()], dim=1)
 
         if tile is None or tile >= max(degraded.shape[-2:]):
@@ -813,36 +930,6 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 result = apply_tiled(run, degraded, guidance, tile, overlap, on_tile=bar.update)
         restored, confidence = result[:, :3].clamp(0, 1), result[:, 3:]
         return restored, confidence if guidance is not None else None
-
-    # ---- adapters
-
-    def _task_adapters(self, task: str, degradation: list[dict[str, float]] | None) -> list[list[str]] | None:
-        """For each image the loaded adapters of its task; `None` where the task does not decide, so that nothing changes. An image in
-        which several degradations are seen gets none by `auto`: each adapter knows one, and their sum forgets the others."""
-        loaded = {name for names in self.get_list_adapters().values() for name in names}
-        if task != "auto":
-            return [[task] if task in loaded else []] if loaded else None
-        if degradation is None or not loaded & set(TASKS):
-            return None
-        seen = [{label for label, probability in image.items() if probability > 0.5} for image in degradation]
-        return [[name for name in TASKS if name in loaded and labels == {TASKS[name]}] for labels in seen]
-
-    @contextlib.contextmanager
-    def _with_adapters(self, chosen: list[str] | None) -> Iterator[None]:
-        """Within the block the adapters chosen for a task are active, and those of other tasks are not; `None` changes nothing."""
-        if chosen is None:
-            yield
-            return
-        parts = [getattr(self, name) for name in self.get_list_adapters()]
-        layers = [module for part in parts for module in part.modules() if isinstance(module, BaseTunerLayer)]
-        before = [layer.active_adapters for layer in layers]  # layer by layer: parts may differ, and weights stay as they are
-        try:
-            for layer, names in zip(layers, before):
-                layer.set_adapter(chosen + [name for name in names if name not in TASKS and name not in chosen])
-            yield
-        finally:
-            for layer, names in zip(layers, before):
-                layer.set_adapter(names)
 
     @property
     def _can_detect(self) -> bool:
@@ -928,7 +1015,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     def check_arguments(
         self,
-        task: str = "auto",
+        task: str | list[str] = "auto",
         guidance_init: str = "noise",
         init_strength: float = 0.6,
         guidance_strength: float | None = None,
@@ -936,16 +1023,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         tile: int | None = None,
         overlap: int = 32,
         output_type: str = "pil",
+        keep: str | list[str] | None = None,
     ) -> None:
         """Check the arguments of a call that do not depend on its images.
 
         Raises:
             ValueError: if one is unknown or out of range.
         """
-        adapters = {name for names in self.get_list_adapters().values() for name in names}
-        known = ["auto", *TASKS, *sorted(adapters - set(TASKS))]
-        if task not in known:
-            raise ValueError(f"`task` must be one of {', '.join(known)}, got {task!r}.")
+        self._check_told(read_task(task), read_keep(keep))
         if guidance_init not in ("noise", "image"):
             raise ValueError(f"`guidance_init` must be noise or image, got {guidance_init!r}.")
         if not 0 < init_strength <= 1:
@@ -1000,6 +1085,57 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return [torch.cat(tensors)] if same else tensors, pictures
 
 
+def read_task(task: str | list[str]) -> tuple[str, ...] | None:
+    """The degradations that a task removes; `None` for `auto`.
+
+    Raises:
+        ValueError: if it is not understood.
+    """
+    names = read_names(task, "task", "auto, or one or several of", tuple(TASKS))
+    if names == ("auto",):
+        return None
+    unknown = [name for name in names if name not in TASKS]
+    if unknown or not names:
+        got = ", ".join(map(repr, unknown)) or "nothing"
+        raise ValueError(f"`task` must be auto, or one or several of {', '.join(TASKS)}; got {got}.")
+    return tuple(TASKS[name] for name in names)
+
+
+def read_keep(keep: str | list[str] | None) -> tuple[str, ...]:
+    """The degradations that must stay.
+
+    Raises:
+        ValueError: if one is not understood.
+    """
+    if keep is None:
+        return ()
+    labels = tuple(TASKS.values())
+    names = read_names(keep, "keep", "one or several of", labels)
+    for name in names:
+        if name not in labels:
+            hint = f"; to keep it, say {TASKS[name]}" if name in TASKS else ""
+            raise ValueError(f"`keep` names degradations ({', '.join(labels)}), got {name!r}{hint}.")
+    return names
+
+
+def read_names(value: str | list[str], argument: str, expected: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a list, or in a text that joins them by +; each once."""
+    names = value.split("+") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"`{argument}` must be {expected} {', '.join(known)}, as a text or a list of texts; got {value!r} "
+            f"({type(value).__name__})."
+        )
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def seen_in(probabilities: dict[str, float], thresholds: dict[str, float] | None) -> list[str]:
+    """The degradations that a detector sees in an image: those above their threshold, or above `PRESENT` where there are none."""
+    if thresholds:
+        return [label for label, least in thresholds.items() if probabilities.get(label, 0.0) >= least]
+    return [label for label, probability in probabilities.items() if probability >= PRESENT]
+
+
 @contextlib.contextmanager
 def inject_words(text_encoder: CLIPTextModel, words: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
     """Within the block the token embeddings at `positions` `(N,)` are `words` `(B, N, D)`; the encoder's own `forward` stays the
@@ -1018,9 +1154,16 @@ def inject_words(text_encoder: CLIPTextModel, words: torch.Tensor, positions: to
 
 
 def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic with anti-aliasing, `(B, C, H, W)` in [0, 1] -> `(B, C, *size)` in [0, 1]."""
+    """Bicubic with anti-aliasing, `(B, C, H, W)` in [0, 1] -> `(B, C, *size)` in [0, 1].
+
+    Reductions by more than `MAX_REDUCTION` begin with means of squares: CUDA has no room for so wide a filter.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    factors = [side / wanted for side, wanted in zip(image.shape[-2:], size)]
+    if max(factors) > MAX_REDUCTION:
+        smaller = [min(side, 4 * wanted) for side, wanted in zip(image.shape[-2:], size)]  # the rest is left to the better filter
+        image = F.interpolate(image, smaller, mode="area")
     return F.interpolate(image, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
 

@@ -71,7 +71,7 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def __init__(
         self,
         image_dim: int = 1280,
-        labels: tuple[str, ...] = ("noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg"),
+        labels: tuple[str, ...] = ("noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "downup"),
         width: int = 256,
         pixel_width: int | None = None,
     ):

@@ -3,10 +3,14 @@
 Chen et al., *Simple Baselines for Image Restoration* (ECCV 2022, arXiv 2204.04676), written from the paper. Guidance enters
 as in *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 5):
 `F <- F + alpha * B([F, F_g])` with `alpha` zero at the start, so a fresh guided network is its backbone to the bit.
+
+Ours: a network with `labels` can be told what to remove. Its condition scales and shifts the normalised features of each block
+(Perez et al., *FiLM*, AAAI 2018) and weighs low-rank experts, one a label, on the 1 x 1 convolutions (Hu et al., *LoRA*, ICLR 2022).
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,50 +99,130 @@ def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
-class NAFBlock(nn.Module):
-    """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward."""
+class ExpertConv2d(nn.Conv2d):
+    """A 1 x 1 convolution with a low-rank expert for each of `labels` labels: `W + sum_l c_l * U_l D_l`.
 
-    def __init__(self, channels: int, window: int | None = None, share: float = 0.0):
+    `U` is zero at the start, so a fresh layer is the plain convolution to the bit. With `rank` 0 there are no experts. The other
+    arguments are those of the base class, of which peft builds the layers of an adapter.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+        labels: int = 0,
+        rank: int = 0,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.has_experts = labels > 0 and rank > 0
+        if self.has_experts:
+            self.expert_down = nn.Parameter(torch.randn(labels, rank, in_channels) / in_channels**0.5)
+            self.expert_up = nn.Parameter(torch.zeros(labels, out_channels, rank))
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Convolve `(B, C, H, W)`; `weights` `(1 or B, labels)` are those of the experts, `None` leaves them out."""
+        if weights is None or not self.has_experts:
+            return super().forward(x)
+        experts = torch.einsum("bl,lor,lri->boi", weights, self.expert_up, self.expert_down)
+        kernels = self.weight[..., 0, 0] + experts
+        pixels = x.permute(0, 2, 3, 1)
+        if len(kernels) == 1:
+            mapped = F.linear(pixels, kernels[0], self.bias)
+        elif x.device.type == "cpu" and not torch.onnx.is_in_onnx_export():  # twice as fast there as one product of batches
+            mapped = torch.stack([F.linear(*pair, self.bias) for pair in zip(pixels, kernels)])
+        else:
+            mapped = pixels.flatten(1, 2) @ kernels.transpose(1, 2) + self.bias
+        return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+class Wish(NamedTuple):
+    """What a condition means to the blocks.
+
+    Attributes:
+        embedding: `(1 or B, condition_width)`, from which blocks draw scales and shifts.
+        weights: `(1 or B, labels)` of the experts.
+    """
+
+    embedding: torch.Tensor
+    weights: torch.Tensor
+
+
+class NAFBlock(nn.Module):
+    """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward.
+
+    Args:
+        channels: of the features.
+        window: side of the neighbourhood of channel attention outside training, see `NAFNet`.
+        share: of the longer side that it grows to.
+        labels: number of degradations that a condition may name; 0 builds a block that takes no condition.
+        condition_width: numbers in the embedding of a condition.
+        rank: of the experts.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        window: int | None = None,
+        share: float = 0.0,
+        labels: int = 0,
+        condition_width: int = 64,
+        rank: int = 0,
+    ):
         super().__init__()
         self.window, self.share = window, share
         self.norm1 = LayerNorm2d(channels)
-        self.expand1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.expand1 = ExpertConv2d(channels, 2 * channels, labels=labels, rank=rank)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.channel_attention = nn.Conv2d(channels, channels, 1)
-        self.project1 = nn.Conv2d(channels, channels, 1)
+        self.project1 = ExpertConv2d(channels, channels, labels=labels, rank=rank)
         self.scale1 = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.norm2 = LayerNorm2d(channels)
-        self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
-        self.project2 = nn.Conv2d(channels, channels, 1)
+        self.expand2 = ExpertConv2d(channels, 2 * channels, labels=labels, rank=rank)
+        self.project2 = ExpertConv2d(channels, channels, labels=labels, rank=rank)
         self.scale2 = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        if labels:
+            self.modulate = nn.Linear(condition_width, 2 * channels)
+            nn.init.zeros_(self.modulate.weight)
+            nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         if in_tiles(x):
-            return self.forward_in_tiles(x)
-        mixed = self.mix(x)
-        return self.feed_forward(x, mixed * self.attend(mixed))
+            return self.forward_in_tiles(x, wish)
+        mixed = self.mix(x, wish)
+        return self.feed_forward(x, mixed * self.attend(mixed), wish)
 
-    def mix(self, x: torch.Tensor) -> torch.Tensor:
+    def mix(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         """Neighbouring pixels mixed."""
-        return gate(self.depthwise(self.expand1(self.norm1(x))))
+        x = self.norm1(x)
+        if wish is None:
+            return gate(self.depthwise(self.expand1(x)))
+        scale, shift = self.modulate(wish.embedding)[:, :, None, None].chunk(2, dim=1)
+        x = x * (1 + scale) + shift
+        return gate(self.depthwise(self.expand1(x, wish.weights)))
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
         return self.channel_attention(local_mean(mixed, None if self.training else self.window, self.share))
 
-    def feed_forward(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    def feed_forward(self, x: torch.Tensor, mixed: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         """What follows pixel by pixel."""
-        x = x + self.project1(mixed) * self.scale1.to(mixed)
-        y = gate(self.expand2(self.norm2(x)))
-        return x + self.project2(y) * self.scale2.to(y)
+        weights = None if wish is None else wish.weights
+        x = x + self.project1(mixed, weights) * self.scale1.to(mixed)
+        y = gate(self.expand2(self.norm2(x), weights))
+        return x + self.project2(y, weights) * self.scale2.to(y)
 
-    def forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_in_tiles(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         mixed = torch.empty_like(x)
         for seen, inside, tile in tiles(x, 2 * x.shape[1], border=1):
-            mixed[tile] = self.mix(x[seen])[inside]
-        weights = self.attend(mixed).expand_as(x)
+            mixed[tile] = self.mix(x[seen], wish)[inside]
+        attention = self.attend(mixed).expand_as(x)
         for *_, tile in tiles(x, 2 * x.shape[1], border=0):
-            mixed[tile] = self.feed_forward(x[tile], mixed[tile] * weights[tile])
+            mixed[tile] = self.feed_forward(x[tile], mixed[tile] * attention[tile], wish)
         return mixed
 
 
@@ -186,6 +270,10 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             Global Information Aggregation*, ECCV 2022).
         pooling_share: lets that neighbourhood grow with the photo, to at least this share of its longer side: veils and darkness are
             matters of the whole photo, however many pixels it has.
+        labels: degradations that the network can be told to remove, in the order of the condition's entries; `None` builds a
+            network that always finds out for itself.
+        condition_width: numbers in the embedding of a condition.
+        expert_rank: rank of the experts, one for each label in each block; 0 builds none.
     """
 
     _supports_gradient_checkpointing = True
@@ -209,6 +297,9 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fusion: str = "both",
         pooling_window: int | None = None,
         pooling_share: float = 0.0,
+        labels: tuple[str, ...] | None = None,
+        condition_width: int = 64,
+        expert_rank: int = 0,
     ):
         super().__init__()
         depth = len(encoder_depths)
@@ -224,19 +315,32 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`pooling_share` must lie in 0 to 1, got {pooling_share}.")
         if pooling_share and pooling_window is None:
             raise ValueError("`pooling_share` lets a `pooling_window` grow; give that too, or neither to average over the image.")
+        if labels is not None and (not labels or len(set(labels)) < len(labels)):
+            raise ValueError(f"`labels` must name each degradation once, got {list(labels)}; `None` builds a blind network.")
+        if expert_rank and labels is None:
+            raise ValueError(f"`expert_rank` {expert_rank} needs `labels`: there is one expert for each.")
         widths = [width * 2**level for level in range(depth + 1)]
         windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
         pools = [(window, pooling_share) for window in windows]
+        wishes = (len(labels or ()), condition_width, expert_rank)
         pixels = in_channels * downscale**2
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(_blocks(c, n, p) for c, n, p in zip(widths, encoder_depths, pools))
+        self.encoders = nn.ModuleList(_blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
-        self.middle = _blocks(widths[-1], middle_depth, pools[-1])
+        self.middle = _blocks(widths[-1], middle_depth, *pools[-1], *wishes)
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in reversed(widths[:-1])
         )
-        self.decoders = nn.ModuleList(_blocks(c, n, p) for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1]))
+        self.decoders = nn.ModuleList(
+            _blocks(c, n, *p, *wishes) for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1])
+        )
         self.outro = nn.Conv2d(width, pixels, 3, padding=1)
+        if labels is not None:
+            self.condition_embedding = nn.Sequential(
+                nn.Linear(len(labels) + 1, condition_width),
+                nn.GELU(),
+                nn.Linear(condition_width, condition_width),
+            )
 
         encoder_fusions, decoder_fusions = [], []
         if guidance_channels is not None and fusion != "decoder":
@@ -259,6 +363,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         degraded: torch.Tensor,
         guidance_features: list[torch.Tensor] | None = None,
         strength: float | torch.Tensor = 1.0,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Restore images.
 
@@ -266,16 +371,19 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             degraded: `(B, C, H, W)` in [0, 1], any size.
             guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
             strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
+            condition: `(B, len(labels) + 1)`, or `(1, ...)` for all images alike: 1 for each degradation to remove, and 1 in the
+                last entry for "find out yourself". All zeros: remove nothing. `None`: find out yourself.
 
         Returns:
             restored images `(B, C, H, W)`, not clipped.
 
         Raises:
-            ValueError: if guidance is given to a network built without it, or with another number of levels.
+            ValueError: if guidance is given to a network built without it, or with another number of levels; likewise a condition.
         """
         if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
             raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
         guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
+        wish = self._read_condition(condition, degraded)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)
@@ -285,15 +393,15 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         skips = []
         for level, (blocks, down) in enumerate(zip(self.encoders, self.downs)):
             x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
-            x = self._run(blocks, x)
+            x = self._run(blocks, x, wish)
             skips.append(x)
             x = down(x)
         x = self._fuse(self.encoder_fusions, len(self.encoders), x, guidance, len(self.encoders), strength)
-        x = self._run(self.middle, x)
+        x = self._run(self.middle, x, wish)
         for i, (up, blocks) in enumerate(zip(self.ups, self.decoders)):
             x = up(x) + skips.pop()
             x = self._fuse(self.decoder_fusions, i, x, guidance, len(self.encoders) - 1 - i, strength)
-            x = self._run(blocks, x)
+            x = self._run(blocks, x, wish)
         restored = image + F.pixel_shuffle(self.outro(x), self.config.downscale)
         return restored[..., :height, :width]
 
@@ -308,17 +416,34 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
         return features
 
+    def _read_condition(self, condition: torch.Tensor | None, degraded: torch.Tensor) -> Wish | None:
+        labels = self.config.labels
+        if labels is None:
+            if condition is not None:
+                raise ValueError("This NAFNet is blind: it was built without `labels` and cannot be told what to remove.")
+            return None
+        count = len(labels) + 1
+        if condition is None:
+            condition = F.one_hot(torch.tensor([count - 1], device=degraded.device), count)
+        elif condition.ndim != 2 or condition.shape[1] != count or len(condition) not in (1, len(degraded)):
+            raise ValueError(
+                f"`condition` must be ({len(degraded)}, {count}): one number for each of {', '.join(labels)}, and a last one for "
+                f"'find out yourself'; got {tuple(condition.shape)}."
+            )
+        condition = condition.to(degraded)
+        return Wish(self.condition_embedding(condition), condition[:, :-1])
+
     def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
         return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
 
-    def _run(self, blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, blocks: nn.ModuleList, x: torch.Tensor, wish: Wish | None) -> torch.Tensor:
         for block in blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x)
+                x = self._gradient_checkpointing_func(block, x, wish)
             else:
-                x = block(x)
+                x = block(x, wish)
         return x
 
 
-def _blocks(channels: int, count: int, pool: tuple[int | None, float]) -> nn.ModuleList:
-    return nn.ModuleList(NAFBlock(channels, *pool) for _ in range(count))
+def _blocks(channels: int, count: int, *options) -> nn.ModuleList:
+    return nn.ModuleList(NAFBlock(channels, *options) for _ in range(count))
