@@ -132,7 +132,7 @@ def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_ste
             shown["degraded_guidance"] = array_of(paint_degraded(picture, options, seed))
     told = ("removed", "change", "degradation", "severity", "nearest_tokens", "guidance_strength")
     words = {name: getattr(output, name) for name in told}
-    shown |= {name: value[0] for name, value in words.items() if value is not None}
+    shown |= {name: value[0] for name, value in words.items() if value is not None and value[0] is not None}
     return restored, {**shown, "guidance": output.guidance, "seconds": seconds}
 
 
@@ -463,8 +463,13 @@ def summarise(picture: Picture, shown: dict, seconds: float) -> str:
     if shown.get("change", HARDLY) < HARDLY:
         way = " Press above what shall go." if CAN_REMOVE else ""
         lines.append(f"**Hardly changed:** by {shown['change']:.1f} of 255 on average.{way}")
-    if "removed" in shown:
-        lines.append(f"**Removed:** {', '.join(shown['removed']) or 'nothing'}")
+    if CAN_REMOVE:
+        told = shown.get("removed")
+        lines.append(
+            f"**Told to remove:** {', '.join(told) or 'nothing'}"
+            if told is not None
+            else "**Found out by itself** what to remove"
+        )
     if "degradation" in shown:
         lines.append(f"**Detected:** {detected(shown) or 'nothing'}")
     kinds = {"none": "none", "cleaned": "painted from cleaned words", "degraded": "painted from the words as they were"}
@@ -476,7 +481,7 @@ def summarise(picture: Picture, shown: dict, seconds: float) -> str:
 
 def found(shown: dict) -> str:
     """What was removed or detected, and whether anything came of it, in a cell of a table."""
-    told = f"removed {', '.join(shown['removed']) or 'nothing'}; " if "removed" in shown else ""
+    told = f"told to remove {', '.join(shown['removed']) or 'nothing'}; " if shown.get("removed") is not None else ""
     change = f"; hardly changed ({shown['change']:.1f} of 255)" if shown.get("change", HARDLY) < HARDLY else ""
     return f"{told}{detected(shown) or 'nothing'} detected{change}"
 

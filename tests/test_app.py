@@ -119,7 +119,7 @@ def test_every_task_answers(client, photo, task):
     assert "80 x 48" in summary and "restoring" in summary and "Restored" in inside
     text = task if isinstance(task, str) else "+".join(task)
     assert (f"task='{text}'" in code) == (task != "auto")
-    assert ("**Removed:**" in summary) == (task != "auto" or space.pipe.config.detection_thresholds is not None)
+    assert "**Told to remove:**" in summary or (task == "auto" and "**Found out by itself**" in summary)
 
 
 @pytest.mark.parametrize(

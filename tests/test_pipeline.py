@@ -182,12 +182,26 @@ def test_the_output_says_how_far_the_photo_was_moved(pipe):
 def test_auto_finds_out_by_itself_or_tells_what_the_detector_sees():
     image = tiny.image()
     assert run(tiny.pipeline(), image).removed is None
-    pipe = seeing(tiny.pipeline(detection_thresholds={"haze": 0.9, "noise": 0.9}), "haze", image)
-    out = run(pipe, image)
-    assert out.removed == [["haze"]] and torch.equal(out.images, run(pipe, image, task="dehaze").images)
-    unsure = seeing(tiny.pipeline(detection_thresholds={"haze": 0.999}), "haze", image)
-    assert run(unsure, image).removed == [[]]
-    assert run(tiny.pipeline(detection_thresholds={"haze": 0.9}, detector=None), image).removed is None
+    for thresholds, removed in (
+        ({"haze": [0.2, 0.9], "noise": [0.2, 0.9]}, ["haze"]),
+        ({"haze": [0.2, 0.9], "noise": [0.0, 0.0]}, ["haze", "noise"]),
+        ({"haze": [0.999, 0.999], "noise": [0.2, 0.9]}, []),
+    ):
+        out = run(seeing(tiny.pipeline(detection_thresholds=thresholds), "haze", image), image)
+        assert out.removed == [removed]
+    sure = seeing(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9]}), "haze", image)
+    assert torch.equal(run(sure, image).images, run(sure, image, task="dehaze").images)
+    unsure = seeing(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9999]}), "haze", image)
+    assert run(unsure, image).removed == [None]
+    assert torch.equal(run(unsure, image, guidance="none").images, unsure.restore(image)[0])
+    assert run(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9]}, detector=None), image).removed is None
+
+
+def test_thresholds_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"`detection_thresholds` may name noise, .*; got fog"):
+        tiny.pipeline(detection_thresholds={"fog": [0.1, 0.5]})
+    with pytest.raises(ValueError, match=r"`detection_thresholds` must rise from absent to present, from 0 on; got \[0.5, 0.1\]"):
+        tiny.pipeline(detection_thresholds={"haze": [0.5, 0.1]})
 
 
 def test_what_is_kept_is_not_removed():
@@ -202,7 +216,7 @@ def test_what_is_kept_is_not_removed():
 
 def test_images_of_a_batch_are_told_apart():
     images = torch.cat([tiny.image(seed=0), tiny.image(seed=1) * 0.2])
-    pipe = seeing(tiny.pipeline(detection_thresholds={"haze": 0.5}), "haze", images, logit=0)
+    pipe = seeing(tiny.pipeline(detection_thresholds={"haze": [0.5, 0.5]}), "haze", images, logit=0)
     out = run(pipe, images, generator=[seed(), seed()])
     assert sorted(out.removed) == [[], ["haze"]]
     for i, single in enumerate(images.split(1)):

@@ -51,9 +51,10 @@ def what_was_done(output, hint: str = "task") -> str:
         hint: how the user names tasks.
     """
     parts = []
-    if output.removed is not None:
-        removed = output.removed[0]
-        parts.append(f"removed: {', '.join(removed)}" if removed else "nothing to remove")
+    if output.removed is not None and output.removed[0] is not None:
+        parts.append(f"told to remove: {', '.join(output.removed[0]) or 'nothing'}")
+    else:
+        parts.append("found out by itself what to remove")
     if output.degradation is not None:
         seen = sorted(output.degradation[0].items(), key=lambda item: -item[1])
         shares = [f"{label} {probability:.0%}" for label, probability in seen if probability > SURE]
