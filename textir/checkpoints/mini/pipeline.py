@@ -84,7 +84,7 @@ class RestorationOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
     guidance_images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None = None
     guidance: str = "none"
-    removed: list[list[str]] | None = None
+    removed: list[list[str] | None] | None = None
     change: list[float] | None = None
     degradation: list[dict[str, float]] | None = None
     severity: list[dict[str, float]] | None = None
@@ -363,8 +363,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             et al., *Seven Ways to Improve Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors differ there.
         guided_degradations: what guidance from cleaned words is good for: a call that does not say how strong guidance shall be uses it
             against these alone (`default_strengths`). `None`: against everything.
-        detection_thresholds: degradation -> the probability from which on `task="auto"` tells the restorer to remove it; what is not
-            named is never told. `None`: with `auto` the restorer finds out by itself.
+        detection_thresholds: degradation -> `(absent, present)`: with `task="auto"` the restorer is told to remove what the detector gives
+            at least the probability `present`, unless something lies between `absent` and `present`; then the detector is unsure and the
+            restorer finds out by itself, as it always does with `None`. `(0, 0)` is always told.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -407,7 +408,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         square_guidance: bool = False,
         mirror_guidance: bool = False,
         guided_degradations: list[str] | None = None,
-        detection_thresholds: dict[str, float] | None = None,
+        detection_thresholds: dict[str, list[float]] | None = None,
     ):
         super().__init__()
         named = {"guided_degradations": guided_degradations, "detection_thresholds": detection_thresholds}
@@ -415,6 +416,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             unknown = sorted(map(str, set(labels or ()) - set(TASKS.values())))
             if unknown:
                 raise ValueError(f"`{name}` may name {', '.join(TASKS.values())}; got {', '.join(unknown)}.")
+        wrong = [pair for pair in (detection_thresholds or {}).values() if not 0 <= pair[0] <= pair[1]]
+        if wrong:
+            raise ValueError(f"`detection_thresholds` must rise from absent to present, from 0 on; got {wrong[0]}.")
         if isinstance(scheduler, PNDMScheduler):
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
         self.register_modules(
@@ -645,7 +649,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
 
     def default_strengths(
-        self, removed: list[list[str]] | None, degradation: list[dict[str, float]] | None, count: int
+        self, removed: list[list[str] | None] | None, degradation: list[dict[str, float]] | None, count: int
     ) -> list[float]:
         """The weight of guidance from cleaned words for each of `count` images in a call that does not say.
 
@@ -660,9 +664,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         helped = self.config.guided_degradations
         if helped is None:
             return [1.0] * count
-        if removed is None:
-            removed = [seen_in(image, {}) for image in degradation or [{}] * count]
-        return [float(bool(set(labels) & set(helped))) for labels in removed]
+        images = zip(removed or [None] * count, degradation or [{}] * count)
+        wanted = [seen_in(seen) if labels is None else labels for labels, seen in images]
+        return [float(bool(set(labels) & set(helped))) for labels in wanted]
 
     # ---- what to remove
 
@@ -672,8 +676,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         keep: str | list[str] | None = None,
         degradation: list[dict[str, float]] | None = None,
         count: int = 1,
-    ) -> list[list[str]] | None:
-        """The degradations that the restorer is told to remove of each of `count` images; `None`: it finds out by itself.
+    ) -> list[list[str] | None] | None:
+        """The degradations that the restorer is told to remove of each of `count` images; `None`: it finds out by itself, of one image
+        or of all.
 
         Args:
             task: of a call.
@@ -689,11 +694,12 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if labels is not None:
             return [list(labels)] * count
         thresholds = self.config.detection_thresholds
-        if not kept and (thresholds is None or degradation is None):
-            return None
-        known = self.can_remove
-        seen = [seen_in(image, thresholds) for image in degradation]
-        return [[label for label in image if label in known and label not in kept] for image in seen]
+        if not kept:
+            if thresholds is None or degradation is None or not self.can_remove:
+                return None
+            return [surely_seen(image, thresholds) for image in degradation]
+        known = set(self.can_remove) - set(kept)
+        return [[label for label in seen_in(image, thresholds) if label in known] for image in degradation]
 
     @property
     def can_remove(self) -> tuple[str, ...]:
@@ -719,15 +725,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 "`keep` with `task='auto'` removes what a detector sees, and this checkpoint has none; name the tasks instead."
             )
 
-    def condition_of(self, part: ModelMixin, removed: list[list[str]] | None, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    def condition_of(
+        self, part: ModelMixin, removed: list[list[str] | None] | None, like: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The argument `condition` `(B, len(labels) + 1)` that tells a component what to remove; nothing for one that is blind."""
         labels = part.config.get("labels")
         if labels is None:
             return {}
-        if removed is None:
-            rows = [[0.0] * len(labels) + [1.0]]
-        else:
-            rows = [[float(label in image) for label in labels] + [0.0] for image in removed]
+        rows = [[float(label in (image or ())) for label in labels] + [float(image is None)] for image in removed or [None]]
         if all(row == rows[0] for row in rows):
             rows = rows[:1]  # one for all is faster
         return {"condition": torch.tensor(rows, device=like.device, dtype=part.dtype)}
@@ -902,7 +907,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         strength: float | list[float] = 1.0,
         tile: int | None = None,
         overlap: int = 32,
-        removed: list[list[str]] | None = None,
+        removed: list[list[str] | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one, of one strength or one for each;
         `removed` says what it shall remove of each, `None` that it shall find out.
@@ -1129,11 +1134,17 @@ def read_names(value: str | list[str], argument: str, expected: str, known: tupl
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def seen_in(probabilities: dict[str, float], thresholds: dict[str, float] | None) -> list[str]:
-    """The degradations that a detector sees in an image: those above their threshold, or above `PRESENT` where there are none."""
-    if thresholds:
-        return [label for label, least in thresholds.items() if probabilities.get(label, 0.0) >= least]
-    return [label for label, probability in probabilities.items() if probability >= PRESENT]
+def seen_in(probabilities: dict[str, float], thresholds: dict[str, list[float]] | None = None) -> list[str]:
+    """The degradations that are more likely there than not, and those that a checkpoint's thresholds take for present before."""
+    least = {label: min(present, PRESENT) for label, (_, present) in (thresholds or {}).items()}
+    return [label for label, probability in probabilities.items() if probability >= least.get(label, PRESENT)]
+
+
+def surely_seen(probabilities: dict[str, float], thresholds: dict[str, list[float]]) -> list[str] | None:
+    """The degradations that a detector takes for present by a checkpoint's thresholds; `None` where it is unsure about one."""
+    if any(absent <= probabilities.get(label, 0.0) < present for label, (absent, present) in thresholds.items()):
+        return None
+    return [label for label, (_, present) in thresholds.items() if probabilities.get(label, 0.0) >= present]
 
 
 @contextlib.contextmanager
