@@ -364,8 +364,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         guided_degradations: what guidance from cleaned words is good for: a call that does not say how strong guidance shall be uses it
             against these alone (`default_strengths`). `None`: against everything.
         detection_thresholds: degradation -> `(absent, present)`: with `task="auto"` the restorer is told to remove what the detector gives
-            at least the probability `present`, unless something lies between `absent` and `present`; then the detector is unsure and the
-            restorer finds out by itself, as it always does with `None`. `(0, 0)` is always told.
+            at least the probability `present`. Where something lies between `absent` and `present` the detector is unsure; then, and where
+            it sees nothing, the restorer finds out by itself, as it always does with `None`.
     """
 
     model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
@@ -1141,10 +1141,10 @@ def seen_in(probabilities: dict[str, float], thresholds: dict[str, list[float]] 
 
 
 def surely_seen(probabilities: dict[str, float], thresholds: dict[str, list[float]]) -> list[str] | None:
-    """The degradations that a detector takes for present by a checkpoint's thresholds; `None` where it is unsure about one."""
+    """The degradations that a detector takes for present by a checkpoint's thresholds; `None` where it is unsure about one or sees none."""
     if any(absent <= probabilities.get(label, 0.0) < present for label, (absent, present) in thresholds.items()):
         return None
-    return [label for label, (_, present) in thresholds.items() if probabilities.get(label, 0.0) >= present]
+    return [label for label, (_, present) in thresholds.items() if probabilities.get(label, 0.0) >= present] or None
 
 
 @contextlib.contextmanager
