@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipelines import TextGuidedRestorationPipeline
+from tests import tiny
 from textir.cli import app
 from textir.conversion import FORMATS, convert, convert_back, looks_like, read_weights
 from textir.models import PromptIR, SFNet
@@ -177,3 +178,8 @@ def test_a_converted_network_restores_from_the_command_line(small, tmp_path):
     assert back.exit_code == 0, back.output
     published = load_file(tmp_path / "back.safetensors")
     assert all(torch.equal(published[key], value) for key, value in small["restormer"].items())
+
+
+def test_a_network_that_can_be_told_has_no_published_layout():
+    with pytest.raises(ValueError, match="A network that can be told what to remove has weights"):
+        convert_back(tiny.restorer(guided=False, told=True), "nafnet")

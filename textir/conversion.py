@@ -243,13 +243,16 @@ def convert_back(model, network: str) -> Weights:
     """The weights of an unguided network in the published layout; what the publication has and never uses becomes zero.
 
     Raises:
-        ValueError: if the model is another network, or a guided one, for which there is no published layout.
+        ValueError: if the model is another network, or a guided one or one that can be told what to remove, for which there is no
+            published layout.
     """
     form = FORMATS[network]
     if not isinstance(model, form.network):
         raise ValueError(f"{network} is a {form.network.__name__}, got {type(model).__name__}.")
     if model.config.guidance_channels is not None:
         raise ValueError("A guided network has weights that the published layout has no place for.")
+    if model.config.get("labels"):
+        raise ValueError("A network that can be told what to remove has weights that the published layout has no place for.")
     backwards = tuple((ours, published) for published, ours in form.renames)
     weights = {rename(key, backwards): value.clone() for key, value in model.state_dict().items()}
     if network == "promptir":
