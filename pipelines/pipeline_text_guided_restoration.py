@@ -665,7 +665,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if helped is None:
             return [1.0] * count
         images = zip(removed or [None] * count, degradation or [{}] * count)
-        wanted = [seen_in(seen) if labels is None else labels for labels, seen in images]
+        unsure = self.config.detection_thresholds is not None  # then what was not told is not sure enough for guidance either
+        wanted = [([] if unsure else seen_in(seen)) if labels is None else labels for labels, seen in images]
         return [float(bool(set(labels) & set(helped))) for labels in wanted]
 
     # ---- what to remove

@@ -60,7 +60,7 @@ def dark_channel(image: np.ndarray, window: int = 15, omega: float = 0.95, floor
     brightest = dark.flatten().topk(max(dark.numel() // 1000, 1)).indices
     air = haze.flatten(2)[..., brightest].amax(-1)[..., None, None].clamp(min=0.1)
     rough = 1 - omega * lowest(haze / air, window)
-    transmission = guided_blur(haze.mean(1, keepdim=True), rough, 81, 1e-3).clamp(floor, 1)
+    transmission = guided_blur(haze.mean(1, keepdim=True), rough, 81, 1e-3, subsample=4).clamp(floor, 1)
     clear = ((haze - air) / transmission + air).clamp(0, 1)
     return clear[0].movedim(0, -1).float().numpy()
 
