@@ -138,14 +138,11 @@ def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_ste
 
 def paint_degraded(picture: Picture, options: dict, seed: int) -> torch.Tensor:
     """The guidance that the words would have given if they had not been cleaned, `(3, h, w)`."""
-    names = ("task", "keep", "prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
+    names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
     chosen = {name: options[name] for name in names if name in options}
     image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
     generator = torch.Generator().manual_seed(seed)
-    output = pipe(
-        image, guidance="degraded", generator=generator, output_type="pt", guidance_strength=0.0, return_influence=False, **chosen
-    )
-    return output.guidance_images[0]
+    return pipe.painter()(image, guidance="degraded", generator=generator, output_type="pt", **chosen).images[0]
 
 
 def array_of(image: torch.Tensor) -> np.ndarray:
@@ -170,7 +167,8 @@ class with_adapter:
         load_adapter(pipe, source, "visitor")
 
     def __exit__(self, *_) -> None:
-        pipe.unload_lora_weights()
+        if self.name:
+            pipe.unload_lora_weights()
 
 
 def follow(picture: Picture, options: dict, progress: gr.Progress, start: float = 0.1, end: float = 1.0):
@@ -226,7 +224,7 @@ def restore(
     """
     with messages():
         progress(0.05, desc="Reading the photo")
-        picture = load(image)
+        picture = read_upload(image)
         options = {"task": joined(task) or "auto", "keep": joined(keep), "tile": int(tile) or "auto"}
         options |= {"seed": whole(seed), "guidance_strength": weight(strength)}
         if PAINTS:
@@ -284,8 +282,8 @@ def compare(
         the pictures with their captions, and a table.
     """
     with messages():
-        picture = load(image)
-        clean = load(truth) if truth else None
+        picture = read_upload(image)
+        clean = read_upload(truth) if truth else None
         if clean is not None and clean.pixels.shape != picture.pixels.shape:
             sizes = " and ".join(f"{p.pixels.shape[1]} x {p.pixels.shape[0]}" for p in (picture, clean))
             raise ValueError(f"Photo and ground truth must have one size, they have {sizes}.")
@@ -300,7 +298,7 @@ def compare(
         if reference:
             if pipe.matcher is None:
                 raise ValueError("This checkpoint takes no reference: it has no matcher.")
-            ways["reference"] = {"guidance": "none", "reference": load(reference)}
+            ways["reference"] = {"guidance": "none", "reference": read_upload(reference)}
         rows, pictures = [], [(preview(picture), "degraded")]
         for number, (name, options) in enumerate(ways.items()):
             share = (number / len(ways), (number + 1) / len(ways))
@@ -325,7 +323,7 @@ def degrade_and_restore(image: str, recipe: str = "noise:25", seed: int = 0, pro
         the photo before and after restoration, the degraded file, and the numbers.
     """
     with messages():
-        clean = load(image)
+        clean = read_upload(image)
         tensor = degrade(torch.from_numpy(clean.pixels).movedim(-1, 0)[None], recipe, torch.Generator().manual_seed(whole(seed)))
         degraded = clean.with_pixels(np.ascontiguousarray(tensor[0].clamp(0, 1).movedim(0, -1).numpy()))
         restored, _ = follow(degraded, {"seed": whole(seed), "tile": "auto"}, progress)
@@ -367,7 +365,7 @@ def restore_batch(
             for number, path in enumerate(files):
                 row = [Path(path).name, "", "", "", ""]
                 try:
-                    start, picture = time.perf_counter(), load(path)
+                    start, picture = time.perf_counter(), read_upload(path)
                     span = (number / len(files), (number + 1) / len(files))
                     restored, shown = follow(picture, options, progress, *span)
                     file = save_as(picture, restored, path, folder)
@@ -424,7 +422,7 @@ def weight(strength: str | float) -> float | None:
         raise ValueError(f"The strength must be auto or a number from 0 to 1, got {strength!r}.") from None
 
 
-def load(path: str | None) -> Picture:
+def read_upload(path: str | None) -> Picture:
     """Read an uploaded file, or say why not."""
     if path is None:
         raise ValueError("Upload a photo first, or choose an example.")
