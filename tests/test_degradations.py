@@ -11,9 +11,11 @@ from tests.tiny import image
 from textir.degradations import (
     RECIPES,
     apply_steps,
+    camera_noise,
     camera_path_kernel,
     defocus,
     degrade,
+    developed_noise,
     dim,
     disc_kernel,
     down_up,
@@ -128,6 +130,27 @@ def test_eight_bit_noise_lies_on_the_grid_of_a_file():
     noisy = degrade(image(), "noise8:25", seeded()) * 255
     torch.testing.assert_close(noisy, noisy.round(), atol=1e-4, rtol=0)
     assert noisy.min() == 0 and noisy.max() == 255
+
+
+def correlation(first: torch.Tensor, second: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+
+def test_developed_noise_is_clumped_and_shared_by_the_channels():
+    """As in real pairs: neighbours correlate by 0.7, pixels three apart by 0.2, channels by 0.4."""
+    flat = torch.full((16, 3, 96, 96), 0.5)
+    noise = developed_noise(flat, 300.0, generator=seeded()) - flat
+    assert 0.6 < correlation(noise[..., 1:], noise[..., :-1]) < 0.9
+    assert 0.1 < correlation(noise[..., 3:], noise[..., :-3]) < 0.4
+    assert 0.2 < correlation(noise[:, 0], noise[:, 1]) < 0.7
+    assert abs(noise.mean()) < 0.01
+
+
+def test_the_first_step_of_it_is_known_to_neighbours_alone():
+    flat = torch.full((8, 3, 96, 96), 0.5)
+    noise = camera_noise(flat, 300.0, generator=seeded()) - flat
+    assert abs(correlation(noise[..., 3:], noise[..., :-3])) < 0.05
+    assert abs(correlation(noise[:, 0], noise[:, 1])) < 0.05
 
 
 @pytest.mark.parametrize("signal", [0.1, 0.4, 0.8])

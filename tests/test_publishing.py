@@ -654,7 +654,17 @@ def test_what_did_not_come_from_the_hub_has_no_base(checkpoint, desk, start):
     record(checkpoint, "", pretrained_model_name_or_path=begin)
     assert json.loads((checkpoint / "training.json").read_text())["base_model"] is None
     data = ModelCard(str(publishing.build_card(checkpoint))).data.to_dict()
-    assert "base_model" not in data and data["license"] == "apache-2.0"
+    assert "base_model" not in data
+    assert data["license"] == ("other" if start == "mini" else "apache-2.0")
+    assert data.get("license_name") == ("research-only" if start == "mini" else None)
+
+
+def test_the_licence_of_a_checkpoint_holds_for_what_was_trained_from_it(tmp_path, checkpoint, adapter):
+    record(checkpoint, "mini")
+    publishing.write_card(checkpoint)
+    record(adapter, checkpoint)
+    assert publishing.build_card(adapter).data.license_name == "research-only"
+    assert publishing.build_card(adapter, license_name="mit").data.license == "mit"
 
 
 def test_a_data_set_of_the_hub_is_named_on_the_card(checkpoint, tmp_path):

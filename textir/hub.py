@@ -89,12 +89,23 @@ def describe_training(
         "steps": steps,
         "processes": processes,
         "base_model": base,
+        "license": licence_of(start),
         "settings": settings,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n")
     if sheet is not None:
         shutil.copyfile(sheet, folder / "before_after.png")
+
+
+def licence_of(start: str | None) -> dict[str, str]:
+    """What the card of the checkpoint that a training starts from says of its licence: it holds for what comes of it. Empty where that
+    is on the Hub, whose card may change, or says nothing."""
+    card = TEMPLATES / "mini.md" if start == "mini" else Path(str(start)) / "README.md"
+    if not card.is_file():
+        return {}
+    data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    return {name: data[name] for name in ("license", "license_name") if data.get(name)}
 
 
 def read_evaluations(folder: str | Path) -> list[dict]:
@@ -124,7 +135,8 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
     Args:
         folder: the result.
         repo: its name on the Hub, for the example.
-        license_name: of the weights; `apache-2.0` by default, or `other` where a base model has a licence of its own.
+        license_name: of the weights; by default that of the checkpoint that the training started from, `other` where that is on
+            the Hub, `apache-2.0` where it started from nothing.
     """
     folder, kind = Path(folder), result_kind(folder)
     note = folder / "training.json"
@@ -134,8 +146,9 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
     recipes = parse_mixture(settings["degradations"]) if settings.get("degradations") else []
     tasks = sorted({RECIPES[name].label for text, _ in recipes for name, _, _ in parse_recipe(text)})
     relation = {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"} if base else {}
+    licence = {"license": license_name} if license_name else training.get("license") or {}
     data = ModelCardData(
-        license=license_name or ("other" if base else "apache-2.0"),
+        **({"license": "other" if base else "apache-2.0"} | licence),
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["image-restoration", "textir", *tasks, *(["lora"] if kind == "adapter" else []), "diffusers-training"],

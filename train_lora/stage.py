@@ -396,6 +396,20 @@ def refuse_lora(config: StageConfig, part: str) -> None:
         )
 
 
+def add_condition(pipe, part: str, config: StageConfig, **options) -> None:
+    """Rebuild a blind restorer or cleaner as one that can be told what to remove; its function stays as it was."""
+    refuse_lora(config, "condition")
+    blind = getattr(pipe, part)
+    settings = {name: value for name, value in blind.config.items() if not name.startswith("_")}
+    if "labels" not in settings:
+        raise ValueError(f"{type(blind).__name__} takes no condition; `--labels` needs a NAFNet.")
+    if settings["labels"] is not None:
+        raise ValueError(f"This {part} has labels already: {', '.join(settings['labels'])}; leave out `--labels`.")
+    told = type(blind)(**{**settings, "labels": read_all_labels(config.labels), **options})
+    told.load_state_dict(blind.state_dict(), strict=False)
+    pipe.register_modules(**{part: told})
+
+
 def add_image_encoder(pipe, name: str) -> None:
     """Give a base checkpoint the image encoder whose tokens the mapper reads."""
     if pipe.image_encoder is None:

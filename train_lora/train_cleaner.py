@@ -21,12 +21,12 @@ from pipelines.pipeline_text_guided_restoration import resize
 from textir.adapters import make_trainable
 from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
-from textir.models import TextualCleaner
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
     StageConfig,
     TrainingData,
     add_cleaner,
+    add_condition,
     as_guidance,
     check_labels,
     condition_columns,
@@ -36,8 +36,6 @@ from train_lora.stage import (
     need,
     place,
     publish,
-    read_all_labels,
-    refuse_lora,
     validate,
 )
 
@@ -108,7 +106,7 @@ def main(config: Config) -> TrainingRun:
         need(pipe, "matcher", "restorer")
     add_cleaner(pipe, config)
     if config.labels:
-        add_condition(pipe, config)
+        add_condition(pipe, "cleaner", config)
     models = make_trainable(pipe, ["cleaner", *config.also_train], config.rank, config.lora_alpha)
     if config.gradient_checkpointing and pipe.unet is not None:
         pipe.unet.enable_gradient_checkpointing()
@@ -185,17 +183,6 @@ def main(config: Config) -> TrainingRun:
     run.save()
     publish(run, pipe, "train_cleaner")
     return run
-
-
-def add_condition(pipe, config: Config) -> None:
-    """Rebuild a blind cleaner as one that can be told what to take out; its function stays as it was."""
-    refuse_lora(config, "condition")
-    options = {name: value for name, value in pipe.cleaner.config.items() if not name.startswith("_")}
-    if options["labels"] is not None:
-        raise ValueError(f"This cleaner has labels already: {', '.join(options['labels'])}; leave out `--labels`.")
-    told = TextualCleaner(**{**options, "labels": read_all_labels(config.labels)})
-    told.load_state_dict(pipe.cleaner.state_dict(), strict=False)
-    pipe.register_modules(cleaner=told)
 
 
 def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
     StageConfig,
     TrainingData,
+    add_condition,
     check_labels,
     condition_columns,
     labels_of,
@@ -45,7 +46,6 @@ from train_lora.stage import (
     need,
     place,
     publish,
-    read_all_labels,
     read_json,
     refuse_lora,
     validate,
@@ -187,7 +187,7 @@ def main(config: Config) -> TrainingRun:
     if config.view is not None:
         need(pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
     if config.labels:
-        add_condition(pipe, config)
+        add_condition(pipe, "restorer", config, expert_rank=config.expert_rank)
     if guided:
         add_guidance(pipe, config)
     told_share = check_labels(pipe.restorer, config, data)
@@ -233,19 +233,6 @@ def main(config: Config) -> TrainingRun:
     run.save()
     publish(run, pipe, "train_restorer")
     return run
-
-
-def add_condition(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
-    """Rebuild a blind restorer as one that can be told what to remove; its function stays as it was."""
-    refuse_lora(config, "condition")
-    options = {name: value for name, value in pipe.restorer.config.items() if not name.startswith("_")}
-    if "labels" not in options:
-        raise ValueError(f"{type(pipe.restorer).__name__} takes no condition; `--labels` needs a NAFNet.")
-    if options["labels"] is not None:
-        raise ValueError(f"This restorer has labels already: {', '.join(options['labels'])}; leave out `--labels`.")
-    told = type(pipe.restorer)(**{**options, "labels": read_all_labels(config.labels), "expert_rank": config.expert_rank})
-    told.load_state_dict(pipe.restorer.state_dict(), strict=False)
-    pipe.register_modules(restorer=told)
 
 
 def freeze_rest(restorer, trains: str) -> None:
