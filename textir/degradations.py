@@ -418,9 +418,7 @@ def disc_kernel(radius: float) -> torch.Tensor:
     return (disc / disc.sum())[None]
 
 
-def _sensor_noise(
-    linear: torch.Tensor, peak: float, read_sigma: float, generator: torch.Generator | None
-) -> torch.Tensor:
+def _sensor_noise(linear: torch.Tensor, peak: float, read_sigma: float, generator: torch.Generator | None) -> torch.Tensor:
     """Shot and read noise of linear light `(B, C, H, W)`; that of three channels lies on a Bayer mosaic and is demosaicked."""
     noise = torch.poisson(linear * peak, generator=generator) / peak - linear
     noise = noise + read_sigma / 255 * _normal(linear.shape, generator)
