@@ -142,7 +142,7 @@ def paint_degraded(picture: Picture, options: dict, seed: int) -> torch.Tensor:
     chosen = {name: options[name] for name in names if name in options}
     image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
     generator = torch.Generator().manual_seed(seed)
-    return pipe.painter()(image, guidance="degraded", generator=generator, output_type="pt", **chosen).images[0]
+    return pipe.guide(image, "degraded", generator=generator, **chosen).images[0]
 
 
 def array_of(image: torch.Tensor) -> np.ndarray:

@@ -357,10 +357,10 @@ def test_init_from_the_image_keeps_its_layout(pipe):
     height, width = pipe.guidance_shape(24, 40)
     pixels = torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
     clean = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    start = pipe.prepare_latents(image, "image", 0.01, 50, seed())
-    noise = pipe.prepare_latents(image, "noise", 0.01, 50, seed())
+    start, _ = pipe.prepare_latents(image, "image", 0.01, 50, seed())
+    noise, timesteps = pipe.prepare_latents(image, "noise", 0.01, 50, seed())
     assert (start - clean).abs().mean() < 0.5 * (noise - clean).abs().mean()
-    assert len(pipe._timesteps) == 50
+    assert len(timesteps) == 50
 
 
 def test_init_strength_sets_the_number_of_steps(pipe):
@@ -369,8 +369,8 @@ def test_init_strength_sets_the_number_of_steps(pipe):
 
 
 def test_few_steps_from_the_image_never_start_beyond_the_strength(pipe):
-    run(pipe, guidance_init="image", init_strength=0.2, num_inference_steps=1)
-    assert pipe.num_timesteps == 1 and pipe._timesteps[0] < 300
+    _, timesteps = pipe.prepare_latents(tiny.image(), "image", 0.2, 1, seed())
+    assert len(timesteps) == 1 and timesteps[0] < 300
 
 
 def test_a_checkpoint_says_what_guidance_starts_from():
@@ -381,11 +381,24 @@ def test_a_checkpoint_says_what_guidance_starts_from():
     assert torch.equal(run(image, guidance_init="noise").guidance_images, run(noise).guidance_images)
 
 
-def test_the_painter_of_a_pipeline_paints_what_the_pipeline_shows():
-    pipe = tiny.pipeline(default_guidance_init="image", square_guidance=True)
-    painter = pipe.painter()
-    assert painter.restorer is None and painter.config.square_guidance and painter.unet is pipe.unet
-    assert torch.equal(run(painter).images, run(pipe).guidance_images)
+@pytest.mark.parametrize("options", [{}, {"prompt": "a tree"}, {"guidance": "degraded"}, {"guidance": "prompt", "prompt": "a tree"}])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_guidance_alone_is_what_a_restoration_shows(mirror, options):
+    pipe = tiny.pipeline(default_guidance_init="image", square_guidance=True, mirror_guidance=mirror)
+    guidance, output = pipe.guide(tiny.image(), **options), run(pipe, **options)
+    assert torch.equal(guidance.images, output.guidance_images)
+    if options.get("guidance") != "prompt":
+        assert torch.equal(guidance.pseudo_words, output.pseudo_words)
+        assert torch.equal(guidance.cleaned_words, output.cleaned_words)
+
+
+def test_guidance_alone_needs_no_restorer_and_says_what_it_lacks():
+    pipe = tiny.pipeline(restorer=None, matcher=None)
+    assert pipe.guide(tiny.image()).images.shape[:2] == (1, 3)
+    with pytest.raises(ValueError, match="needs cleaner, which this pipeline lacks"):
+        tiny.pipeline(cleaner=None).guide(tiny.image())
+    with pytest.raises(ValueError, match="`generator` must be one generator or a list of 1"):
+        pipe.guide(tiny.image(), generator=[seed(), seed()])
 
 
 @pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])

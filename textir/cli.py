@@ -97,14 +97,17 @@ def restore(
     try:
         jobs = plan_jobs(inputs, output, recursive)
         pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-        pipe.check_arguments(
+        pipe.check(
             task,
+            keep,
+            prompt,
+            negative_prompt,
+            guidance,
             guidance_strength=strength,
-            num_inference_steps=1 if steps is None else steps,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
             tile=tile or None,
-            keep=keep,
         )
-        pipe.check_guidance(guidance, prompt, negative_prompt, guidance_scale=guidance_scale)
     except (ValueError, OSError) as error:
         raise fail(error) from None
     import torch

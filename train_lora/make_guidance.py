@@ -74,7 +74,8 @@ def main(config: Config) -> None:
     if state.is_main_process:
         keep_settings(output / "guidance.json", public(config))
     captions = read_captions(config.captions)
-    pipe = load_chain(config).painter()
+    pipe = load_chain(config)
+    pipe.register_modules(detector=None, matcher=None, restorer=None)
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -92,16 +93,15 @@ def main(config: Config) -> None:
             degraded = degrade_entry(entry, name, config, output) if clean_only else read_pixels(entry.degraded[0])
             if captions is not None and photo not in captions:
                 raise ValueError(f"{config.captions} has no caption for {photo}.")
-            painted = pipe(
+            painted = pipe.guide(
                 degraded[None],
-                guidance=config.guidance,
+                config.guidance,
                 prompt=captions and captions[photo],
                 guidance_init=config.guidance_init,
                 init_strength=config.init_strength,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
                 generator=torch.Generator().manual_seed(seed_of(name, config.seed)),
-                output_type="pt",
             ).images[0]
             save(output / "guidance" / f"{name}.png", painted)
     state.wait_for_everyone()

@@ -85,11 +85,9 @@ def main(config: Config) -> TrainingRun:
 
 def repaint(pipe, config: Config):
     """What the words of an image paint, beside what they should paint: the image itself, at the size of the guidance."""
-    paint = pipe.painter()
-
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(config.seed)
-        return {"painted": paint(degraded, guidance="degraded", generator=generator, output_type="pt").images, "clean": degraded}
+        return {"painted": pipe.guide(degraded, "degraded", generator=generator).images, "clean": degraded}
 
     return render
 

@@ -56,6 +56,7 @@ from train_lora.stage import (
 ERRORS = ((0.65, 1, 1), (0.2, 3, 1), (0.7, 1, 4), (0.45, 3, 4))
 SPREAD = 0.45  # of the logarithm of how wrong guidance is, from photo to photo
 LEAST_CORRECTION = 0.1  # what guidance corrects counts as this much at least: paintings of clean photos err too
+PAINTERS = ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")  # parts that make guidance
 COARSE = 8  # side in pixels at which that is measured
 DETAIL = (12, 16, 24, 32)  # sides in pixels that paintings are as detailed as
 
@@ -80,11 +81,6 @@ class Config(StageConfig):
         0.0,
         "errors of guidance, smooth over the view, as a share of what it corrects, such as 0.35: photos that the painter has learnt from "
         "are painted better than others, and would teach too much trust; guidance of `--true_share` also loses detail",
-    )
-    shared_errors: float = knob(
-        0.0,
-        "share of the unguided restorer's own coarse errors that guidance of `--true_share` repeats with `--guidance_jitter`, such as 0.6: "
-        "what misleads the one misleads the other",
     )
     painted_from: str = knob("cleaned", "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)")
     true_share: float = knob(
@@ -165,11 +161,6 @@ class Config(StageConfig):
         if self.guided_degradations and self.rank is not None:
             raise ValueError("`--guided_degradations` belongs to a whole checkpoint; an adapter (`--rank`) has no place for it.")
         read_guided(self.guided_degradations)
-        if self.shared_errors < 0 or (self.shared_errors and not (self.true_share and self.guidance_jitter)):
-            raise ValueError(
-                "`--shared_errors` must be at least 0 and goes with `--true_share` and `--guidance_jitter`, "
-                f"got {self.shared_errors}."
-            )
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}.")
 
@@ -207,15 +198,19 @@ def main(config: Config) -> TrainingRun:
     shown = guided and pipe.unet is not None and config.validation_data_dir is not None
     place(pipe, run, *models, *(["image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"] if shown else []))
     restorer, matcher = run.models["restorer"], run.models.get("matcher")
-    painter = pipe.painter().to(run.device) if config.view is not None else None
+    if config.view is not None:
+        for name in PAINTERS:
+            part = getattr(pipe, name)
+            if part is not None:
+                part.to(run.device)
     options = {"all_scales": True} if getattr(pipe.restorer, "num_scales", 1) > 1 else {}
 
     ends = [*config.phase_ends, config.max_train_steps]
     phases = [(data.crops(size, told_share), count, end) for size, count, end in zip(sides, config.train_batch_size, ends)]
     columns = condition_columns(pipe.restorer)
     for batch in run.batches(phases):
-        if painter is not None:
-            batch = cut(paint(painter, batch, config, restorer), config)
+        if config.view is not None:
+            batch = cut(paint(pipe, batch, config), config)
         if told_share is not None:
             options["condition"] = batch["condition"][:, columns]
         with run.accumulate():
@@ -342,24 +337,18 @@ def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
 
 
 @torch.no_grad()
-def paint(painter, batch: dict[str, torch.Tensor], config: Config, restorer=None) -> dict[str, torch.Tensor]:
-    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample. What
-    `restorer` makes of them alone says how it errs (`--shared_errors`)."""
+def paint(pipe, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small; drawn by the index of the sample."""
     generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
     true = [bool(torch.rand((), generator=generator) < config.true_share) for generator in generators]
-    size = painter.guidance_shape(*batch["clean"].shape[-2:])
+    size = pipe.guidance_shape(*batch["clean"].shape[-2:])
     degraded, guidance = batch["degraded"].clamp(0, 1), F.interpolate(batch["clean"], size, mode="area")
     painted = [place for place, taken in enumerate(true) if not taken]
     if painted:
-        options = {"guidance": config.painted_from, "generator": [generators[place] for place in painted], "output_type": "pt"}
-        guidance[painted] = painter(degraded[painted], **options).images.to(guidance)
+        generator = [generators[place] for place in painted]
+        guidance[painted] = pipe.guide(degraded[painted], config.painted_from, generator=generator).images.to(guidance)
     if config.guidance_jitter:
         before = F.interpolate(degraded, size, mode="area")
-        if config.shared_errors:
-            own = F.interpolate(restorer(batch["degraded"]).clamp(0, 1) - batch["clean"], size, mode="area")
-            own = F.interpolate(F.adaptive_avg_pool2d(own, COARSE), size, mode="bicubic")
-            shares = torch.stack([2 * config.shared_errors * torch.rand((), generator=generator) for generator in generators])
-            guidance = guidance + (shares * torch.tensor(true))[:, None, None, None].to(own) * own
         drawn = zip(guidance, before, true, generators)
         guidance = torch.stack([add_errors(*single, config.guidance_jitter) for single in drawn])
     guidance = F.interpolate(guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
@@ -407,7 +396,7 @@ def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tenso
 
 def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):
     """What the network makes of an image, alone and, where the chain can paint one, with guidance."""
-    painter = pipe.painter() if guided and pipe.unet is not None else None
+    paints = guided and pipe.unet is not None
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         networks = [pipe.restorer, pipe.matcher] if guided else [pipe.restorer]
@@ -419,9 +408,9 @@ def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):
             removed = condition_of([RECIPES[name].label for name, *_ in parse_recipe(recipe)])
             condition = removed[condition_columns(pipe.restorer)][None].to(degraded)
             rendered["told"] = pipe.restorer(degraded, condition=condition)
-        if painter is not None:
+        if paints:
             seen, generator = mean_view(degraded), torch.Generator().manual_seed(0)
-            painted = painter(seen, guidance=config.painted_from, generator=generator, output_type="pt").images
+            painted = pipe.guide(seen, config.painted_from, generator=generator).images
             rendered["guided"] = pipe.restorer(degraded, pipe.matcher(seen, painted.to(seen)).features)
         for network in networks:
             network.train()

@@ -170,12 +170,11 @@ def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.
 
 def paint(pipe, config: Config):
     """What one step paints from the words of an image, beside what a matrix reads from them and the image itself, at one size."""
-    bare = pipe.painter()
     weights = load_file(config.readout) if config.readout else None
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
-        painted = bare(degraded, guidance="degraded", guidance_init="noise", generator=generator, output_type="pt").images.float()
+        painted = pipe.guide(degraded, "degraded", guidance_init="noise", generator=generator).images.float()
         rendered = {"painted": painted, "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area")}
         if weights is not None:
             words = pipe.mapper(pipe.encode_image(degraded).float())
@@ -189,11 +188,9 @@ def paint(pipe, config: Config):
 
 def guide(pipe, config: Config):
     """The guidance that a restorer would get, from words as they are and from cleaned ones, beside the degraded image at its size."""
-    bare = pipe.painter()
-
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         guidance = {
-            words: bare(degraded, guidance=words, generator=torch.Generator().manual_seed(0), output_type="pt").images.float()
+            words: pipe.guide(degraded, words, generator=torch.Generator().manual_seed(0)).images.float()
             for words in ("degraded", "cleaned")
         }
         return {"input": F.interpolate(degraded, guidance["cleaned"].shape[-2:], mode="area"), **guidance}
