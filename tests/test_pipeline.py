@@ -381,7 +381,9 @@ def test_a_checkpoint_says_what_guidance_starts_from():
     assert torch.equal(run(image, guidance_init="noise").guidance_images, run(noise).guidance_images)
 
 
-@pytest.mark.parametrize("options", [{}, {"prompt": "a tree"}, {"guidance": "degraded"}, {"guidance": "prompt", "prompt": "a tree"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"prompt": "a tree"}, {"guidance": "degraded"}, {"guidance": "prompt", "prompt": "a tree"}]
+)
 @pytest.mark.parametrize("mirror", [False, True])
 def test_guidance_alone_is_what_a_restoration_shows(mirror, options):
     pipe = tiny.pipeline(default_guidance_init="image", square_guidance=True, mirror_guidance=mirror)

@@ -54,6 +54,14 @@ def test_the_whole_image_is_taken_where_memory_allows():
     assert choose_tile(24, 40, restorer, available=10**9) is None
 
 
+def test_memory_is_measured_once_and_unseen_by_those_who_watch_the_restorer():
+    restorer, calls, blocks = tiny.restorer(guided=False), [], []
+    restorer.register_forward_pre_hook(lambda *_: calls.append(1))
+    next(restorer.children()).register_forward_hook(lambda *_: blocks.append(1))
+    assert bytes_per_pixel(restorer) == bytes_per_pixel(restorer) > 0
+    assert (len(calls), len(blocks)) == (0, 1)
+
+
 def test_tiles_shrink_with_memory_but_stay_useful():
     restorer = tiny.restorer(guided=False)
     need = bytes_per_pixel(restorer)

@@ -221,6 +221,7 @@ def test_a_token_is_not_logged_to_wandb():
             "end before `--max_train_steps`",
         ),
         (["--restorer", "UNet"], "Unknown `--restorer` 'UNet'; known are .*NAFNet"),
+        (["--restorer", "TextualCleaner"], "Unknown `--restorer` 'TextualCleaner'; known are .*NAFNet"),
     ],
 )
 def test_phases_and_networks_that_do_not_fit_are_refused(flags, message):

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -236,12 +236,6 @@ def _decode(entry: Entry) -> Images:
 def _integers(picture: Picture, bits: int | None = None) -> np.ndarray:
     kind = np.uint8 if (bits or picture.bits) == 8 else np.uint16
     return (picture.pixels * np.iinfo(kind).max).round().astype(kind)
-
-
-def list_some(messages: Iterable[str], most: int = 20) -> str:
-    """Messages, one a line; the first ones of many."""
-    lines = list(messages)
-    return "\n".join(lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else []))
 
 
 def _read_record(record: str | Path | None) -> set[str]:

@@ -1,16 +1,25 @@
 """How large a tile of an image a restorer can take at once; the pipeline does the tiling itself (`tile=`)."""
 
 import math
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 
 LIVE_TENSORS = 8  # feature maps of the largest kind alive at once in a residual block: input, norm, branch, gate, ...
 
+measured: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()
+
+
+def bytes_per_pixel(restorer: torch.nn.Module) -> float:
+    """Memory that a restorer needs for each pixel, from the largest feature map that it makes of a small image; measured once."""
+    if restorer not in measured:
+        measured[restorer] = measure(restorer)
+    return measured[restorer]
+
 
 @torch.no_grad()
-def bytes_per_pixel(restorer: torch.nn.Module) -> float:
-    """Memory that a restorer needs for each pixel, from the largest feature map that it makes of a small image."""
+def measure(restorer: torch.nn.Module) -> float:
     largest = 0
 
     def record(module, args, output):
@@ -23,7 +32,7 @@ def bytes_per_pixel(restorer: torch.nn.Module) -> float:
     parameter = next(restorer.parameters())
     side = 64
     try:
-        restorer(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
+        restorer.forward(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))  # no hooks of others
     finally:
         for hook in hooks:
             hook.remove()

@@ -196,6 +196,7 @@ def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -
 
 def compare(pipe, config: Config):
     """Guidance from the words as they are and from cleaned ones, beside the clean image at their size."""
+
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         return {
             kind: pipe.guide(degraded, kind, generator=torch.Generator().manual_seed(config.seed)).images

@@ -85,6 +85,7 @@ def main(config: Config) -> TrainingRun:
 
 def repaint(pipe, config: Config):
     """What the words of an image paint, beside what they should paint: the image itself, at the size of the guidance."""
+
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(config.seed)
         return {"painted": pipe.guide(degraded, "degraded", generator=generator).images, "clean": degraded}

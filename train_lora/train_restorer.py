@@ -27,13 +27,12 @@ import torch
 import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
-from textir import models as networks
 from textir.adapters import make_trainable
 from textir.conditions import condition_of
 from textir.data import sample_generator
 from textir.degradations import LABELS, RECIPES, parse_recipe
 from textir.losses import restoration_loss
-from textir.models import GuidanceMatcher
+from textir.models import RESTORERS, GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
 from train_lora.stage import (
     StageConfig,
@@ -56,6 +55,7 @@ from train_lora.stage import (
 ERRORS = ((0.65, 1, 1), (0.2, 3, 1), (0.7, 1, 4), (0.45, 3, 4))
 SPREAD = 0.45  # of the logarithm of how wrong guidance is, from photo to photo
 LEAST_CORRECTION = 0.1  # what guidance corrects counts as this much at least: paintings of clean photos err too
+CLASSES = {network.__name__: network for network in RESTORERS}
 PAINTERS = ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")  # parts that make guidance
 COARSE = 8  # side in pixels at which that is measured
 DETAIL = (12, 16, 24, 32)  # sides in pixels that paintings are as detailed as
@@ -140,8 +140,8 @@ class Config(StageConfig):
                 "`--guidance_dirs` needs one folder for each `--train_data_dir`, and neither `--guidance_dir` nor `--dataset_name`, "
                 f"got {len(self.guidance_dirs)} for {len(self.train_data_dir)}."
             )
-        if self.restorer not in networks.__all__:
-            raise ValueError(f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(networks.__all__)}.")
+        if self.restorer not in CLASSES:
+            raise ValueError(f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(CLASSES)}.")
         if self.view is not None and (len(self.resolution) > 1 or self.view < self.resolution[0] or not self.guidance):
             raise ValueError(
                 f"`--view` must be at least the one `--resolution`, with `--guidance`, got {self.view} and {self.resolution}."
@@ -296,7 +296,7 @@ def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
     torch.manual_seed(config.seed)
     options = read_json(config.restorer_config, "--restorer_config")
     try:
-        return TextGuidedRestorationPipeline(restorer=getattr(networks, config.restorer)(**options))
+        return TextGuidedRestorationPipeline(restorer=CLASSES[config.restorer](**options))
     except TypeError as error:
         raise ValueError(f"`--restorer_config` does not fit {config.restorer}: {error}") from None
 

@@ -10,6 +10,9 @@ from textir.models.restormer import PromptIR, Restormer
 from textir.models.sfnet import SFNet
 from textir.models.textual_cleaner import TextualCleaner
 
+RESTORERS = (DRSformer, NAFNet, PromptIR, Restormer, SFNet)
+"""The networks that restore, alone or with guidance."""
+
 __all__ = [
     "DRSformer",
     "DegradationDetector",

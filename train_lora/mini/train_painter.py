@@ -188,6 +188,7 @@ def paint(pipe, config: Config):
 
 def guide(pipe, config: Config):
     """The guidance that a restorer would get, from words as they are and from cleaned ones, beside the degraded image at its size."""
+
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         guidance = {
             words: pipe.guide(degraded, words, generator=torch.Generator().manual_seed(0)).images.float()

@@ -15,8 +15,8 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ logger = logging.get_logger(__name__)
 
 MIN_SIDE = 16
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
+WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 PRESENT = 0.5  # what a detector gives at least this probability counts as seen
@@ -94,6 +95,93 @@ class RestorationOutput(BaseOutput):
     match_confidence: torch.Tensor | list[torch.Tensor] | None = None
     influence: torch.Tensor | list[torch.Tensor] | None = None
     guidance_strength: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How guidance is painted: the options of a call that concern it, checked and complete.
+
+    Attributes:
+        source: what it is painted from: cleaned, degraded or prompt.
+        prompts: words of the user, one text for each image, or `None`.
+        negatives: what it should not show, likewise.
+        init: noise or image.
+        init_strength: how much of the way to noise the latents of an image are taken.
+        steps: number of denoising steps.
+        scale: of classifier-free guidance; 1 or less turns it off.
+        generator: source of randomness, or one for each image.
+        callback: called after each step.
+        callback_inputs: which tensors it gets.
+    """
+
+    source: str
+    prompts: list[str] | None
+    negatives: list[str] | None
+    init: str
+    init_strength: float
+    steps: int
+    scale: float
+    generator: torch.Generator | list[torch.Generator]
+    callback: Callable | None = None
+    callback_inputs: tuple[str, ...] = ("latents",)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for, checked and complete: its defaults are resolved and it contains no contradiction.
+
+    Attributes:
+        labels: degradations to remove; `None`: find out.
+        kept: degradations that must stay.
+        source: where the guidance comes from: cleaned, degraded, prompt, reference or none.
+        painting: how it is painted; `None` where it is not.
+        references: a reference `(1, 3, h, w)` for each image in place of a painted guidance, or `None`.
+        strength: of the guidance; `None` where the checkpoint decides.
+        tile: side of the restorer's tiles in pixels, or `None`.
+        overlap: of tiles in pixels.
+        output_type: form of the results.
+        return_influence: whether to restore without guidance too.
+    """
+
+    labels: tuple[str, ...] | None
+    kept: tuple[str, ...]
+    source: str
+    painting: Painting | None
+    references: list[torch.Tensor] | None
+    strength: float | None
+    tile: int | None
+    overlap: int
+    output_type: str
+    return_influence: bool
+
+    def part(self, images: slice) -> "Request":
+        """The same for some of the images."""
+
+        def some(values):
+            return values[images] if isinstance(values, list) else values
+
+        painting = self.painting
+        if painting is not None:
+            texts = {"prompts": some(painting.prompts), "negatives": some(painting.negatives)}
+            painting = replace(painting, generator=some(painting.generator), **texts)
+        return replace(self, painting=painting, references=some(self.references))
+
+
+@dataclass
+class Guidance:
+    """A painted guidance and the words that it was painted from.
+
+    Attributes:
+        latents: `(B, C, h, w)`; with mirrored guidance of the images and then of their mirror images.
+        images: `(B, 3, H, W)` in [0, 1], `None` where it was not decoded.
+        pseudo_words: `(B, N, D)`, `None` where it was painted from a prompt alone.
+        cleaned_words: `(B, N, D)`, or `None`.
+    """
+
+    latents: torch.Tensor
+    images: torch.Tensor | None = None
+    pseudo_words: torch.Tensor | None = None
+    cleaned_words: torch.Tensor | None = None
 
 
 class CarriesCodeMixin:
@@ -518,135 +606,199 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             ValueError: if an argument is out of range, does not fit the others or needs a component that is missing.
         """
         # 1. Check everything at the door
-        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance_init = guidance_init or self.config.default_guidance_init
-        init_strength = self.config.default_init_strength if init_strength is None else init_strength
-        self.check_arguments(task, guidance_init, init_strength, guidance_strength, steps, tile, overlap, output_type, keep)
-        guidance = self.check_guidance(guidance, prompt, negative_prompt, guidance_image, scale, output_type)
-        self._check_callback(callback_on_step_end_tensor_inputs)
-        batches, pictures = self._undress(image)
-        count = len(pictures)
-        prompts = self._one_each(prompt, count, "prompt")
-        negatives = self._one_each(negative_prompt, count, "negative_prompt")
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
-        references = self._references(guidance_image, count)
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        batches, pictures = self._read_images(image)
+        request = self.check(
+            task,
+            keep,
+            prompt,
+            negative_prompt,
+            guidance,
+            guidance_image,
+            guidance_init,
+            init_strength,
+            guidance_strength,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            tile,
+            overlap,
+            output_type,
+            return_influence,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            count=len(pictures),
+        )
 
-        def one_by_one() -> RestorationOutput | tuple:
-            singles = [single for batch in batches for single in batch.split(1)]
-            outputs = [
-                self(
-                    image=singles[i] if pictures[i] is None else [pictures[i]],
-                    task=task,
-                    keep=keep,
-                    prompt=prompts and prompts[i],
-                    negative_prompt=negatives and negatives[i],
-                    guidance=guidance if references is None else "none",
-                    guidance_image=references and references[i],
-                    guidance_init=guidance_init,
-                    init_strength=init_strength,
-                    guidance_strength=guidance_strength,
-                    num_inference_steps=steps,
-                    guidance_scale=scale,
-                    generator=generator[i] if isinstance(generator, list) else generator,
-                    tile=tile,
-                    overlap=overlap,
-                    output_type=output_type,
-                    return_influence=return_influence,
-                    callback_on_step_end=callback_on_step_end,
-                    callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                )
-                for i in range(count)
-            ]
-            output = join_outputs(outputs)
-            return output if return_dict else (output.images, output.guidance_images)
+        # 2. Restore together what has one size
+        outputs, first = [], 0
+        for batch in batches:
+            images = slice(first, first + len(batch))
+            outputs.append(self._restore_batch(batch.to(self._execution_device), pictures[images], request.part(images)))
+            first += len(batch)
+        self.maybe_free_model_hooks()
 
-        if len(batches) > 1:
-            return one_by_one()
-        degraded = batches[0].to(self._execution_device)
-        shown = {}  # the intermediates
+        # 3. Give it the form that was asked for
+        output = outputs[0] if len(outputs) == 1 else join_outputs(outputs)
+        return output if return_dict else (output.images, output.guidance_images)
 
-        # 2. See: image tokens of the whole image, and what is wrong with it
-        needs_words = guidance in ("cleaned", "degraded")
-        mirrored = needs_words and self.config.mirror_guidance and output_type != "latent"
-        views, repeats = (torch.cat([degraded, degraded.flip(-1)]), 2) if mirrored else (degraded, 1)
-        tokens = self.encode_image(views) if needs_words or self._can_detect else None
-        if self._can_detect:
-            shown["degradation"], shown["severity"] = self.detect(tokens[:count], self.native_pixels(degraded))
-        removed = self.choose_removed(task, keep, shown.get("degradation"), count)
-        shown["removed"] = removed
+    def _restore_batch(
+        self, degraded: torch.Tensor, pictures: list[PIL.Image.Image | None], request: Request
+    ) -> RestorationOutput:
+        """The chain of the paper, on images `(B, 3, H, W)`; `pictures` are the Pillow images that they came from."""
+        # 1. See what is wrong, and decide what to remove
+        tokens = self.encode_image(degraded) if self._can_detect or request.source in WORDS else None
+        degradation, severity = self.detect(tokens, self.native_pixels(degraded)) if self._can_detect else (None, None)
+        removed = self.choose_removed(request, degradation, len(degraded))
+        found = {"guidance": request.source, "degradation": degradation, "severity": severity, "removed": removed}
 
-        # 3. Put it in words, and clean the words
-        prompt_embeds = None
-        if needs_words:
-            words = self.mapper(tokens.to(self.mapper.dtype))
-            shown["pseudo_words"] = words[:count]
-            if self.cleaner is not None:
-                wishes = self.condition_of(self.cleaner, removed and removed * repeats, words)
-                cleaned = self.cleaner(words.to(self.cleaner.dtype), **wishes)
-                shown["cleaned_words"] = cleaned[:count]
-            shown["nearest_tokens"] = self.nearest_tokens(shown["pseudo_words"], shown.get("cleaned_words"))
-            prompt_embeds = self.encode_words(cleaned if guidance == "cleaned" else words, prompts and prompts * repeats)
-        elif guidance == "prompt":
-            prompt_embeds = self.encode_text(prompts)
+        # 2. Put it in words, clean the words, and paint the guidance from them
+        references = request.references
+        if request.painting is not None:
+            guidance = self._guide(degraded, request.painting, removed, tokens, decode=request.output_type != "latent")
+            references = None if guidance.images is None else list(guidance.images.split(1))
+            words, cleaned = guidance.pseudo_words, guidance.cleaned_words
+            found |= {"pseudo_words": words, "cleaned_words": cleaned}
+            found["nearest_tokens"] = None if words is None else self.nearest_tokens(words, cleaned)
 
-        # 4. Paint the guidance
-        if prompt_embeds is not None:
-            negative_embeds = self.encode_text((negatives or [""] * count) * repeats) if scale > 1 else None
-            generators = generator * repeats if isinstance(generator, list) else generator
-            latents = self.prepare_latents(views, guidance_init, init_strength, steps, generators)
-            latents = self.paint(
-                latents,
-                prompt_embeds,
-                negative_embeds,
-                scale,
-                generators,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-            )
-            if output_type != "latent":
-                painted = self.decode_latents(latents)
-                if mirrored:
-                    painted = (painted[:count] + painted[count:].flip(-1)) / 2
-                references = list(painted.split(1))
-
-        # 5. Restore, with what the guidance knows
-        if output_type == "latent":
-            restored = latents
+        # 3. Restore, with what the guidance knows
+        if request.output_type == "latent":
+            restored = guidance.latents
         elif self.restorer is None:
             restored = torch.cat(references)
         else:
-            judged = (
-                guidance == "cleaned"
-                and guidance_strength is None
-                and self.config.guided_degradations is not None
-                and not (prompts or negatives)
-            )
-            strength = 1.0 if guidance_strength is None else guidance_strength
-            strengths = [strength if references is not None else 0.0] * count
-            if judged:
-                strengths = self.default_strengths(removed, shown.get("degradation"), count)
-            if return_influence or not any(strengths):
-                restored = unguided = self.restore(degraded, tile=tile, overlap=overlap, removed=removed)[0]
-            if references is not None:
-                aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
-                shown["guidance_strength"] = strengths
-            if any(strengths):
-                restored, shown["match_confidence"] = self.restore(degraded, aligned, strengths, tile, overlap, removed)
-                if return_influence:
-                    shown["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
-            moved = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
-            shown["change"] = moved.tolist()
+            restored, effect = self._restore_guided(degraded, references, removed, degradation, request)
+            change = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
+            found |= {"change": change.tolist(), **effect}
 
-        # 6. Give everything the form that was asked for
-        images = convert(list(restored.split(1)), output_type, pictures)
-        guidance_images = None if references is None else convert(references, output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, guidance_images
-        return RestorationOutput(images=images, guidance_images=guidance_images, guidance=guidance, **shown)
+        # 4. Give everything the form that was asked for
+        images = convert(list(restored.split(1)), request.output_type, pictures)
+        guidance_images = None if references is None else convert(references, request.output_type)
+        return RestorationOutput(images=images, guidance_images=guidance_images, **found)
+
+    def _restore_guided(
+        self,
+        degraded: torch.Tensor,
+        references: list[torch.Tensor] | None,
+        removed: list[list[str] | None] | None,
+        degradation: list[dict[str, float]] | None,
+        request: Request,
+    ) -> tuple[torch.Tensor, dict]:
+        """Images restored with their guidance where there is one and it has a strength, and what is to be told of its effect."""
+        options = {"tile": request.tile, "overlap": request.overlap, "removed": removed}
+        if references is None:
+            return self.restore(degraded, **options)[0], {}
+        strengths = self.choose_strengths(request, removed, degradation, len(degraded))
+        effect = {"guidance_strength": strengths}
+        if not any(strengths):
+            return self.restore(degraded, **options)[0], effect
+        unguided = self.restore(degraded, **options)[0] if request.return_influence else None
+        aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
+        restored, effect["match_confidence"] = self.restore(degraded, aligned, strengths, **options)
+        if unguided is not None:
+            effect["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
+        return restored, effect
+
+    @torch.no_grad()
+    def guide(
+        self,
+        degraded: torch.Tensor,
+        guidance: str = "cleaned",
+        removed: list[list[str] | None] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_init: str | None = None,
+        init_strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Guidance:
+        """Paint the guidance of images `(B, 3, H, W)` in [0, 1] without restoring them.
+
+        Args:
+            degraded: images of one size.
+            guidance: what it is painted from: `cleaned` words, `degraded` words or the `prompt` only.
+            removed: the degradations that the cleaner is told to remove of each image; `None`: it finds out by itself.
+            prompt: and all others: see `__call__`.
+
+        Raises:
+            ValueError: if an argument is out of range, does not fit the others or needs a component that is missing.
+        """
+        check_tensor(degraded, "degraded")
+        painting = self.check_painting(
+            guidance,
+            prompt,
+            negative_prompt,
+            guidance_init,
+            init_strength,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            count=len(degraded),
+        )
+        if painting is None:
+            raise ValueError(f"`guidance` must be cleaned, degraded or prompt to be painted, got {guidance!r}.")
+        return self._guide(degraded.to(self._execution_device), painting, removed)
+
+    def _guide(
+        self,
+        degraded: torch.Tensor,
+        painting: Painting,
+        removed: list[list[str] | None] | None = None,
+        tokens: torch.Tensor | None = None,
+        decode: bool = True,
+    ) -> Guidance:
+        """See, say, clean and paint; with `mirror_guidance` of the mirror images too. `tokens` are those of the images, if known."""
+        count, spoken = len(degraded), painting.source in WORDS
+        mirrored = spoken and decode and self.config.mirror_guidance
+        views = torch.cat([degraded, degraded.flip(-1)]) if mirrored else degraded
+        repeats = 2 if mirrored else 1
+        prompts = painting.prompts and painting.prompts * repeats
+        negatives = (painting.negatives or [""] * count) * repeats
+        generator = painting.generator * repeats if isinstance(painting.generator, list) else painting.generator
+
+        words = cleaned = None
+        if spoken:
+            known = [] if tokens is None else [tokens]
+            tokens = torch.cat([*known, self.encode_image(views[len(known) * count :])]) if len(known) < repeats else tokens
+            words = self.mapper(tokens.to(self.mapper.dtype))
+            if self.cleaner is not None:
+                wish = self.condition_of(self.cleaner, removed and removed * repeats, words)
+                cleaned = self.cleaner(words.to(self.cleaner.dtype), **wish)
+            embeds = self.encode_words(cleaned if painting.source == "cleaned" else words, prompts)
+        else:
+            embeds = self.encode_text(prompts)
+        negative_embeds = self.encode_text(negatives) if painting.scale > 1 else None
+        latents, timesteps = self.prepare_latents(views, painting.init, painting.init_strength, painting.steps, generator)
+        latents = self.paint(
+            latents,
+            timesteps,
+            embeds,
+            negative_embeds,
+            painting.scale,
+            generator,
+            painting.callback,
+            painting.callback_inputs,
+        )
+        images = self.decode_latents(latents) if decode else None
+        if mirrored:
+            images = (images[:count] + images[count:].flip(-1)) / 2
+        words, cleaned = (None if value is None else value[:count] for value in (words, cleaned))
+        return Guidance(latents, images, words, cleaned)
+
+    def choose_strengths(
+        self,
+        request: Request,
+        removed: list[list[str] | None] | None,
+        degradation: list[dict[str, float]] | None,
+        count: int,
+    ) -> list[float]:
+        """The weight of the guidance of each of `count` images: what the call says, or, where that leaves it to the checkpoint and
+        nothing but the photo speaks, `default_strengths`."""
+        painting = request.painting
+        prompted = painting is not None and bool(painting.prompts or painting.negatives)
+        if request.strength is None and request.source == "cleaned" and not prompted:
+            return self.default_strengths(removed, degradation, count)
+        return [1.0 if request.strength is None else request.strength] * count
 
     def default_strengths(
         self, removed: list[list[str] | None] | None, degradation: list[dict[str, float]] | None, count: int
@@ -672,34 +824,24 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     # ---- what to remove
 
     def choose_removed(
-        self,
-        task: str | list[str] = "auto",
-        keep: str | list[str] | None = None,
-        degradation: list[dict[str, float]] | None = None,
-        count: int = 1,
+        self, request: Request, degradation: list[dict[str, float]] | None, count: int
     ) -> list[list[str] | None] | None:
         """The degradations that the restorer is told to remove of each of `count` images; `None`: it finds out by itself, of one image
         or of all.
 
         Args:
-            task: of a call.
-            keep: of a call.
+            request: a call, of which `labels` and `kept` matter here.
             degradation: what `detect` says of each image, if it was asked.
             count: number of images.
-
-        Raises:
-            ValueError: if task or keep are not understood, or this pipeline cannot be told.
         """
-        labels, kept = read_task(task), read_keep(keep)
-        self._check_told(labels, kept)
-        if labels is not None:
-            return [list(labels)] * count
+        if request.labels is not None:
+            return [list(request.labels)] * count
         thresholds = self.config.detection_thresholds
-        if not kept:
+        if not request.kept:
             if thresholds is None or degradation is None or not self.can_remove:
                 return None
             return [surely_seen(image, thresholds) for image in degradation]
-        known = set(self.can_remove) - set(kept)
+        known = set(self.can_remove) - set(request.kept)
         return [[label for label in seen_in(image, thresholds) if label in known] for image in degradation]
 
     @property
@@ -737,14 +879,6 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if all(row == rows[0] for row in rows):
             rows = rows[:1]  # one for all is faster
         return {"condition": torch.tensor(rows, device=like.device, dtype=part.dtype)}
-
-    def painter(self) -> "TextGuidedRestorationPipeline":
-        """A pipeline of the same networks and settings without restorer and detector: what it returns is the guidance."""
-        parts = {**self.components, "matcher": None, "restorer": None, "detector": None}
-        accepted = inspect.signature(type(self).__init__).parameters.keys() - parts.keys()
-        bare = type(self)(**parts, **{name: self.config[name] for name in accepted & self.config.keys()})
-        bare.set_progress_bar_config(disable=True)
-        return bare
 
     # ---- the steps, each usable on its own
 
@@ -824,8 +958,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     def prepare_latents(
         self, degraded: torch.Tensor, init: str, strength: float, steps: int, generator: torch.Generator | list | None
-    ) -> torch.Tensor:
-        """Starting latents for the guidance of `degraded` `(B, 3, H, W)`; sets the scheduler's timesteps."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starting latents for the guidance of `degraded` `(B, 3, H, W)`, and the timesteps that lead from them to a picture."""
         height, width = self.guidance_shape(*degraded.shape[-2:])
         shape = (len(degraded), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         noise = randn_tensor(shape, generator=generator, device=degraded.device, dtype=self.unet.dtype)
@@ -833,15 +967,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             steps = max(steps, math.ceil(1 / strength))  # fewer would leave no step as short as `strength`
         self.scheduler.set_timesteps(steps, device=degraded.device)
         if init == "noise":
-            self._timesteps = self.scheduler.timesteps
-            return noise * self.scheduler.init_noise_sigma
+            return noise * self.scheduler.init_noise_sigma, self.scheduler.timesteps
         order = getattr(self.scheduler, "order", 1)
         kept = max(1, min(steps, round(steps * strength)))
-        self._timesteps = self.scheduler.timesteps[(steps - kept) * order :]
+        timesteps = self.scheduler.timesteps[(steps - kept) * order :]
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index((steps - kept) * order)
         latents = self.encode_latents(resize(degraded.float().clamp(0, 1), (height, width))).to(self.unet.dtype)
-        return self.scheduler.add_noise(latents, noise, self._timesteps[:1])
+        return self.scheduler.add_noise(latents, noise, timesteps[:1]), timesteps
 
     def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] -> latents, in the scale that the UNet works in."""
@@ -862,15 +995,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def paint(
         self,
         latents: torch.Tensor,
+        timesteps: torch.Tensor,
         prompt_embeds: torch.Tensor,
         negative_embeds: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list | None = None,
         callback: Callable | None = None,
-        callback_inputs: list[str] = ["latents"],
+        callback_inputs: Sequence[str] = ("latents",),
     ) -> torch.Tensor:
         """Denoise latents; both branches of classifier-free guidance go through the UNet in one call."""
-        timesteps = self._timesteps
         self._num_timesteps = len(timesteps)
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
@@ -957,94 +1090,37 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     # ---- the door
 
-    def check_guidance(
-        self,
-        guidance: str = "cleaned",
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        guidance_image=None,
-        guidance_scale: float | None = None,
-        output_type: str = "pil",
-    ) -> str:
-        """What the guidance of a call will come from: cleaned, degraded, prompt, reference or none.
-
-        Raises:
-            ValueError: if the arguments contradict each other or need a component that is missing.
-        """
-        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        if guidance not in GUIDANCE_MODES:
-            raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}.")
-        if guidance == "prompt" and prompt is None and guidance_image is None:
-            raise ValueError("`guidance='prompt'` paints from your words alone; pass a `prompt`.")
-        if guidance_image is not None:
-            source, needed = "reference", []
-        elif guidance == "cleaned" and self.unet is None and self.restorer is not None and not (prompt or negative_prompt):
-            if not getattr(self, "_told_unguided", False):
-                logger.warning("This checkpoint has no guidance chain (no UNet); it restores without guidance.")
-                self._told_unguided = True
-            source, needed = "none", []
-        else:
-            source = guidance
-            needed = [] if guidance == "none" else ["tokenizer", "text_encoder", "unet", "vae", "scheduler"]
-            needed += ["image_encoder", "image_processor", "mapper"] if guidance in ("cleaned", "degraded") else []
-            needed += ["cleaner"] if guidance == "cleaned" else []
-        if source == "none":
-            needed = ["restorer"]
-            if prompt is not None or negative_prompt is not None:
-                raise ValueError("`prompt` and `negative_prompt` speak through the guidance, which `guidance='none'` turns off.")
-        elif self.restorer is not None and output_type != "latent":
-            needed = [*needed, "matcher"]
-        if negative_prompt is not None and scale <= 1:
-            raise ValueError(
-                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
-            )
-        missing = [name for name in needed if getattr(self, name, None) is None]
-        if missing:
-            raise ValueError(
-                f"Guidance {source!r} needs {', '.join(missing)}, which this pipeline lacks; load a checkpoint that has them"
-                + (", or pass `guidance='none'`." if self.restorer is not None else ".")
-            )
-        if source == "reference" and self.restorer is None:
-            raise ValueError("`guidance_image` guides a restorer, and this pipeline has none.")
-        if source in ("reference", "none") and (prompt is not None or negative_prompt is not None):
-            raise ValueError("`prompt` and `negative_prompt` shape a painted guidance; with `guidance_image` nothing is painted.")
-        if output_type == "latent" and source in ("none", "reference"):
-            raise ValueError(
-                "`output_type='latent'` returns the latents of a painted guidance; choose cleaned, degraded or prompt."
-            )
-        if source not in ("none", "reference") and self.unet.config.in_channels != self.vae.config.latent_channels:
-            raise ValueError(
-                f"The UNet takes {self.unet.config.in_channels} channels and the VAE makes {self.vae.config.latent_channels}; "
-                "load a text-to-image base, not an inpainting one."
-            )
-        return source
-
-    def check_arguments(
+    def check(
         self,
         task: str | list[str] = "auto",
-        guidance_init: str = "noise",
-        init_strength: float = 0.6,
+        keep: str | list[str] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance: str = "cleaned",
+        guidance_image=None,
+        guidance_init: str | None = None,
+        init_strength: float | None = None,
         guidance_strength: float | None = None,
-        num_inference_steps: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         tile: int | None = None,
         overlap: int = 32,
         output_type: str = "pil",
-        keep: str | list[str] | None = None,
-    ) -> None:
-        """Check the arguments of a call that do not depend on its images.
+        return_influence: bool = True,
+        callback: Callable | None = None,
+        callback_inputs: Sequence[str] = ("latents",),
+        count: int = 1,
+    ) -> Request:
+        """Check the arguments of a call on `count` images, see `__call__`, and resolve its defaults.
 
         Raises:
-            ValueError: if one is unknown or out of range.
+            ValueError: if one is unknown or out of range, they contradict each other, or a component that they need is missing.
         """
-        self._check_told(read_task(task), read_keep(keep))
-        if guidance_init not in ("noise", "image"):
-            raise ValueError(f"`guidance_init` must be noise or image, got {guidance_init!r}.")
-        if not 0 < init_strength <= 1:
-            raise ValueError(f"`init_strength` must lie in (0, 1], got {init_strength}.")
+        labels, kept = read_task(task), read_keep(keep)
+        self._check_told(labels, kept)
         if guidance_strength is not None and not 0 <= guidance_strength <= 1:
             raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
-        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {num_inference_steps}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if tile is not None and tile < 64:
@@ -1052,11 +1128,139 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if tile is not None and not 0 <= overlap <= tile // 2:
             raise ValueError(f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}.")
 
-    def _check_callback(self, names: list[str]) -> None:
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        source = self._guidance_source(guidance, prompt, negative_prompt, guidance_image, output_type)
+        painting = self.check_painting(
+            "none" if source == "reference" else source,
+            prompt,
+            negative_prompt,
+            guidance_init,
+            init_strength,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            callback,
+            callback_inputs,
+            count,
+        )
+        if source == "none":
+            self._check_parts(["restorer"], source)
+        elif self.restorer is not None and output_type != "latent":
+            self._check_parts(["matcher"], source)
+        return Request(
+            labels=labels,
+            kept=kept,
+            source=source,
+            painting=painting,
+            references=self._references(guidance_image, count),
+            strength=guidance_strength,
+            tile=tile,
+            overlap=overlap,
+            output_type=output_type,
+            return_influence=return_influence,
+        )
+
+    def check_painting(
+        self,
+        guidance: str = "cleaned",
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_init: str | None = None,
+        init_strength: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        callback: Callable | None = None,
+        callback_inputs: Sequence[str] = ("latents",),
+        count: int = 1,
+    ) -> Painting | None:
+        """Check the arguments that concern the painting of guidance, and resolve their defaults; `None` if none is painted.
+
+        Raises:
+            ValueError: if one is unknown or out of range, they contradict each other, or a component that they need is missing.
+        """
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        init = guidance_init or self.config.default_guidance_init
+        strength = self.config.default_init_strength if init_strength is None else init_strength
+        if guidance not in GUIDANCE_MODES:
+            raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}.")
+        if init not in ("noise", "image"):
+            raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
+        if not 0 < strength <= 1:
+            raise ValueError(f"`init_strength` must lie in (0, 1], got {strength}.")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {steps}.")
+        if negative_prompt is not None and scale <= 1:
+            raise ValueError(
+                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
+            )
+        unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` may hold {', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}."
+            )
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
+        prompts = self._one_each(prompt, count, "prompt")
+        negatives = self._one_each(negative_prompt, count, "negative_prompt")
+        if guidance == "none":
+            return None
+        if guidance == "prompt" and prompts is None:
+            raise ValueError("`guidance='prompt'` paints from your words alone; pass a `prompt`.")
+        needed = ["tokenizer", "text_encoder", "unet", "vae", "scheduler"]
+        needed += ["image_encoder", "image_processor", "mapper"] if guidance in WORDS else []
+        needed += ["cleaner"] if guidance == "cleaned" else []
+        self._check_parts(needed, guidance)
+        if self.unet.config.in_channels != self.vae.config.latent_channels:
+            raise ValueError(
+                f"The UNet takes {self.unet.config.in_channels} channels and the VAE makes {self.vae.config.latent_channels}; "
+                "load a text-to-image base, not an inpainting one."
+            )
+        return Painting(
+            source=guidance,
+            prompts=prompts,
+            negatives=negatives,
+            init=init,
+            init_strength=strength,
+            steps=steps,
+            scale=scale,
+            generator=torch.Generator().manual_seed(0) if generator is None else generator,
+            callback=callback,
+            callback_inputs=tuple(callback_inputs),
+        )
+
+    def _guidance_source(self, guidance: str, prompt, negative_prompt, guidance_image, output_type: str) -> str:
+        """What the guidance of a call comes from: cleaned, degraded, prompt, reference or none."""
+        prompted = prompt is not None or negative_prompt is not None
+        source = guidance
+        if guidance_image is not None:
+            source = "reference"
+        elif guidance == "cleaned" and self.unet is None and self.restorer is not None and not (prompt or negative_prompt):
+            self._warn_unguided()
+            source = "none"
+        if source == "none" and prompted:
+            raise ValueError("`prompt` and `negative_prompt` speak through the guidance, which `guidance='none'` turns off.")
+        if source == "reference" and self.restorer is None:
+            raise ValueError("`guidance_image` guides a restorer, and this pipeline has none.")
+        if source == "reference" and prompted:
+            raise ValueError("`prompt` and `negative_prompt` shape a painted guidance; with `guidance_image` nothing is painted.")
+        if source in ("none", "reference") and output_type == "latent":
+            raise ValueError(
+                "`output_type='latent'` returns the latents of a painted guidance; choose cleaned, degraded or prompt."
+            )
+        return source
+
+    def _warn_unguided(self) -> None:
+        if not getattr(self, "_told_unguided", False):
+            logger.warning("This checkpoint has no guidance chain (no UNet); it restores without guidance.")
+            self._told_unguided = True
+
+    def _check_parts(self, needed: list[str], source: str) -> None:
+        missing = [name for name in needed if getattr(self, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"Guidance {source!r} needs {', '.join(missing)}, which this pipeline lacks; load a checkpoint that has them"
+                + (", or pass `guidance='none'`." if self.restorer is not None else ".")
             )
 
     def _one_each(self, text: str | list[str] | None, count: int, name: str) -> list[str] | None:
@@ -1070,13 +1274,13 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def _references(self, image, count: int) -> list[torch.Tensor] | None:
         if image is None:
             return None
-        batches, _ = self._undress(image, name="guidance_image")
+        batches, _ = self._read_images(image, name="guidance_image")
         singles = [single for batch in batches for single in batch.split(1)]
         if len(singles) not in (1, count):
             raise ValueError(f"`guidance_image` must be one image or {count}, got {len(singles)}.")
         return singles if len(singles) == count else singles * count
 
-    def _undress(self, image, name: str = "image") -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
+    def _read_images(self, image, name: str = "image") -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
         """Batches `(B, 3, H, W)` in [0, 1], each of one size, and the Pillow images whose mode the results shall have again."""
         if isinstance(image, torch.Tensor):
             check_tensor(image, name)
