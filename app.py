@@ -122,7 +122,7 @@ def restore_and_show(picture: Picture, options: dict, on_stage, on_block, on_ste
     """Restore a picture; the second result is everything that explains it, ready to be drawn."""
     seed, both, reference = options.pop("seed", 0), options.pop("both_words", False), options.pop("reference", None)
     if reference is not None:
-        options["guidance_image"] = torch.from_numpy(reference.pixels).movedim(-1, 0)[None]
+        options["guidance_image"] = reference.tensor()
     with stage_clock(pipe, on_stage, on_block) as seconds:
         generator = torch.Generator().manual_seed(seed)
         restored, output = restore_picture(pipe, picture, generator=generator, callback_on_step_end=on_step, **options)
@@ -140,9 +140,8 @@ def paint_degraded(picture: Picture, options: dict, seed: int) -> torch.Tensor:
     """The guidance that the words would have given if they had not been cleaned, `(3, h, w)`."""
     names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
     chosen = {name: options[name] for name in names if name in options}
-    image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
     generator = torch.Generator().manual_seed(seed)
-    return pipe.guide(image, "degraded", generator=generator, **chosen).images[0]
+    return pipe.guide(picture.tensor(), "degraded", generator=generator, **chosen).images[0]
 
 
 def array_of(image: torch.Tensor) -> np.ndarray:
@@ -324,8 +323,7 @@ def degrade_and_restore(image: str, recipe: str = "noise:25", seed: int = 0, pro
     """
     with messages():
         clean = read_upload(image)
-        tensor = degrade(torch.from_numpy(clean.pixels).movedim(-1, 0)[None], recipe, torch.Generator().manual_seed(whole(seed)))
-        degraded = clean.with_pixels(np.ascontiguousarray(tensor[0].clamp(0, 1).movedim(0, -1).numpy()))
+        degraded = clean.with_tensor(degrade(clean.tensor(), recipe, torch.Generator().manual_seed(whole(seed))))
         restored, _ = follow(degraded, {"seed": whole(seed), "tile": "auto"}, progress)
         before, after = scores(degraded, clean), scores(restored, clean)
     with tempfile.TemporaryDirectory(prefix="textir-") as folder:
@@ -590,10 +588,9 @@ def example_files() -> list[list[str]]:
     rows = []
     for seed, (name, (source, recipe, task)) in enumerate(EXAMPLES.items()):
         clean = picture_from_pil(Image.fromarray(source()))
-        image = torch.from_numpy(clean.pixels).movedim(-1, 0)[None]
-        degraded = degrade(image, recipe, torch.Generator().manual_seed(seed))[0].clamp(0, 1).movedim(0, -1).numpy()
+        degraded = clean.with_tensor(degrade(clean.tensor(), recipe, torch.Generator().manual_seed(seed)))
         files = (
-            write_picture(folder / f"{name}.png", clean.with_pixels(degraded)),
+            write_picture(folder / f"{name}.png", degraded),
             write_picture(folder / f"{name}-clean.png", clean),
         )
         rows.append([str(files[0]), [task] if task in CAN_REMOVE else [], str(files[1])])

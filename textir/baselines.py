@@ -11,6 +11,8 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.exposure import equalize_adapthist
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
+from textir.images import to_pixels, to_tensor
+
 
 def non_local_means(image: np.ndarray) -> np.ndarray:
     """Non-local means (Buades et al., CVPR 2005) at the noise level that the image shows."""
@@ -42,7 +44,7 @@ def noise_level(image: np.ndarray) -> float:
     """Standard deviation of Gaussian noise, from the median of a Laplacian's differences that smooth images hardly have (Immerkaer, *Fast
     Noise Variance Estimation*, 1996; with Donoho's median instead of the mean)."""
     kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).expand(3, 1, 3, 3)
-    pixels = torch.from_numpy(image).movedim(-1, 0)[None].float()
+    pixels = to_tensor(image).float()
     return float(F.conv2d(pixels, kernel, groups=3).abs().median() / 0.6745 / 6)
 
 
@@ -55,14 +57,14 @@ def dark_channel(image: np.ndarray, window: int = 15, omega: float = 0.95, floor
         omega: share of the haze that is removed.
         floor: least transmission.
     """
-    haze = torch.from_numpy(image).movedim(-1, 0)[None].double().clamp(0, 1)
+    haze = to_tensor(image).double().clamp(0, 1)
     dark = lowest(haze, window)
     brightest = dark.flatten().topk(max(dark.numel() // 1000, 1)).indices
     air = haze.flatten(2)[..., brightest].amax(-1)[..., None, None].clamp(min=0.1)
     rough = 1 - omega * lowest(haze / air, window)
     transmission = guided_blur(haze.mean(1, keepdim=True), rough, 81, 1e-3, subsample=4).clamp(floor, 1)
     clear = ((haze - air) / transmission + air).clamp(0, 1)
-    return clear[0].movedim(0, -1).float().numpy()
+    return to_pixels(clear)
 
 
 def lowest(image: torch.Tensor, window: int) -> torch.Tensor:

@@ -176,8 +176,7 @@ def degrade(
 
     def run(picture):
         generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
-        image = degrade(torch.from_numpy(picture.pixels).movedim(-1, 0)[None], recipe, generator)
-        return picture.with_pixels(image[0].clamp(0, 1).movedim(0, -1).numpy()), None
+        return picture.with_tensor(degrade(picture.tensor(), recipe, generator)), None
 
     try:
         if (output is None) == (sheet is None):

@@ -14,7 +14,7 @@ import torch
 
 from textir.data import find_entries
 from textir.degradations import degrade, parse_recipe
-from textir.images import Picture, read_picture
+from textir.images import Picture, read_picture, to_pixels, to_tensor
 from textir.metrics import Protocol, psnr, ssim
 
 
@@ -100,13 +100,11 @@ def load_pairs(
     parse_recipe(degradation)
     parse_recipe(kept or "")
     for path in [entry.clean for entry in entries][:limit]:
-        clean = read_picture(path).pixels
+        clean = read_picture(path).tensor()
         generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
-        target = degrade(torch.from_numpy(clean).movedim(-1, 0)[None], kept or "", generator)
-        degraded, clean = (
-            np.ascontiguousarray(image[0].movedim(0, -1).numpy()) for image in (degrade(target, degradation, generator), target)
-        )
-        yield Pair(path.stem, degraded, clean, _digest(degraded))
+        target = degrade(clean, kept or "", generator)
+        degraded = to_pixels(degrade(target, degradation, generator), clip=False)
+        yield Pair(path.stem, degraded, to_pixels(target, clip=False), _digest(degraded))
 
 
 def _size(pixels: np.ndarray) -> str:
@@ -145,7 +143,7 @@ def evaluate(
     result = Evaluation(str(folder), degradation, str(protocol), seed, shown)
     for pair in load_pairs(folder, degradation, seed, limit, kept):
         start = time.perf_counter()
-        image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None]
+        image = to_tensor(pair.degraded)
         generator = torch.Generator().manual_seed(seed)
         output = pipe(image, output_type="np", generator=generator, **options)
         seconds = time.perf_counter() - start
@@ -166,7 +164,7 @@ def evaluate(
 def contact_sheet(photo: Picture, recipes: Sequence[str], width: int = 320, seed: int = 0) -> Picture:
     """A figure of recipes: a row for each, the clean photo first, then its light, medium and heavy degradation (or four draws of a
     recipe that names its own value)."""
-    clean = torch.from_numpy(photo.pixels).movedim(-1, 0)[None]
+    clean = photo.tensor()
     height = round(width * clean.shape[-2] / clean.shape[-1])
     rows = []
     for recipe in recipes:
@@ -176,4 +174,4 @@ def contact_sheet(photo: Picture, recipes: Sequence[str], width: int = 320, seed
         cells = [clean] + [degrade(clean, text, torch.Generator().manual_seed(seed + i)) for i, text in enumerate(variants)]
         cells = [torch.nn.functional.interpolate(cell.clamp(0, 1), (height, width), mode="area") for cell in cells]
         rows.append(torch.cat(cells, dim=3))
-    return Picture(np.ascontiguousarray(torch.cat(rows, dim=2)[0].movedim(0, -1).numpy()))
+    return Picture(to_pixels(torch.cat(rows, dim=2)))

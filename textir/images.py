@@ -17,6 +17,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
+import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
@@ -56,6 +57,26 @@ class Picture:
         if pixels.shape != self.pixels.shape:
             raise ValueError(f"`pixels` must be {self.pixels.shape}, got {pixels.shape}.")
         return replace(self, pixels=pixels)
+
+    def tensor(self) -> torch.Tensor:
+        """Its colours as networks take them, `(1, 3, H, W)` in [0, 1]."""
+        return to_tensor(self.pixels)
+
+    def with_tensor(self, image: torch.Tensor) -> "Picture":
+        """The same picture with the colours of an image `(1, 3, H, W)` or `(3, H, W)` of its size."""
+        return self.with_pixels(to_pixels(image))
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Pixels `(H, W, C)` -> `(1, C, H, W)`, with the same numbers."""
+    return torch.from_numpy(pixels).movedim(-1, 0)[None]
+
+
+def to_pixels(image: torch.Tensor, clip: bool = True) -> np.ndarray:
+    """An image `(1, C, H, W)` or `(C, H, W)` -> float32 pixels `(H, W, C)`, clipped to [0, 1]."""
+    single = image.detach().reshape(image.shape[-3:]).float()
+    single = single.clamp(0, 1) if clip else single
+    return np.ascontiguousarray(single.movedim(0, -1).cpu().numpy())
 
 
 def list_images(path: str | Path, recursive: bool = False) -> list[Path]:

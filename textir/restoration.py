@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from textir.images import Picture, list_images, output_name, read_picture, write_picture, writing
+from textir.images import Picture, list_images, output_name, read_picture, to_pixels, write_picture, writing
 from textir.tiling import choose_tile
 
 
@@ -29,14 +28,14 @@ def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **o
     Raises:
         ValueError: what the pipeline raises.
     """
-    image = torch.from_numpy(picture.pixels).movedim(-1, 0)[None]
+    image = picture.tensor()
     if tile == "auto":
         tile = choose_tile(*image.shape[-2:], pipe.restorer) if pipe.restorer is not None else None
     output = pipe(image, tile=tile, output_type="pt", **options)
-    restored = output.images[0].float().movedim(0, -1).cpu().numpy()
+    restored = to_pixels(output.images[0])
     if restored.shape != picture.pixels.shape:  # a pipeline without restorer returns the guidance itself, in its own size
-        return Picture(np.ascontiguousarray(restored)), output
-    return picture.with_pixels(np.ascontiguousarray(restored)), output
+        return Picture(restored), output
+    return picture.with_pixels(restored), output
 
 
 HARDLY = 1.0  # mean change on the 0-255 scale below which a photo counts as unchanged
@@ -195,7 +194,7 @@ def write_intermediates(folder: Path, output) -> None:
     }
     for name, tensor in pictures.items():
         if tensor is not None:
-            pixels = tensor.detach().float().cpu().reshape(-1, *tensor.shape[-2:]).movedim(0, -1).numpy()
+            pixels = to_pixels(tensor)
             is_gray = pixels.shape[-1] == 1
             write_picture(folder / f"{name}.png", Picture(pixels.repeat(3, -1) if is_gray else pixels, is_gray=is_gray))
     words = {

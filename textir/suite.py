@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from textir.baselines import BASELINES
 from textir.degradations import RECIPES, parse_recipe
 from textir.evaluation import Pair, load_pairs
+from textir.images import to_pixels, to_tensor
 from textir.metrics import Protocol, psnr, ssim
 
 COARSE = 8  # side in pixels of the thumbnails that show illumination and colour alone
@@ -191,7 +192,7 @@ def restoration_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int,
     each."""
     arms = {"input": pair.degraded.clip(0, 1)}
     if pipe.can_remove:
-        arms["blind"] = array(pipe.restore(as_tensor(pair.degraded, pipe.device), tile=tile)[0])
+        arms["blind"] = to_pixels(pipe.restore(to_tensor(pair.degraded).to(pipe.device), tile=tile)[0])
     arms["auto"] = default_of(pipe, pair, seed, tile)
     if pipe.can_remove:
         arms["told"] = default_of(pipe, pair, seed, tile, task=row.told)
@@ -203,7 +204,7 @@ def restoration_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int,
 
 def guidance_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row) -> Arms:
     """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance itself to `scores`."""
-    degraded, clean = (as_tensor(pixels, pipe.device) for pixels in (pair.degraded, pair.clean))
+    degraded, clean = (to_tensor(pixels).to(pipe.device) for pixels in (pair.degraded, pair.clean))
 
     def call(**options):
         generator = torch.Generator().manual_seed(seed)
@@ -223,31 +224,23 @@ def guidance_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, ti
         size = thumbnails["cleaned"].shape[-2:]
         for name, image in thumbnails.items():
             for label, side in ((name, size), (f"{name}, coarse", (COARSE, COARSE))):
-                add(scores.guidance_psnr, label, place, psnr(array(small(image, side)), array(small(clean, side))))
+                add(scores.guidance_psnr, label, place, psnr(to_pixels(small(image, side)), to_pixels(small(clean, side))))
         if pipe.config.guided_degradations is not None:
             guided = pipe.default_strengths(unguided.removed, unguided.degradation, 1)[0]
             arms["default"] = arms["cleaned" if guided else "none"]
-    return {name: array(image) for name, image in arms.items()}
+    return {name: to_pixels(image) for name, image in arms.items()}
 
 
 def default_of(pipe, pair: Pair, seed: int, tile: int | None, **options) -> np.ndarray:
     """What a call with the pipeline's own defaults returns, `(H, W, 3)`."""
     generator = torch.Generator().manual_seed(seed)
-    image = as_tensor(pair.degraded, pipe.device)
+    image = to_tensor(pair.degraded).to(pipe.device)
     output = pipe(image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options)
-    return array(output.images)
-
-
-def as_tensor(pixels: np.ndarray, device) -> torch.Tensor:
-    return torch.from_numpy(pixels).movedim(-1, 0)[None].to(device)
+    return to_pixels(output.images)
 
 
 def small(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(image.clamp(0, 1), size, mode="area")
-
-
-def array(image: torch.Tensor) -> np.ndarray:
-    return image[0].float().clamp(0, 1).movedim(0, -1).cpu().numpy()
 
 
 def add(table: dict[str, list[list[float]]], name: str, place: int, value: float) -> None:

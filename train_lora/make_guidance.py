@@ -14,14 +14,13 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from textir.data import entry_names, find_entries, parse_mixture
 from textir.degradations import degrade
-from textir.images import Picture, read_picture, write_picture
+from textir.images import Picture, read_picture, to_pixels, write_picture
 from textir.training import knob, make_folder, public, run_script
 from textir.words import without_degradations
 from train_lora.stage import load_chain
@@ -126,12 +125,12 @@ def degrade_entry(entry, name: str, config: Config, output: Path) -> torch.Tenso
 
 
 def read_pixels(path: Path) -> torch.Tensor:
-    return torch.from_numpy(read_picture(path).pixels).movedim(-1, 0)
+    return read_picture(path).tensor()[0]
 
 
 def save(path: Path, image: torch.Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, Picture(np.ascontiguousarray(image.float().clamp(0, 1).movedim(0, -1).cpu().numpy())))
+    write_picture(path, Picture(to_pixels(image)))
 
 
 def keep_settings(path: Path, settings: dict) -> None:

@@ -24,7 +24,7 @@ from textir.degradations import LABELS, RECIPES, parse_recipe
 from textir.encoding import encode_samples, to_device
 from textir.evaluation import Pair, load_pairs
 from textir.hub import describe_training, push, write_card
-from textir.images import Picture, write_picture
+from textir.images import Picture, to_pixels, to_tensor, write_picture
 from textir.metrics import psnr
 from textir.models import ImageToTextMapper, TextualCleaner
 from textir.training import TrainingConfig, TrainingRun, knob, make_folder, public
@@ -250,14 +250,14 @@ def validate(
     scores, rows = {}, []
     with run.averaged(), torch.no_grad():
         for recipe, pair in validation_pairs(config, side):
-            degraded = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
+            degraded = to_tensor(pair.degraded).to(run.device)
             rendered = render(degraded, recipe)
             recipe = recipe or "pairs"
-            clean = rendered.pop("clean", torch.from_numpy(pair.clean).movedim(-1, 0)[None]).cpu()
+            clean = rendered.pop("clean", to_tensor(pair.clean)).cpu()
             size = next(iter(rendered.values())).shape[-2:]
             clean = clean if clean.shape[-2:] == size else F.interpolate(clean, size, mode="area")
             for name, image in rendered.items():
-                value = psnr(*(x[0].float().clamp(0, 1).movedim(0, -1).cpu().numpy() for x in (image, clean)))
+                value = psnr(to_pixels(image), to_pixels(clean))
                 scores.setdefault(f"{recipe} {name}" if len(rendered) > 1 else recipe, []).append(value)
             if sum(row[0] == recipe for row in rows) < 2:
                 rows.append((recipe, [degraded[:, :3], *rendered.values(), clean]))
@@ -271,9 +271,9 @@ def validate(
 def write_sheet(path: Path, rows: list[list[torch.Tensor]], side: int = 192) -> None:
     """A figure: a row for each list of images `(1, 3, H, W)` in [0, 1], all brought to one size."""
     cells = [[F.interpolate(cell.float().cpu().clamp(0, 1), (side, side), mode="area") for cell in row] for row in rows]
-    sheet = torch.cat([torch.cat(row, dim=3) for row in cells], dim=2)[0].movedim(0, -1)
+    sheet = torch.cat([torch.cat(row, dim=3) for row in cells], dim=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, Picture(np.ascontiguousarray(sheet.numpy())))
+    write_picture(path, Picture(to_pixels(sheet)))
 
 
 class recorded_inputs:

@@ -13,6 +13,7 @@ import torch
 from textir.adapters import make_trainable
 from textir.data import LABELS, find_entries
 from textir.degradations import RECIPES, parse_recipe
+from textir.images import to_tensor
 from textir.losses import detection_loss
 from textir.metrics import mean_average_precision
 from textir.models import DegradationDetector
@@ -112,7 +113,7 @@ def judge(run: TrainingRun, pipe, config: Config) -> None:
         right = {}
         with run.averaged():
             for recipe, pair in validation_pairs(config, config.resolution):
-                image = torch.from_numpy(pair.degraded).movedim(-1, 0)[None].to(run.device)
+                image = to_tensor(pair.degraded).to(run.device)
                 (probability,), (severity,) = pipe.detect(pipe.encode_image(image), pipe.native_pixels(image))
                 true = {
                     RECIPES[name].label: RECIPES[name].severity(low) for name, low, high in parse_recipe(recipe) if low == high

@@ -14,6 +14,7 @@ from skimage import data as photos
 
 from pipelines import TextGuidedRestorationPipeline, load
 from textir.degradations import degrade
+from textir.images import to_pixels, to_tensor
 
 PAIRS = (  # photo, its top left corner in the figure, recipe, task
     ("noise", photos.chelsea, (20, 110), "noise8:35", "denoise"),
@@ -34,10 +35,10 @@ def before_and_after(
     pipe: TextGuidedRestorationPipeline, photo: Callable[[], np.ndarray], recipe: str, task: str
 ) -> list[np.ndarray]:
     """A photo degraded by a recipe, and that restored, as bytes `(H, W, 3)`."""
-    clean = torch.from_numpy(photo()).movedim(-1, 0)[None] / 255
+    clean = to_tensor(photo()) / 255
     degraded = degrade(clean, recipe, torch.Generator().manual_seed(0)).clamp(0, 1)
     restored = pipe(degraded, task=task, output_type="pt").images
-    return [(image[0].movedim(0, -1) * 255).round().byte().numpy() for image in (degraded, restored)]
+    return [(to_pixels(image) * 255).round().astype(np.uint8) for image in (degraded, restored)]
 
 
 def draw(pipe: TextGuidedRestorationPipeline) -> Image.Image:
