@@ -25,12 +25,11 @@ from textir.data import (
     TrainingCrops,
     entry_names,
     find_entries,
-    parse_mixture,
     parse_source,
     sample_generator,
     severities,
 )
-from textir.degradations import RECIPES
+from textir.degradations import RECIPES, Mixture
 
 
 def random_pixels(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
@@ -91,7 +90,8 @@ def pairs(tmp_path):
     ],
 )
 def test_weights_become_shares(recipes, expected):
-    assert parse_mixture(recipes) == expected
+    mixture = Mixture.parse(recipes)
+    assert [(str(recipe), share) for recipe, share in zip(mixture.recipes, mixture.shares)] == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_weights_become_shares(recipes, expected):
 )
 def test_a_mixture_that_makes_no_sense_is_refused(recipes, message):
     with pytest.raises(ValueError, match=message):
-        parse_mixture(recipes)
+        Mixture.parse(recipes)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from PIL import Image
 from tests.tiny import image
 from textir.degradations import (
     RECIPES,
-    apply_steps,
+    Recipe,
+    apply_doses,
     camera_noise,
     camera_path_kernel,
     defocus,
@@ -19,7 +20,6 @@ from textir.degradations import (
     dim,
     disc_kernel,
     down_up,
-    draw_recipe,
     flat_objects,
     gaussian_noise,
     haze,
@@ -27,7 +27,6 @@ from textir.degradations import (
     low_light,
     mist,
     motion_blur,
-    parse_recipe,
     poisson_gaussian_noise,
     rain,
     random_depth,
@@ -381,7 +380,8 @@ def test_flat_objects_draw_from_their_generator_alone():
     ],
 )
 def test_a_recipe_is_read(recipe, steps):
-    assert parse_recipe(recipe) == steps
+    assert list(Recipe.parse(recipe).steps) == steps
+    assert str(Recipe.parse(recipe)) == recipe
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_recipe_is_read(recipe, steps):
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
-        parse_recipe(recipe)
+        Recipe.parse(recipe)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -443,7 +443,8 @@ def test_severity_grows_steadily_from_the_mildest_value_to_the_worst(name):
 def test_a_drawn_recipe_has_one_value_in_its_range_for_each_step():
     generator, drawn = seeded(), []
     for _ in range(50):
-        (first, sigma), (second, intensity), (third, peak) = draw_recipe("noise:0..50+rain:heavy+poisson:light..heavy", generator)
+        doses = Recipe.parse("noise:0..50+rain:heavy+poisson:light..heavy").draw(generator)
+        (first, sigma), (second, intensity), (third, peak) = doses
         assert (first, second, third) == ("noise", "rain", "poisson")
         assert 0 <= sigma <= 50 and intensity == 1.0 and 30 <= peak <= 300
         drawn.append((sigma, peak))
@@ -452,18 +453,25 @@ def test_a_drawn_recipe_has_one_value_in_its_range_for_each_step():
 
 def test_drawing_a_recipe_without_ranges_uses_no_randomness():
     generator = seeded()
-    assert draw_recipe("noise:25+downup", generator) == [("noise", 25), ("downup", 3)] and draw_recipe("clean", generator) == []
+    assert Recipe.parse("noise:25+downup").draw(generator) == [("noise", 25), ("downup", 3)]
+    assert Recipe.parse("clean").draw(generator) == []
     assert torch.equal(generator.get_state(), seeded().get_state())
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_drawn_steps_applied_are_the_recipe(name):
     recipe, generator = f"{name}:light..heavy", seeded(4)
-    assert torch.equal(apply_steps(image(), draw_recipe(recipe, generator), generator), degrade(image(), recipe, seeded(4)))
+    assert torch.equal(apply_doses(image(), Recipe.parse(recipe).draw(generator), generator), degrade(image(), recipe, seeded(4)))
 
 
 def test_no_steps_leave_the_picture_as_it_is():
-    assert torch.equal(apply_steps(image(), []), image())
+    assert torch.equal(apply_doses(image(), []), image())
+
+
+def test_a_recipe_names_what_it_leaves_in_a_photo():
+    assert Recipe.parse("dim:0.5+noise8+jpeg:20").labels == ("lowlight", "noise", "jpeg")
+    assert Recipe.parse("clean").labels == ()
+    assert Recipe.parse("jpeg:25").draw()[0].severity == 0.5
 
 
 def test_clean_returns_the_picture():

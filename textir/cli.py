@@ -169,7 +169,7 @@ def degrade(
 
     import torch
 
-    from textir.degradations import RECIPES, degrade, parse_recipe
+    from textir.degradations import RECIPES, Recipe, degrade
     from textir.evaluation import contact_sheet
     from textir.images import list_images, read_picture, write_picture
     from textir.restoration import plan_jobs, restore_files
@@ -185,7 +185,7 @@ def degrade(
             first = list_images(inputs[0], recursive)[0]
             typer.echo(write_picture(sheet, contact_sheet(read_picture(first), [recipe] if recipe else list(RECIPES), seed=seed)))
             return
-        if not parse_recipe(recipe):
+        if not Recipe.parse(recipe).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
         jobs = plan_jobs(inputs, output, recursive)
     except (ValueError, OSError) as error:

@@ -24,33 +24,10 @@ from tqdm import tqdm
 
 from textir.benchmarks import BENCHMARKS, Entry, find_benchmark
 from textir.conditions import draw_wish, draw_wish_of_pair
-from textir.degradations import LABELS, RECIPES, apply_steps, draw_recipe, parse_recipe
+from textir.degradations import LABELS, Dose, Mixture, apply_doses
 from textir.images import Picture, list_images, picture_from_pil, read_picture
 
 logger = logging.getLogger(__name__)
-
-
-def parse_mixture(recipes: Sequence[str]) -> list[tuple[str, float]]:
-    """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]` into `(recipe, probability)`.
-
-    Raises:
-        ValueError: if there is no recipe, a weight is not a positive number or a recipe is not understood.
-    """
-    if not recipes:
-        raise ValueError("At least one degradation recipe is needed, for instance `noise:0..50`.")
-    mixture = []
-    for text in recipes:
-        recipe, at, weight = text.partition("@")
-        parse_recipe(recipe)
-        try:
-            share = float(weight) if at else 1.0
-        except ValueError:
-            share = 0.0
-        if not 0 < share < float("inf"):
-            raise ValueError(f"The weight in {text!r} must be a positive number, as in `{recipe}@2`.")
-        mixture.append((recipe, share))
-    total = sum(share for _, share in mixture)
-    return [(recipe, share / total) for recipe, share in mixture]
 
 
 # ---- which files
@@ -317,7 +294,7 @@ class Sampler:
     """Turns the images of an entry into a training sample; a pure function of images and generator.
 
     Args:
-        recipes: weighted degradation recipes for clean photos, see `parse_mixture`; pairs need none.
+        recipes: weighted degradation recipes for clean photos, see `Mixture.parse`; pairs need none.
         crop_size: side of the square crop in pixels.
         max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
         low_key: share of the clean photos that are darkened (gamma up to 2.5, up to a stop less light) before they are degraded, where
@@ -343,30 +320,28 @@ class Sampler:
     ):
         self.told_share = told_share
         self.crop_size, self.max_reduction, self.low_key, self.min_share = crop_size, max_reduction, low_key, min_share
-        self.mixture = parse_mixture(recipes) if recipes else []
-        self.shares = torch.tensor([share for _, share in self.mixture])
+        self.mixture = Mixture.parse(recipes) if recipes else None
 
     def __call__(self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Make a sample; `pair_labels` say what the degraded image of a pair suffers from."""
-        if images.degraded is None and not self.mixture:
+        if images.degraded is None and self.mixture is None:
             raise ValueError("These are clean photos; pass `--degradations` to say how they are to be degraded.")
         clean, degraded, guidance = self._crop(images, generator)
         if torch.rand((), generator=generator) < 0.5:
             clean, degraded, guidance = (x if x is None else x.flip(-1) for x in (clean, degraded, guidance))
         severity = torch.full((len(LABELS),), float("nan"))
         if degraded is None:
-            recipe = self.mixture[int(torch.multinomial(self.shares, 1, generator=generator))][0]
-            is_dark = any(RECIPES[name].label == "lowlight" for name, *_ in parse_recipe(recipe))
-            if self.low_key and not is_dark and torch.rand((), generator=generator) < self.low_key:
+            recipe = self.mixture.draw(generator)
+            if self.low_key and "lowlight" not in recipe.labels and torch.rand((), generator=generator) < self.low_key:
                 clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
                 clean = clean * 2 ** (-torch.rand((), generator=generator) / 2.2)
-            steps = draw_recipe(recipe, generator)
-            severity = severities(steps)
-            photo, seeds = clean, [int(torch.randint(2**31, (), generator=generator)) for _ in steps]
-            degraded = apply_seeded(photo, steps, seeds)
+            doses = recipe.draw(generator)
+            severity = severities(doses)
+            photo, seeds = clean, [int(torch.randint(2**31, (), generator=generator)) for _ in doses]
+            degraded = apply_seeded(photo, doses, seeds)
             if self.told_share is not None:
-                wish = draw_wish([RECIPES[name].label for name, _ in steps], self.told_share, generator)
-                clean = degraded if wish.kept == len(steps) else apply_seeded(photo, steps[: wish.kept], seeds)
+                wish = draw_wish(recipe.labels, self.told_share, generator)
+                clean = degraded if wish.kept == len(doses) else apply_seeded(photo, doses[: wish.kept], seeds)
         elif self.told_share is not None:
             wish = draw_wish_of_pair(pair_labels, self.told_share if pair_labels else 0.0, generator)
             clean = degraded if wish.kept else clean
@@ -400,20 +375,20 @@ class Sampler:
         return [cut(array) for array in images]
 
 
-def apply_seeded(image: torch.Tensor, steps: Sequence[tuple[str, float]], seeds: Sequence[int]) -> torch.Tensor:
-    """Apply drawn steps to `(C, H, W)`, each with a seed of its own: what a step draws does not depend on those before it."""
+def apply_seeded(image: torch.Tensor, doses: Sequence[Dose], seeds: Sequence[int]) -> torch.Tensor:
+    """Degrade `(C, H, W)`, each time with a seed of its own: what one degradation draws does not depend on those before it."""
     image = image[None]
-    for step, seed in zip(steps, seeds):
-        image = apply_steps(image, [step], torch.Generator().manual_seed(seed))
+    for dose, seed in zip(doses, seeds):
+        image = apply_doses(image, [dose], torch.Generator().manual_seed(seed))
     return image[0]
 
 
-def severities(steps: Sequence[tuple[str, float]]) -> torch.Tensor:
-    """The severity `(len(LABELS),)` in [0, 1] of each degradation in the drawn steps of a recipe; 0 where there is none."""
+def severities(doses: Sequence[Dose]) -> torch.Tensor:
+    """The severity `(len(LABELS),)` in [0, 1] of each degradation in what was drawn of a recipe; 0 where there is none."""
     severity = torch.zeros(len(LABELS))
-    for name, value in steps:
-        at = LABELS.index(RECIPES[name].label)
-        severity[at] = max(severity[at], RECIPES[name].severity(value))
+    for dose in doses:
+        at = LABELS.index(dose.label)
+        severity[at] = max(severity[at], dose.severity)
     return severity
 
 

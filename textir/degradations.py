@@ -7,7 +7,8 @@ gives the same picture on every device) and gives every image of the batch its o
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -530,25 +531,120 @@ LABELS = tuple(dict.fromkeys(ingredient.label for ingredient in RECIPES.values()
 """What a photo can suffer from: the one vocabulary of recipes, detector, restorer and tasks."""
 
 
-def parse_recipe(recipe: str) -> list[tuple[str, float, float]]:
-    """Read a recipe such as `rain:heavy+haze:0.8` or `noise:0..50` into `(name, low, high)` steps, in order of application.
+class Step(NamedTuple):
+    """A degradation in a recipe.
 
-    `clean` (or an empty recipe) is no degradation at all. A name alone means its medium level.
-
-    Raises:
-        ValueError: if a name or a value is not known, or a value lies outside its range.
+    Attributes:
+        name: of an ingredient.
+        low: of the range that its value is drawn from.
+        high: of that range.
     """
-    steps = []
-    for part in filter(None, (part.strip() for part in recipe.split("+"))):
-        name, _, value = part.partition(":")
-        if name == "clean" and not value:
-            continue
-        if name not in RECIPES:
-            raise ValueError(f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, clean.")
-        low, dots, high = (value or "medium").partition("..")
-        low = _parse_value(name, low, recipe)
-        steps.append((name, low, _parse_value(name, high, recipe) if dots else low))
-    return steps
+
+    name: str
+    low: float
+    high: float
+
+    @property
+    def label(self) -> str:
+        return RECIPES[self.name].label
+
+
+class Dose(NamedTuple):
+    """A degradation with the value that was drawn for it."""
+
+    name: str
+    value: float
+
+    @property
+    def label(self) -> str:
+        return RECIPES[self.name].label
+
+    @property
+    def severity(self) -> float:
+        return RECIPES[self.name].severity(self.value)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Degradations in the order in which they are applied; written as it was read.
+
+    Attributes:
+        text: such as `rain:heavy+haze:0.8`.
+        steps: one for each degradation, none for `clean`.
+    """
+
+    text: str
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Recipe":
+        """Read a recipe such as `rain:heavy+haze:0.8` or `noise:0..50`.
+
+        `clean` (or an empty recipe) is no degradation at all. A name alone means its medium level.
+
+        Raises:
+            ValueError: if a name or a value is not known, or a value lies outside its range.
+        """
+        parts = [part.strip() for part in text.split("+")]
+        return cls(text, tuple(_parse_step(part, text) for part in parts if part not in ("", "clean")))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it leaves in a photo, in order; a label may come twice."""
+        return tuple(step.label for step in self.steps)
+
+    def draw(self, generator: torch.Generator | None = None) -> list[Dose]:
+        """Its degradations with one value each; where it gives a range, the value is drawn from that."""
+        return [Dose(name, _uniform((low, high), generator) if low != high else low) for name, low, high in self.steps]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Recipes to draw from.
+
+    Attributes:
+        recipes: at least one.
+        shares: their probabilities.
+    """
+
+    recipes: tuple[Recipe, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> "Mixture":
+        """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]`; without a weight one weighs 1.
+
+        Raises:
+            ValueError: if there is no recipe, a weight is not a positive number or a recipe is not understood.
+        """
+        if not texts:
+            raise ValueError("At least one degradation recipe is needed, for instance `noise:0..50`.")
+        recipes, weights = [], []
+        for text in texts:
+            recipe, at, weight = text.partition("@")
+            recipes.append(Recipe.parse(recipe))
+            try:
+                weights.append(float(weight) if at else 1.0)
+            except ValueError:
+                weights.append(0.0)
+            if not 0 < weights[-1] < float("inf"):
+                raise ValueError(f"The weight in {text!r} must be a positive number, as in `{recipe}@2`.")
+        return cls(tuple(recipes), tuple(weight / sum(weights) for weight in weights))
+
+    def draw(self, generator: torch.Generator | None = None) -> Recipe:
+        return self.recipes[int(torch.multinomial(torch.tensor(self.shares), 1, generator=generator))]
+
+
+def _parse_step(text: str, recipe: str) -> Step:
+    name, _, value = text.partition(":")
+    if name not in RECIPES:
+        raise ValueError(f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, clean.")
+    low, dots, high = (value or "medium").partition("..")
+    low = _parse_value(name, low, recipe)
+    return Step(name, low, _parse_value(name, high, recipe) if dots else low)
 
 
 def _parse_value(name: str, text: str, recipe: str) -> float:
@@ -566,25 +662,20 @@ def _parse_value(name: str, text: str, recipe: str) -> float:
     return value
 
 
-def draw_recipe(recipe: str, generator: torch.Generator | None = None) -> list[tuple[str, float]]:
-    """The steps of a recipe with one value each; where the recipe gives a range, the value is drawn from it."""
-    return [(name, _uniform((low, high), generator) if low != high else low) for name, low, high in parse_recipe(recipe)]
-
-
-def apply_steps(image: torch.Tensor, steps: list[tuple[str, float]], generator: torch.Generator | None = None) -> torch.Tensor:
-    """Apply drawn steps, see `draw_recipe`, to images `(B, C, H, W)`."""
-    for name, value in steps:
+def apply_doses(image: torch.Tensor, doses: Sequence[Dose], generator: torch.Generator | None = None) -> torch.Tensor:
+    """Degrade images `(B, C, H, W)` by what was drawn of a recipe, all alike."""
+    for name, value in doses:
         ingredient = RECIPES[name]
         image = ingredient.function(image, **{ingredient.parameter: value}, generator=generator)
     return image
 
 
-def degrade(image: torch.Tensor, recipe: str, generator: torch.Generator | None = None) -> torch.Tensor:
+def degrade(image: torch.Tensor, recipe: str | Recipe, generator: torch.Generator | None = None) -> torch.Tensor:
     """Apply a recipe to images; each image draws its own values where the recipe gives ranges.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
-        recipe: see `parse_recipe`.
+        recipe: a recipe, or its text, see `Recipe.parse`.
         generator: source of randomness; the same seed gives the same result.
 
     Returns:
@@ -595,4 +686,5 @@ def degrade(image: torch.Tensor, recipe: str, generator: torch.Generator | None 
     """
     if image.ndim != 4:
         raise ValueError(f"`image` must be (B, C, H, W), got shape {tuple(image.shape)}.")
-    return torch.cat([apply_steps(single, draw_recipe(recipe, generator), generator) for single in image.split(1)])
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    return torch.cat([apply_doses(single, recipe.draw(generator), generator) for single in image.split(1)])

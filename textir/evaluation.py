@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from textir.data import find_entries
-from textir.degradations import degrade, parse_recipe
+from textir.degradations import Recipe, degrade
 from textir.images import Picture, read_picture, to_pixels, to_tensor
 from textir.metrics import Protocol, psnr, ssim
 
@@ -97,13 +97,12 @@ def load_pairs(
                 raise ValueError(f"{entry.degraded[0]} is {_size(degraded)} but its twin {entry.clean} is {_size(clean)}.")
             yield Pair(entry.name, degraded, clean, _digest(degraded))
         return
-    parse_recipe(degradation)
-    parse_recipe(kept or "")
+    added, stays = Recipe.parse(degradation), Recipe.parse(kept or "")
     for path in [entry.clean for entry in entries][:limit]:
         clean = read_picture(path).tensor()
         generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
-        target = degrade(clean, kept or "", generator)
-        degraded = to_pixels(degrade(target, degradation, generator), clip=False)
+        target = degrade(clean, stays, generator)
+        degraded = to_pixels(degrade(target, added, generator), clip=False)
         yield Pair(path.stem, degraded, to_pixels(target, clip=False), _digest(degraded))
 
 
@@ -131,7 +130,7 @@ def evaluate(
     Args:
         pipe: a restoration pipeline.
         folder: `input/` and `target/`, or clean images if `degradation` is given.
-        degradation: recipe, see `textir.degradations.parse_recipe`.
+        degradation: recipe, see `textir.degradations.Recipe`.
         protocol: how images are compared.
         seed: added to the seed that each file name gives; also seeds the guidance.
         limit: measure only the first images.

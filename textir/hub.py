@@ -20,8 +20,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 
-from textir.data import parse_mixture
-from textir.degradations import RECIPES, parse_recipe
+from textir.degradations import Mixture
 
 logger = logging.getLogger("textir.hub")
 
@@ -143,8 +142,8 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
     training = json.loads(note.read_text()) if note.is_file() else {}
     settings, base = training.get("settings", {}), training.get("base_model")
     evaluations = read_evaluations(folder)
-    recipes = parse_mixture(settings["degradations"]) if settings.get("degradations") else []
-    tasks = sorted({RECIPES[name].label for text, _ in recipes for name, _, _ in parse_recipe(text)})
+    recipes = Mixture.parse(settings["degradations"]).recipes if settings.get("degradations") else ()
+    tasks = sorted({label for recipe in recipes for label in recipe.labels})
     relation = {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"} if base else {}
     licence = {"license": license_name} if license_name else training.get("license") or {}
     data = ModelCardData(

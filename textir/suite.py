@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from textir.baselines import BASELINES
-from textir.degradations import RECIPES, parse_recipe
+from textir.degradations import Recipe
 from textir.evaluation import Pair, load_pairs
 from textir.images import to_pixels, to_tensor
 from textir.metrics import Protocol, psnr, ssim
@@ -197,8 +197,7 @@ def restoration_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int,
     if pipe.can_remove:
         arms["told"] = default_of(pipe, pair, seed, tile, task=row.told)
         if row.kept:
-            labels = [RECIPES[name].label for name, *_ in parse_recipe(row.kept)]
-            arms["keep"] = default_of(pipe, pair, seed, tile, keep=labels)
+            arms["keep"] = default_of(pipe, pair, seed, tile, keep=list(Recipe.parse(row.kept).labels))
     return arms
 
 

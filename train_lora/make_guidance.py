@@ -18,8 +18,8 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from textir.data import entry_names, find_entries, parse_mixture
-from textir.degradations import degrade
+from textir.data import entry_names, find_entries
+from textir.degradations import Mixture, degrade
 from textir.images import Picture, read_picture, to_pixels, write_picture
 from textir.training import knob, make_folder, public, run_script
 from textir.words import without_degradations
@@ -115,9 +115,7 @@ def degrade_entry(entry, name: str, config: Config, output: Path) -> torch.Tenso
     """Write a clean photo and a degraded version of it, drawn by name; returns the degraded one as it reads back."""
     generator = torch.Generator().manual_seed(seed_of(name, config.seed))
     clean = read_pixels(entry.clean)
-    mixture = parse_mixture(config.degradations)
-    shares = torch.tensor([share for _, share in mixture])
-    recipe = mixture[int(torch.multinomial(shares, 1, generator=generator))][0]
+    recipe = Mixture.parse(config.degradations).draw(generator)
     degraded = degrade(clean[None], recipe, generator)[0]
     save(output / "target" / f"{name}.png", clean)
     save(output / "input" / f"{name}.png", degraded)

@@ -19,8 +19,8 @@ from pipelines.loading import find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import has_lora_layers
 from textir.adapters import has_adapters, save_adapter
 from textir.benchmarks import BENCHMARKS
-from textir.data import HubPhotos, Photos, Sampler, StreamedCrops, TrainingCrops, find_entries, parse_mixture, parse_source
-from textir.degradations import LABELS, RECIPES, parse_recipe
+from textir.data import HubPhotos, Photos, Sampler, StreamedCrops, TrainingCrops, find_entries, parse_source
+from textir.degradations import LABELS, Mixture
 from textir.encoding import encode_samples, to_device
 from textir.evaluation import Pair, load_pairs
 from textir.hub import describe_training, push, write_card
@@ -80,7 +80,7 @@ class StageConfig(TrainingConfig):
         if self.streaming and (self.train_data_dir or not self.dataset_name):
             raise ValueError("`--streaming` reads one `--dataset_name` and nothing beside it.")
         if self.degradations:
-            parse_mixture(self.degradations)
+            Mixture.parse(self.degradations)
         if not 0 <= self.told_share <= 1:
             raise ValueError(f"`--told_share` must lie in 0 to 1, got {self.told_share}.")
         read_all_labels(self.labels)
@@ -137,11 +137,10 @@ def check_labels(component, config: StageConfig, data: "TrainingData") -> float 
     labels = labels_of(component)
     if not labels:
         return None
-    steps = []
+    made = set()
     if data.is_mixed:
-        for recipe, _ in parse_mixture(config.degradations):
-            steps += parse_recipe(recipe)
-    made = {RECIPES[name].label for name, *_ in steps}
+        for recipe in Mixture.parse(config.degradations).recipes:
+            made |= set(recipe.labels)
     for source in data.sources:
         made |= set(source.labels)
     if config.told_share and made - set(labels):

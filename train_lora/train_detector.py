@@ -12,7 +12,7 @@ import torch
 
 from textir.adapters import make_trainable
 from textir.data import LABELS, find_entries
-from textir.degradations import RECIPES, parse_recipe
+from textir.degradations import RECIPES, Recipe
 from textir.images import to_tensor
 from textir.losses import detection_loss
 from textir.metrics import mean_average_precision
@@ -115,10 +115,9 @@ def judge(run: TrainingRun, pipe, config: Config) -> None:
             for recipe, pair in validation_pairs(config, config.resolution):
                 image = to_tensor(pair.degraded).to(run.device)
                 (probability,), (severity,) = pipe.detect(pipe.encode_image(image), pipe.native_pixels(image))
-                true = {
-                    RECIPES[name].label: RECIPES[name].severity(low) for name, low, high in parse_recipe(recipe) if low == high
-                }
-                present = {RECIPES[name].label for name, _, _ in parse_recipe(recipe)} & probability.keys()
+                steps = Recipe.parse(recipe).steps
+                true = {step.label: RECIPES[step.name].severity(step.low) for step in steps if step.low == step.high}
+                present = {step.label for step in steps} & probability.keys()
                 rows["probability"].append([probability[label] for label in labels])
                 rows["present"].append([label in present for label in labels])
                 rows["error"] += [abs(severity[label] - true[label]) for label in present & true.keys()]

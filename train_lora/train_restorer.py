@@ -30,7 +30,7 @@ from pipelines import TextGuidedRestorationPipeline
 from textir.adapters import make_trainable
 from textir.conditions import condition_of
 from textir.data import sample_generator
-from textir.degradations import LABELS, RECIPES, parse_recipe
+from textir.degradations import LABELS, Recipe
 from textir.losses import restoration_loss
 from textir.models import RESTORERS, GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
@@ -405,7 +405,7 @@ def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):
         labels = labels_of(pipe.restorer)
         rendered = {"unguided" if guided else "restored": pipe.restorer(degraded)}
         if labels and recipe is not None:
-            removed = condition_of([RECIPES[name].label for name, *_ in parse_recipe(recipe)])
+            removed = condition_of(Recipe.parse(recipe).labels)
             condition = removed[condition_columns(pipe.restorer)][None].to(degraded)
             rendered["told"] = pipe.restorer(degraded, condition=condition)
         if paints:
