@@ -10,5 +10,6 @@ from textir import models
 
 # Repositories load into these classes; none of their own code runs.
 TextGuidedRestorationPipeline._own_components = {name: getattr(models, name).__module__ for name in models.__all__}
+TextGuidedRestorationPipeline._embedded = {"mini": MINI}
 
 __all__ = ["MINI", "RestorationOutput", "TextGuidedRestorationPipeline", "load"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from skimage.data import astronaut
 
-from pipelines import MINI, TextGuidedRestorationPipeline
+from pipelines import MINI, TextGuidedRestorationPipeline, load
 from pipelines.pipeline_text_guided_restoration import TASKS
 from textir.degradations import degrade
 from textir.metrics import psnr
@@ -32,6 +32,12 @@ def restore(mini, image: torch.Tensor, **options):
 def decibel(image: torch.Tensor, clean: torch.Tensor) -> float:
     clean = F.interpolate(clean, image.shape[-2:], mode="area")
     return psnr(*(x[0].clamp(0, 1).movedim(0, -1).numpy() for x in (image, clean)))
+
+
+def test_it_has_a_name_everywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for pipe in (TextGuidedRestorationPipeline.from_pretrained("mini"), load("mini")):
+        assert pipe.can_remove and pipe.restorer is not None
 
 
 def test_every_part_of_the_chain_is_there(mini):

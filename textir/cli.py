@@ -6,6 +6,8 @@ Heavy libraries load inside the commands, so that `--help` answers at once.
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -47,10 +49,14 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Backend = Annotated[str, typer.Option(help="What runs the restorer: torch, or onnx (onnxruntime) after `export onnx`.")]
 
 
-def fail(message: object) -> typer.Exit:
-    """Print an error and hand out the exception that ends the command."""
-    typer.secho(f"error: {message}", fg="red", err=True)
-    return typer.Exit(2)
+@contextmanager
+def explained() -> Iterator[None]:
+    """Within the block an error that says what to do ends the command with its message."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
 
 
 def load_pipeline(checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"):
@@ -94,7 +100,7 @@ def restore(
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its source."""
     from textir.restoration import plan_jobs, restore_files, restore_picture, what_was_done
 
-    try:
+    with explained():
         jobs = plan_jobs(inputs, output, recursive)
         pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         pipe.check(
@@ -108,8 +114,6 @@ def restore(
             guidance_scale=guidance_scale,
             tile=tile or None,
         )
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
     import torch
 
     def run(picture):
@@ -178,7 +182,7 @@ def degrade(
         generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
         return picture.with_tensor(degrade(picture.tensor(), recipe, generator)), None
 
-    try:
+    with explained():
         if (output is None) == (sheet is None):
             raise ValueError("Pass either --output (with --recipe) or --sheet.")
         if sheet is not None:
@@ -188,8 +192,6 @@ def degrade(
         if not Recipe.parse(recipe).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
         jobs = plan_jobs(inputs, output, recursive)
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
     bad = 0
     for job, target, problem in restore_files(jobs, run):
         typer.echo(str(target) if problem is None else f"error: {job.source}: {problem}", err=problem is not None)
@@ -248,7 +250,7 @@ def evaluate(
     from textir.evaluation import evaluate
     from textir.metrics import Protocol
 
-    try:
+    with explained():
         brought = (degradation, kept, keep) != (None, None, None) or (task, protocol, border, multiple) != ("auto", "rgb", 0, 1)
         if suite is not None and brought:
             raise ValueError("A suite brings its degradations, its task and its protocol; leave out those options.")
@@ -281,8 +283,6 @@ def evaluate(
         )
         if json_file is not None:
             write_scores(json_file, result.to_dict(), checkpoint, adapter)
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
     mean = result.summary()
     typer.echo(
         f"\n{mean['images']} images of {data}{f' degraded by {degradation}' if degradation else ''} ({result.protocol}; seed {seed})\n"
@@ -345,10 +345,8 @@ def push(
     """Publish a trained checkpoint or adapter, with a card made of its training record and its measured evaluations."""
     from textir.hub import push
 
-    try:
+    with explained():
         typer.echo(push(folder, repo, token, private, license_name, message))
-    except ValueError as error:
-        raise fail(error) from None
 
 
 benchmarks = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -376,7 +374,7 @@ def restorers(
 
     from textir.speed import RESTORERS, time_restorers
 
-    try:
+    with explained():
         sides = [tuple(map(int, text.lower().split("x"))) for text in size or ["256x256", "512x512", "768x1024"]]
         if any(len(pair) != 2 or min(pair) < 16 for pair in sides) or runs < 1:
             raise ValueError("`--size` must be height x width of at least 16, such as 256x256, and `--runs` at least 1.")
@@ -384,8 +382,6 @@ def restorers(
         choice = [network or list(RESTORERS), sides, dtype or ["float32", "bfloat16"], way or ["ours", "plain", "guided"]]
         for timing in time_restorers(*choice, runs, place):
             typer.echo(str(timing))
-    except ValueError as error:
-        raise fail(error) from None
 
 
 @app.command()
@@ -402,7 +398,7 @@ def convert(
     from textir.conversion import convert, convert_back, read_weights
     from textir.images import writing
 
-    try:
+    with explained():
         if back:
             pipe = load_pipeline(str(weights), None, "cpu", "float32")
             published = {name: value.contiguous() for name, value in convert_back(pipe.restorer, source).items()}
@@ -415,8 +411,6 @@ def convert(
             model = convert(read_weights(weights), source)
             TextGuidedRestorationPipeline(restorer=model).save_pretrained(output)
         typer.echo(str(output))
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
 
 
 exports = typer.Typer(help="Write networks for other runtimes.", no_args_is_help=True)
@@ -442,7 +436,7 @@ def onnx(
     """Write restorer and matcher as ONNX files, for `--backend onnx` and runtimes without torch; an adapter becomes part of them."""
     from textir.onnx_export import export_onnx, require
 
-    try:
+    with explained():
         require("onnx")
         pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")
         if adapter is not None:
@@ -452,5 +446,3 @@ def onnx(
             pipe.unload_lora_weights()
         for file in export_onnx(pipe, output):
             typer.echo(file)
-    except (ValueError, OSError) as error:
-        raise fail(error) from None

@@ -187,11 +187,20 @@ class Guidance:
 class CarriesCodeMixin:
     """Saved pipelines carry their source, so that they load anywhere with `trust_remote_code=True`.
 
-    `_own_components` maps class names to modules of the installed package. It is filled where the package is installed; then
-    repositories load into the package's classes and none of their code runs. In the carried copy it is empty.
+    `_own_components` maps class names to modules of the installed package, and `_embedded` names of checkpoints to its folders. They are
+    filled where the package is installed; then repositories load into the package's classes and none of their code runs. In the carried
+    copy they are empty.
     """
 
     _own_components: dict[str, str] = {}
+    _embedded: dict[str, str] = {}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a folder or a repository of the Hub, like every pipeline of diffusers; `mini` is the checkpoint of the package."""
+        return super().from_pretrained(
+            cls._embedded.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path), **kwargs
+        )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save in diffusers format, with the source files of the pipeline and its own components.
