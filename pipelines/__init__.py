@@ -5,11 +5,16 @@ pipe = load("mini")
 """
 
 from pipelines.loading import MINI, load
-from pipelines.pipeline_text_guided_restoration import RestorationOutput, TextGuidedRestorationPipeline
+from pipelines.pipeline_text_guided_restoration import (
+    RestorationOutput,
+    TextGuidedRestorationPipeline,
+)
 from textir import models
 
 # Repositories load into these classes; none of their own code runs.
-TextGuidedRestorationPipeline._own_components = {name: getattr(models, name).__module__ for name in models.__all__}
+TextGuidedRestorationPipeline._own_components = {
+    name: getattr(models, name).__module__ for name in models.__all__
+}
 TextGuidedRestorationPipeline._embedded = {"mini": MINI}
 
 __all__ = ["MINI", "RestorationOutput", "TextGuidedRestorationPipeline", "load"]

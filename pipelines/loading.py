@@ -1,4 +1,5 @@
-"""One way to get a pipeline ready to work, for Python, the command line, the app and training alike."""
+"""One way to get a pipeline ready to work, for Python, the command line, the app and training
+alike."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ from pipelines.pipeline_text_guided_restoration import TextGuidedRestorationPipe
 MINI = str(Path(textir.__file__).parent / "checkpoints" / "mini")
 """Folder of the embedded checkpoint."""
 
-DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "auto": torch.float32,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 BACKENDS = ("torch", "onnx")
 
 
@@ -26,16 +32,21 @@ def load(
     """Load a pipeline, with the adapters that are named.
 
     Args:
-        checkpoint: `mini` (embedded), a folder in diffusers format, or a Hub id of the form user/name.
-        adapter: LoRA weights, one or several that act together: a name in the checkpoint's folder `adapters`, a folder or file, or a Hub id.
+        checkpoint: `mini` (embedded), a folder in diffusers format, or a Hub id of the form
+            user/name.
+        adapter: LoRA weights, one or several that act together: a name in the checkpoint's folder
+            `adapters`, a folder or file, or a Hub id.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `float32` (also `auto`), `float16` or `bfloat16`: of what sees, says and paints. Restorer and matcher stay in `float32`,
-            since half precision shows in the pixels that they make (0.001 to 0.04 of the range).
-        backend: what runs restorer and matcher: `torch`, or `onnx` (onnxruntime) for a checkpoint with ONNX files.
+        dtype: `float32` (also `auto`), `float16` or `bfloat16`: of what sees, says and paints.
+            Restorer and matcher stay in `float32`, since half precision shows in the pixels that
+            they make (0.001 to 0.04 of the range).
+        backend: what runs restorer and matcher: `torch`, or `onnx` (onnxruntime) for a checkpoint
+            with ONNX files.
         options: further arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: if an argument is not understood, the checkpoint cannot be loaded or an adapter does not fit it.
+        ValueError: if an argument is not understood, the checkpoint cannot be loaded or an adapter
+            does not fit it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
@@ -46,7 +57,9 @@ def load(
     place = locate(checkpoint)
     try:
         precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
-        pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options).to(device)
+        pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options).to(
+            device
+        )
     except (OSError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{place} could not be loaded on {device}: {error}") from error
     places = find_adapters(checkpoint, adapter)
@@ -69,13 +82,20 @@ def locate(checkpoint: str | Path) -> str:
     """
     place = MINI if str(checkpoint) == "mini" else str(checkpoint)
     if not Path(place).is_dir() and (Path(place).exists() or place.count("/") != 1):
-        raise ValueError(f"{place} is neither a folder in diffusers format nor a Hub id of the form user/name.")
+        raise ValueError(
+            f"{place} is neither a folder in diffusers format nor a Hub id of the form user/name."
+        )
     return place
 
 
-def find_adapters(checkpoint: str | Path, adapter: str | Path | Sequence[str | Path] | None) -> dict[str, str]:
-    """Names and places of adapters; a name that the checkpoint has in its folder `adapters` is taken from there."""
-    names = [] if adapter is None else [adapter] if isinstance(adapter, str | Path) else list(adapter)
+def find_adapters(
+    checkpoint: str | Path, adapter: str | Path | Sequence[str | Path] | None
+) -> dict[str, str]:
+    """Names and places of adapters; a name that the checkpoint has in its folder `adapters` is
+    taken from there."""
+    names = (
+        [] if adapter is None else [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    )
     carried = Path(locate(checkpoint)) / "adapters"
     places = {}
     for name in map(str, names):
@@ -99,4 +119,6 @@ def load_adapter(pipe: TextGuidedRestorationPipeline, source: str, name: str) ->
 
 def carried_adapters(checkpoint: str | Path) -> list[str]:
     """Names of the adapters in a checkpoint's folder `adapters`; each can be given to `load`."""
-    return sorted(folder.name for folder in Path(locate(checkpoint)).glob("adapters/*") if folder.is_dir())
+    return sorted(
+        folder.name for folder in Path(locate(checkpoint)).glob("adapters/*") if folder.is_dir()
+    )

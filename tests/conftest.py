@@ -4,14 +4,18 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ["OMP_NUM_THREADS"] = "1"  # whatever the shell says: tiny networks only wait, and forks divide their sums differently
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # whatever the shell says: tiny networks only wait, and forks divide their sums differently
+)
 
 import pytest
 import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--run-slow", action="store_true", help="also run tests that need long CPU time")
+    parser.addoption(
+        "--run-slow", action="store_true", help="also run tests that need long CPU time"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,5 @@
-"""The whole chain in the shapes of the paper on random weights: does it run, how long, in how much memory?
+"""The whole chain in the shapes of the paper on random weights: does it run, how long, in how much
+memory?
 
 python -m tests.full_size [STEPS] [HEIGHT] [WIDTH]
 """
@@ -9,7 +10,13 @@ import time
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
-from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from pipelines import TextGuidedRestorationPipeline
 from tests import tiny
@@ -17,8 +24,9 @@ from textir.models import GuidanceMatcher, ImageToTextMapper, NAFNet, TextualCle
 
 
 def full_size_pipeline() -> TextGuidedRestorationPipeline:
-    """Stable Diffusion 2.1 (UNet 866 M, text tower 340 M), CLIP ViT-H/14 vision tower (632 M), the paper's mapper and cleaner, and
-    NAFNet of width 32 with its matcher. Only the tokenizer is a small one: no vocabulary can be downloaded."""
+    """Stable Diffusion 2.1 (UNet 866 M, text tower 340 M), CLIP ViT-H/14 vision tower (632 M), the
+    paper's mapper and cleaner, and NAFNet of width 32 with its matcher. Only the tokenizer is a
+    small one: no vocabulary can be downloaded."""
     tokenizer = tiny.tokenizer(length=77)
     text = CLIPTextConfig(
         vocab_size=49408,
@@ -76,18 +84,28 @@ def full_size_pipeline() -> TextGuidedRestorationPipeline:
 
 
 if __name__ == "__main__":
-    steps, height, width = (int(argument) for argument in (sys.argv[1:] + ["2", "512", "512"][len(sys.argv) - 1 :])[:3])
+    steps, height, width = (
+        int(argument) for argument in (sys.argv[1:] + ["2", "512", "512"][len(sys.argv) - 1 :])[:3]
+    )
     start = time.perf_counter()
     pipe = full_size_pipeline()
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    parts = {
+        name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
+    }
     for name, part in parts.items():
         print(f"{name:14} {sum(p.numel() for p in part.parameters()) / 1e6:8.1f} M parameters")
     print(f"built in {time.perf_counter() - start:.1f} s")
     for scale in (1.0, 5.0):
         start = time.perf_counter()
-        out = pipe(tiny.image(height, width), num_inference_steps=steps, guidance_scale=scale, output_type="pt")
+        out = pipe(
+            tiny.image(height, width),
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            output_type="pt",
+        )
         seconds = time.perf_counter() - start
         print(
-            f"{width} x {height}, {steps} steps, guidance scale {scale:g}: {seconds:.1f} s, finite: {out.images.isfinite().all()}"
+            f"{width} x {height}, {steps} steps, guidance scale {scale:g}: {seconds:.1f} s, "
+            f"finite: {out.images.isfinite().all()}"
         )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")

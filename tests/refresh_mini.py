@@ -1,5 +1,5 @@
-"""Load the embedded checkpoint and save it again, all but its weights, so that it carries the present code and configs:
-`python -m tests.refresh_mini`."""
+"""Load the embedded checkpoint and save it again, all but its weights, so that it carries the
+present code and configs: `python -m tests.refresh_mini`."""
 
 import shutil
 import tempfile

@@ -1,4 +1,5 @@
-"""The Space as its users meet it: `python app.py` in a process of its own, with a checkpoint of tiny networks."""
+"""The Space as its users meet it: `python app.py` in a process of its own, with a checkpoint of
+tiny networks."""
 
 import atexit
 import functools
@@ -44,7 +45,8 @@ def free_port() -> int:
 
 @contextmanager
 def running(**environment: str):
-    """`python app.py` with some environment variables; hands out the process and its address once it answers."""
+    """`python app.py` with some environment variables; hands out the process and its address once
+    it answers."""
     port = free_port()
     variables = {
         "GRADIO_SERVER_PORT": str(port),
@@ -53,7 +55,10 @@ def running(**environment: str):
         "OMP_NUM_THREADS": "1",
     }
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="textir-space-") as folder, open(Path(folder) / "log.txt", "w+") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="textir-space-") as folder,
+        open(Path(folder) / "log.txt", "w+") as log,
+    ):
         places = {"GRADIO_TEMP_DIR": f"{folder}/gradio", "TMPDIR": folder}
         process = subprocess.Popen(
             [sys.executable, "app.py"],

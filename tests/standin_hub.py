@@ -1,8 +1,10 @@
-"""A stand-in for the Hugging Face Hub on this machine, so that pushing and loading are tested with the real client and no network.
+"""A stand-in for the Hugging Face Hub on this machine, so that pushing and loading are tested with
+the real client and no network.
 
-It speaks as much of the Hub's HTTP interface as `huggingface_hub` 2 needs to create model repositories, commit files (small ones
-inline, weights through Git LFS) and download them. Everything is kept in memory. The client reads its environment when it is
-imported, so use it from a fresh process:
+It speaks as much of the Hub's HTTP interface as `huggingface_hub` 2 needs to create model
+repositories, commit files (small ones inline, weights through Git LFS) and download them.
+Everything is kept in memory. The client reads its environment when it is imported, so use it from a
+fresh process:
 
     with StandinHub() as hub:
         subprocess.run([sys.executable, "push.py"], env={**os.environ, **hub.environment(cache)})
@@ -65,7 +67,9 @@ class Repository:
     def commit(self, tree: Tree) -> str:
         """Make `tree` the newest state; returns the commit's id."""
         contents = sorted((path, file.git_oid) for path, file in tree.items())
-        oid = hashlib.sha1(json.dumps([self.name, len(self.commits), contents]).encode()).hexdigest()
+        oid = hashlib.sha1(
+            json.dumps([self.name, len(self.commits), contents]).encode()
+        ).hexdigest()
         self.commits[oid] = tree
         return oid
 
@@ -138,7 +142,11 @@ def create_repository(hub: "StandinHub", body: bytes) -> Reply:
     wish = json.loads(body)
     owner = wish.get("organization") or USER
     if owner != USER:
-        raise HubError(403, "Forbidden", f"You don't have the rights to create a model under the namespace {owner!r}.")
+        raise HubError(
+            403,
+            "Forbidden",
+            f"You don't have the rights to create a model under the namespace {owner!r}.",
+        )
     name = f"{owner}/{wish['name']}"
     page = {"url": f"{hub.url}/{name}", "id": name, "name": name}
     if name in hub.repositories:
@@ -166,18 +174,25 @@ def choose_upload_modes(hub: "StandinHub", body: bytes, name: str, revision: str
 @route("POST", rf"/(?:spaces/)?{NAME}\.git/info/lfs/objects/batch")
 def ask_for_missing_objects(hub: "StandinHub", body: bytes, name: str) -> Reply:
     hub.find(name)
-    objects = [{"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(body)["objects"]]
+    objects = [
+        {"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(body)["objects"]
+    ]
     for item in objects:
         if item["oid"] not in hub.objects:
             item["actions"] = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}", "header": {}}}
-    return Reply({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
+    return Reply(
+        {"transfer": "basic", "objects": objects},
+        headers={"Content-Type": "application/vnd.git-lfs+json"},
+    )
 
 
 @route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
 def receive_object(hub: "StandinHub", body: bytes, oid: str) -> Reply:
     received = StoredFile(body, in_lfs=True)
     if received.sha256 != oid:
-        raise HubError(400, "BadRequest", f"Content has SHA-256 {received.sha256}, announced was {oid}")
+        raise HubError(
+            400, "BadRequest", f"Content has SHA-256 {received.sha256}, announced was {oid}"
+        )
     hub.objects[oid] = received
     return Reply()
 
@@ -197,9 +212,18 @@ def commit(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
             case "lfsFile":
                 tree[value["path"]] = hub.objects[value["oid"]]
             case unknown:
-                raise HubError(400, "BadRequest", f"The stand-in does not know how to commit {unknown!r}")
+                raise HubError(
+                    400, "BadRequest", f"The stand-in does not know how to commit {unknown!r}"
+                )
     oid = repository.commit(tree)
-    return Reply({"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}", "hookOutput": ""})
+    return Reply(
+        {
+            "success": True,
+            "commitOid": oid,
+            "commitUrl": f"{hub.url}/{name}/commit/{oid}",
+            "hookOutput": "",
+        }
+    )
 
 
 # ---- reading
@@ -209,16 +233,28 @@ def commit(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
 def describe(hub: "StandinHub", body: bytes, name: str, revision: str | None) -> Reply:
     repository = hub.find(name)
     oid, tree = repository.resolve(revision or "main")
-    description = {"id": name, "modelId": name, "author": name.split("/")[0], "sha": oid, "private": repository.private}
+    description = {
+        "id": name,
+        "modelId": name,
+        "author": name.split("/")[0],
+        "sha": oid,
+        "private": repository.private,
+    }
     description |= {"disabled": False, "gated": False, "tags": [], "downloads": 0, "likes": 0}
-    description |= {"createdAt": DATE, "lastModified": DATE, "siblings": [{"rfilename": path} for path in sorted(tree)]}
+    description |= {
+        "createdAt": DATE,
+        "lastModified": DATE,
+        "siblings": [{"rfilename": path} for path in sorted(tree)],
+    }
     return Reply(description)
 
 
 @route("GET", f"/api/{KIND}/{NAME}/tree/{REVISION}")
 def list_tree(hub: "StandinHub", body: bytes, name: str, revision: str) -> Reply:
     oid, tree = hub.find(name).resolve(revision)
-    return Reply([file.entry(path) for path, file in sorted(tree.items())], headers={"X-Repo-Commit": oid})
+    return Reply(
+        [file.entry(path) for path, file in sorted(tree.items())], headers={"X-Repo-Commit": oid}
+    )
 
 
 @route("GET HEAD", f"/(?:spaces/)?{NAME}/(?:resolve|raw)/{REVISION}/(?P<path>.+)")
@@ -228,7 +264,12 @@ def send_file(hub: "StandinHub", body: bytes, name: str, revision: str, path: st
         raise HubError(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": oid})
     file = tree[path]
     etag = f'"{file.sha256 if file.in_lfs else file.git_oid}"'
-    headers = {"X-Repo-Commit": oid, "ETag": etag, "X-Linked-Etag": etag, "X-Linked-Size": str(len(file.content))}
+    headers = {
+        "X-Repo-Commit": oid,
+        "ETag": etag,
+        "X-Linked-Etag": etag,
+        "X-Linked-Size": str(len(file.content)),
+    }
     return Reply(file.content, headers={**headers, "Content-Type": "application/octet-stream"})
 
 
@@ -253,7 +294,9 @@ class StandinHub:
         self.unanswered: list[str] = []
         self.tokens: set[str] = set()
         self.refused: set[str] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})
+        )
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -266,7 +309,8 @@ class StandinHub:
         self._server.server_close()
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Variables under which a fresh process talks to this hub and keeps everything it downloads under `cache`."""
+        """Variables under which a fresh process talks to this hub and keeps everything it downloads
+        under `cache`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": "hf_fake",
@@ -311,7 +355,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: StandinHub
 
     def handle_request(self) -> None:
-        body, token = self.read_body(), self.headers.get("Authorization", "").removeprefix("Bearer ")
+        body, token = (
+            self.read_body(),
+            self.headers.get("Authorization", "").removeprefix("Bearer "),
+        )
         self.hub.tokens.add(token)
         try:
             if token in self.hub.refused:
@@ -321,7 +368,11 @@ class _Handler(BaseHTTPRequestHandler):
             reply = Reply({"error": str(error)}, error.status, error.headers)
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **reply.headers}.items():
+        for key, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **reply.headers,
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -1,4 +1,5 @@
-"""The page as people see it, in a Chromium that is installed already: desk, phone, dark mode; nothing leaves the machine."""
+"""The page as people see it, in a Chromium that is installed already: desk, phone, dark mode;
+nothing leaves the machine."""
 
 import re
 import shutil
@@ -11,8 +12,16 @@ from tests.space import tiny_space
 from textir.images import Picture, write_picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 WAIT = 30_000
 
@@ -33,7 +42,10 @@ def open_page(browser, width: int, height: int, query: str = ""):
     page.set_default_timeout(WAIT)
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: page.errors.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(tiny_space()[0] + query)
     button(page, "Restore").wait_for()
@@ -71,7 +83,9 @@ def test_an_example_is_restored_and_explained(desk, tmp_path):
     desk.screenshot(path=tmp_path / "desk.png", full_page=True)
     assert desk.get_by_text("451 x 300, 8-bit, restored in").is_visible()
     assert desk.get_by_text("rain-restored").first.is_visible()
-    titles = desk.eval_on_selector_all(".strip figure img", "images => images.map(i => i.naturalWidth > 0 && i.alt)")
+    titles = desk.eval_on_selector_all(
+        ".strip figure img", "images => images.map(i => i.naturalWidth > 0 && i.alt)"
+    )
     assert [title and title.split(".")[0] for title in titles] == list("123456")
     assert all(len(title) > 4 for title in titles)
     rows = desk.locator(".words tr").count()
@@ -97,7 +111,11 @@ def test_the_slider_moves_between_before_and_after(desk):
 
 
 def test_the_other_tabs_open(desk):
-    for tab, name in (("Compare", "Compare"), ("Degrade", "Degrade and restore"), ("Batch", "Restore all")):
+    for tab, name in (
+        ("Compare", "Compare"),
+        ("Degrade", "Degrade and restore"),
+        ("Batch", "Restore all"),
+    ):
         desk.get_by_role("tab", name=tab, exact=True).click()
         playwright.expect(button(desk, name)).to_be_visible()
     desk.get_by_role("tab", name="Use it elsewhere").click()
@@ -109,7 +127,9 @@ def test_the_other_tabs_open(desk):
 def test_an_uploaded_photo_is_restored_as_one_file_of_its_name(desk, tmp_path):
     pixels = np.random.default_rng(0).random((48, 80, 3), dtype=np.float32)
     desk.get_by_label("Remove Image").or_(desk.get_by_label("Clear")).first.click()
-    desk.locator("input[type=file]").first.set_input_files(write_picture(tmp_path / "mine.png", Picture(pixels)))
+    desk.locator("input[type=file]").first.set_input_files(
+        write_picture(tmp_path / "mine.png", Picture(pixels))
+    )
     desk.wait_for_selector("img[src$='/mine.png']")
     button(desk, "Restore").click()
     desk.get_by_text("80 x 48, 8-bit, restored in").wait_for()
@@ -166,5 +186,7 @@ def test_dark_mode_renders_dark(browser, tmp_path):
 def test_nothing_leaves_the_machine_and_the_console_is_quiet(desk, phone):
     own = urlparse(tiny_space()[0]).netloc
     for page in (desk, phone):
-        assert {urlparse(url).netloc for url in page.asked if url.startswith(("http", "ws"))} == {own}
+        assert {urlparse(url).netloc for url in page.asked if url.startswith(("http", "ws"))} == {
+            own
+        }
         assert not page.errors

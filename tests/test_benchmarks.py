@@ -1,4 +1,5 @@
-"""Published benchmarks lie on disk as their authors packed them; every layout is found and every image gets its own twin."""
+"""Published benchmarks lie on disk as their authors packed them; every layout is found and every
+image gets its own twin."""
 
 import io
 from pathlib import Path
@@ -14,7 +15,8 @@ SPLITS = ("train", "test")
 
 
 class Tree(NamedTuple):
-    """What a root holds: images as `(degraded, ..., clean)` in the order in which they are to be found, and what is to be ignored."""
+    """What a root holds: images as `(degraded, ..., clean)` in the order in which they are to be
+    found, and what is to be ignored."""
 
     images: list[tuple[str, ...]]
     decoys: tuple[str, ...] = ()
@@ -53,8 +55,14 @@ TEST = [folders("test/input", "test/target"), INPUT_TARGET]
 def rain100l(folder: str) -> list[Tree]:
     return [
         Tree(
-            [(f"{folder}/rain/X2/norain-{i}x2.png", f"{folder}/norain/norain-{i}.png") for i in (1, 10, 2)],
-            decoys=(f"{folder}/rainstreak/norainrainstreak-1x2.png", f"{folder}/rainregion/norainrainregion-1x2.png"),
+            [
+                (f"{folder}/rain/X2/norain-{i}x2.png", f"{folder}/norain/norain-{i}.png")
+                for i in (1, 10, 2)
+            ],
+            decoys=(
+                f"{folder}/rainstreak/norainrainstreak-1x2.png",
+                f"{folder}/rainregion/norainrainregion-1x2.png",
+            ),
         ),
         Tree([(f"rainy/rain-{i}.png", f"gt/norain-{i}.png") for i in ("001", "002")]),
         Tree([(f"rain-{i}.png", f"norain-{i}.png") for i in ("001", "002")]),
@@ -62,16 +70,34 @@ def rain100l(folder: str) -> list[Tree]:
 
 
 def rain200(split: str) -> list[Tree]:
-    return [Tree([(f"{split}/rain/X2/norain-{i}x2.png", f"{split}/norain/norain-{i}.png") for i in (1, 2)])]
+    return [
+        Tree(
+            [
+                (f"{split}/rain/X2/norain-{i}x2.png", f"{split}/norain/norain-{i}.png")
+                for i in (1, 2)
+            ]
+        )
+    ]
 
 
 def suffixed(degraded: str, clean: str, first: str, second: str, end: str = ".png") -> Tree:
-    """Two degraded images of one clean image each, `1_*.png -> 1.png`, where the numbers begin alike."""
-    return Tree([(f"{degraded}/{n}_{s}{end}", f"{clean}/{n}.png") for n in ("1", "11") for s in (first, second)])
+    """Two degraded images of one clean image each, `1_*.png -> 1.png`, where the numbers begin
+    alike."""
+    return Tree(
+        [
+            (f"{degraded}/{n}_{s}{end}", f"{clean}/{n}.png")
+            for n in ("1", "11")
+            for s in (first, second)
+        ]
+    )
 
 
 def ddn(split: str) -> list[Tree]:
-    images = [(f"{split}ing/rainy_image/{n}_{k}.jpg", f"{split}ing/ground_truth/{n}.jpg") for n in (1, 11) for k in (1, 14)]
+    images = [
+        (f"{split}ing/rainy_image/{n}_{k}.jpg", f"{split}ing/ground_truth/{n}.jpg")
+        for n in (1, 11)
+        for k in (1, 14)
+    ]
     return [Tree(images)]
 
 
@@ -79,22 +105,41 @@ def gopro(split: str) -> Tree:
     scenes = [f"{split}/GOPR0372_07_00", f"{split}/GOPR0384_11_00"]
     images = [(f"{scene}/blur/000047.png", f"{scene}/sharp/000047.png") for scene in scenes]
     other = "test" if split == "train" else "train"
-    return Tree(images, decoys=(f"{scenes[0]}/blur_gamma/000047.png", f"{other}/GOPR9/blur/1.png", f"{other}/GOPR9/sharp/1.png"))
+    return Tree(
+        images,
+        decoys=(
+            f"{scenes[0]}/blur_gamma/000047.png",
+            f"{other}/GOPR9/blur/1.png",
+            f"{other}/GOPR9/sharp/1.png",
+        ),
+    )
 
 
 def realblur(kind: str, folder: str, split: str) -> list[Tree]:
     listed = Tree(
-        [(f"{folder}/scene{s}/blur/blur_{i}.png", f"{folder}/scene{s}/gt/gt_{i}.png") for s in ("002", "001") for i in (2, 1)],
+        [
+            (f"{folder}/scene{s}/blur/blur_{i}.png", f"{folder}/scene{s}/gt/gt_{i}.png")
+            for s in ("002", "001")
+            for i in (2, 1)
+        ],
         decoys=(f"{folder}/scene050/blur/blur_1.png", f"{folder}/scene050/gt/gt_1.png"),
         list_file=f"RealBlur_{kind}_{split}_list.txt",
     )
-    return [listed, folders(f"{split}/RealBlur_{kind}/input", f"{split}/RealBlur_{kind}/target"), INPUT_TARGET]
+    return [
+        listed,
+        folders(f"{split}/RealBlur_{kind}/input", f"{split}/RealBlur_{kind}/target"),
+        INPUT_TARGET,
+    ]
 
 
 def dpdd(split: str) -> list[Tree]:
-    shots = [(f"1P0A{n}", f"1P0A{n - 1}") for n in (1003, 1705)]  # a shot and its twin are numbered apart
+    # A shot and its twin are numbered apart.
+    shots = [(f"1P0A{n}", f"1P0A{n - 1}") for n in (1003, 1705)]
     return [
-        Tree([(f"{split}_c/source/{a}.png", f"{split}_c/target/{b}.png") for a, b in shots], by_order=True),
+        Tree(
+            [(f"{split}_c/source/{a}.png", f"{split}_c/target/{b}.png") for a, b in shots],
+            by_order=True,
+        ),
         folders(f"{split}/DPDD/inputC", f"{split}/DPDD/target"),
         folders("inputC", "target"),
     ]
@@ -102,9 +147,17 @@ def dpdd(split: str) -> list[Tree]:
 
 def dual(split: str) -> list[Tree]:
     shots = [(f"1P0A{n}", f"1P0A{n - 1}") for n in (1003, 1705)]
-    in_order = [(f"{split}_l/source/{a}_B.png", f"{split}_r/source/{a}_A.png", f"{split}_c/target/{b}.png") for a, b in shots]
+    in_order = [
+        (f"{split}_l/source/{a}_B.png", f"{split}_r/source/{a}_A.png", f"{split}_c/target/{b}.png")
+        for a, b in shots
+    ]
     by_name = [
-        Tree([(f"{root}inputL/{n}.png", f"{root}inputR/{n}.png", f"{root}target/{n}.png") for n in ("1P0A1", "1P0A2")])
+        Tree(
+            [
+                (f"{root}inputL/{n}.png", f"{root}inputR/{n}.png", f"{root}target/{n}.png")
+                for n in ("1P0A1", "1P0A2")
+            ]
+        )
         for root in (f"{split}/DPDD/", "")
     ]
     return [Tree(in_order, decoys=(f"{split}_c/source/1P0A1003.png",), by_order=True), *by_name]
@@ -113,7 +166,10 @@ def dual(split: str) -> list[Tree]:
 def sidd(prefix: str) -> Tree:
     scenes = ("0001_001_S6_00100_00060_3200_L", "0002_001_S6_00100_00020_3200_N")
     images = [
-        (f"{prefix}{scene}/{scene[:4]}_NOISY_SRGB_{k}.PNG", f"{prefix}{scene}/{scene[:4]}_GT_SRGB_{k}.PNG")
+        (
+            f"{prefix}{scene}/{scene[:4]}_NOISY_SRGB_{k}.PNG",
+            f"{prefix}{scene}/{scene[:4]}_GT_SRGB_{k}.PNG",
+        )
         for scene in scenes
         for k in ("010", "011")
     ]
@@ -123,9 +179,14 @@ def sidd(prefix: str) -> Tree:
 REALBLUR_R = "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"
 REALBLUR_J = "RealBlur-J_ECC_IMCORR_centroid_itensity_ref"
 TREES = {
-    ("bsd400_wed", "train"): [Tree([("BSD400/100075.jpg",), ("BSD400/test_001.png",), ("WED/00001.bmp",)])],
+    ("bsd400_wed", "train"): [
+        Tree([("BSD400/100075.jpg",), ("BSD400/test_001.png",), ("WED/00001.bmp",)])
+    ],
     ("cbsd68", "test"): [
-        Tree([("original_png/0000.png",), ("original_png/0001.png",)], decoys=("noisy15/0000.png", "noisy50/0000.png")),
+        Tree(
+            [("original_png/0000.png",), ("original_png/0001.png",)],
+            decoys=("noisy15/0000.png", "noisy50/0000.png"),
+        ),
         Tree([("101085.PNG",), ("101087.png",)]),
     ],
     ("rain100l", "train"): [*rain100l("rain_data_train_Light"), *TRAIN],
@@ -146,17 +207,27 @@ TREES = {
     ],
     ("ots", "train"): [
         suffixed("hazy", "clear", "0.8_0.04", "1_0.2", ".jpg"),
-        Tree([(f"part{k}/000{k}_{s}.jpg", f"clear/000{k}.jpg") for k in (1, 2) for s in ("0.85_0.04", "1_0.2")]),
+        Tree(
+            [
+                (f"part{k}/000{k}_{s}.jpg", f"clear/000{k}.jpg")
+                for k in (1, 2)
+                for s in ("0.85_0.04", "1_0.2")
+            ]
+        ),
         suffixed("train/hazy", "train/gt", "0.8_0.04", "1_0.2", ".jpg"),
     ],
     ("sots_indoor", "test"): [
-        suffixed("indoor/hazy", "indoor/gt", "1", "10")._replace(decoys=("outdoor/hazy/0001_0.8_0.2.jpg",)),
+        suffixed("indoor/hazy", "indoor/gt", "1", "10")._replace(
+            decoys=("outdoor/hazy/0001_0.8_0.2.jpg",)
+        ),
         suffixed("nyuhaze500/hazy", "nyuhaze500/gt", "1", "10"),
         suffixed("hazy", "gt", "1", "10"),
         INPUT_TARGET,
     ],
     ("sots_outdoor", "test"): [
-        suffixed("outdoor/hazy", "outdoor/gt", "0.85_0.2", "1_0.2", ".jpg")._replace(decoys=("indoor/hazy/1400_1.png",)),
+        suffixed("outdoor/hazy", "outdoor/gt", "0.85_0.2", "1_0.2", ".jpg")._replace(
+            decoys=("indoor/hazy/1400_1.png",)
+        ),
         suffixed("hazy", "gt", "0.85_0.2", "1_0.2", ".jpg"),
         INPUT_TARGET,
     ],
@@ -169,7 +240,10 @@ TREES = {
     ],
     ("hide", "test"): [
         Tree(
-            [(f"test/{kind}/{name}.png", f"GT/{name}.png") for kind, name in (("test-close-ups", "13"), ("test-long-shot", "1"))],
+            [
+                (f"test/{kind}/{name}.png", f"GT/{name}.png")
+                for kind, name in (("test-close-ups", "13"), ("test-long-shot", "1"))
+            ],
             decoys=("train/5fromGOPR0950.png", "GT/5fromGOPR0950.png"),
         ),
         folders("test/HIDE/input", "test/HIDE/target"),
@@ -201,18 +275,29 @@ PAIRED = [case for case in CASES if len(case.values[2].images[0]) > 1]
 def found(name: str, root: Path, split: str) -> list[tuple[str, ...]]:
     """The entries of a benchmark as `(degraded, ..., clean)` below the root."""
     entries = find_benchmark(name, root, split)
-    return [tuple(str(path.relative_to(root)) for path in (*entry.degraded, entry.clean)) for entry in entries]
+    return [
+        tuple(str(path.relative_to(root)) for path in (*entry.degraded, entry.clean))
+        for entry in entries
+    ]
 
 
 def test_every_layout_of_every_benchmark_has_its_tree_here():
-    layouts = {(name, split): len(getattr(benchmark, split)) for name, benchmark in BENCHMARKS.items() for split in SPLITS}
-    assert {key: count for key, count in layouts.items() if count} == {key: len(trees) for key, trees in TREES.items()}
+    layouts = {
+        (name, split): len(getattr(benchmark, split))
+        for name, benchmark in BENCHMARKS.items()
+        for split in SPLITS
+    }
+    assert {key: count for key, count in layouts.items() if count} == {
+        key: len(trees) for key, trees in TREES.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "split", "tree"), CASES)
 def test_images_are_found_in_order_each_with_its_own_twin(name, split, tree, tmp_path):
     build(tmp_path, tree)
-    expected = tree.images if tree.list_file else sorted(tree.images, key=lambda image: Path(image[0]))
+    expected = (
+        tree.images if tree.list_file else sorted(tree.images, key=lambda image: Path(image[0]))
+    )
     assert found(name, tmp_path, split) == expected
 
 
@@ -227,11 +312,16 @@ def test_an_image_without_a_clean_twin_is_named(name, split, tree, tmp_path):
         views = ", ".join(["2"] * (len(tree.images[0]) - 1))
         assert (
             str(caught.value)
-            == f"The images of {tmp_path} are paired by their order, but there are not as many of each: {views}, 1."
+            == f"The images of {tmp_path} are paired by their order, but there are not as many of "
+            f"each: {views}, 1."
         )
     else:
         count = sum(image[-1] == clean for image in tree.images)
-        assert str(caught.value).startswith(f"{count} ") and str(tmp_path) in str(caught.value) and lonely in str(caught.value)
+        assert (
+            str(caught.value).startswith(f"{count} ")
+            and str(tmp_path) in str(caught.value)
+            and lonely in str(caught.value)
+        )
         assert all((image[0] in str(caught.value)) == (image[-1] == clean) for image in tree.images)
 
 
@@ -257,7 +347,9 @@ def test_a_benchmark_without_a_split_says_so(split, tmp_path):
 
 
 def test_an_unknown_benchmark_or_split_or_root_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Unknown benchmark 'gropro'; known are bsd400_wed, .*, gopro, .*, lol\."):
+    with pytest.raises(
+        ValueError, match=r"Unknown benchmark 'gropro'; known are bsd400_wed, .*, gopro, .*, lol\."
+    ):
         find_benchmark("gropro", tmp_path)
     with pytest.raises(ValueError, match="nowhere is not a folder; the root of gopro was expected"):
         find_benchmark("gopro", tmp_path / "nowhere")
@@ -271,22 +363,33 @@ def test_a_part_of_bsd400_wed_is_not_the_whole(tmp_path):
         find_benchmark("bsd400_wed", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "split"), [(name, split) for name, split in TREES if len(TREES[name, split]) > 1])
+@pytest.mark.parametrize(
+    ("name", "split"), [(name, split) for name, split in TREES if len(TREES[name, split]) > 1]
+)
 def test_the_layout_of_the_authors_comes_before_repacked_ones(name, split, tmp_path):
     first, *_, last = TREES[name, split]
     build(tmp_path, last)
     build(tmp_path, first)
     assert set(found(name, tmp_path, split)) >= set(first.images)
-    assert not {image[0] for image in found(name, tmp_path, split)} & {image[0] for image in last.images}
+    assert not {image[0] for image in found(name, tmp_path, split)} & {
+        image[0] for image in last.images
+    }
 
 
 # ---- names on disk
 
 
-@pytest.mark.parametrize(("degraded", "clean"), [("PNG", "PNG"), ("PNG", "png"), ("png", "PNG"), ("jpg", "png"), ("JPG", "tiff")])
-def test_twins_may_differ_in_the_letter_case_and_kind_of_their_extensions(degraded, clean, tmp_path):
+@pytest.mark.parametrize(
+    ("degraded", "clean"),
+    [("PNG", "PNG"), ("PNG", "png"), ("png", "PNG"), ("jpg", "png"), ("JPG", "tiff")],
+)
+def test_twins_may_differ_in_the_letter_case_and_kind_of_their_extensions(
+    degraded, clean, tmp_path
+):
     put(tmp_path, f"our485/low/2.{degraded}", f"our485/high/2.{clean}")
-    assert found("lol", tmp_path, "train") == [(f"our485/low/2.{degraded}", f"our485/high/2.{clean}")]
+    assert found("lol", tmp_path, "train") == [
+        (f"our485/low/2.{degraded}", f"our485/high/2.{clean}")
+    ]
 
 
 def test_a_twin_of_the_same_extension_is_preferred(tmp_path):
@@ -296,7 +399,10 @@ def test_a_twin_of_the_same_extension_is_preferred(tmp_path):
 
 def test_dots_in_a_name_are_not_taken_for_an_extension(tmp_path):
     put(tmp_path, "input/a.1.png", "input/a.2.png", "target/a.1.png", "target/a.2.png")
-    assert found("did", tmp_path, "train") == [("input/a.1.png", "target/a.1.png"), ("input/a.2.png", "target/a.2.png")]
+    assert found("did", tmp_path, "train") == [
+        ("input/a.1.png", "target/a.1.png"),
+        ("input/a.2.png", "target/a.2.png"),
+    ]
 
 
 def test_files_that_are_no_images_are_passed_over(tmp_path):
@@ -316,7 +422,10 @@ def test_many_lonely_images_are_counted_and_ten_of_them_named(tmp_path):
     put(tmp_path, *(f"input/{i:02d}.png" for i in range(13)), "target/00.png")
     with pytest.raises(ValueError) as caught:
         find_benchmark("did", tmp_path)
-    assert str(caught.value).startswith("12 images have no twin") and str(caught.value).count("input/") == 10
+    assert (
+        str(caught.value).startswith("12 images have no twin")
+        and str(caught.value).count("input/") == 10
+    )
 
 
 # ---- single benchmarks
@@ -350,7 +459,9 @@ def test_a_line_of_a_list_that_does_not_name_two_files_is_named(line, tmp_path):
 def test_a_right_view_that_is_missing_is_named(tmp_path):
     build(tmp_path, dual("test")[1])
     (tmp_path / "test/DPDD/inputR/1P0A2.png").unlink()
-    with pytest.raises(ValueError, match=r"1 images have no twin in .*: test/DPDD/inputL/1P0A2\.png\."):
+    with pytest.raises(
+        ValueError, match=r"1 images have no twin in .*: test/DPDD/inputL/1P0A2\.png\."
+    ):
         find_benchmark("dpdd_dual", tmp_path, "test")
 
 

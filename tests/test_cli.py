@@ -1,4 +1,5 @@
-"""The command line: one file in, one file out, exit code 0 only if every file was written, and messages that help."""
+"""The command line: one file in, one file out, exit code 0 only if every file was written, and
+messages that help."""
 
 import json
 import shutil
@@ -19,7 +20,9 @@ from textir.cli import app
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False, told=True)).save_pretrained(folder)
+    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False, told=True)).save_pretrained(
+        folder
+    )
     return str(folder)
 
 
@@ -50,7 +53,9 @@ def run(*arguments):
 
 
 def test_a_file_gives_a_file_of_the_same_name_and_size(photos, tmp_path, checkpoint):
-    result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint)
+    result = run(
+        "restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint
+    )
     assert result.exit_code == 0, result.output
     assert size_of(tmp_path / "out" / "a.png") == (40, 24)
     assert "1 of 1 images restored" in result.output
@@ -66,12 +71,22 @@ def test_an_adapter_acts_where_it_is_named_and_only_there(photos, tmp_path, chec
     save_adapter(pipe, folder / "adapters" / "derain")
 
     def restored(*options):
-        result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", folder, *options)
+        result = run(
+            "restore",
+            photos / "a.png",
+            "--output",
+            tmp_path / "out",
+            "--checkpoint",
+            folder,
+            *options,
+        )
         assert result.exit_code == 0, result.output
         return np.asarray(Image.open(tmp_path / "out" / "a.png"))
 
     plain, told = restored(), restored("--task", "derain")
-    by_name, by_folder = (restored("--adapter", name) for name in ("derain", folder / "adapters" / "derain"))
+    by_name, by_folder = (
+        restored("--adapter", name) for name in ("derain", folder / "adapters" / "derain")
+    )
     both = restored("--adapter", "derain", "--task", "derain")
     assert np.array_equal(by_name, by_folder)
     for pair in combinations([plain, told, by_name, both], 2):
@@ -88,23 +103,58 @@ def test_an_adapter_acts_where_it_is_named_and_only_there(photos, tmp_path, chec
 
 def test_several_tasks_and_what_is_kept_go_to_the_pipeline(photos, tmp_path, whole_chain):
     pipe = load(whole_chain)
-    for options in ({"task": "denoise+dehaze"}, {"keep": "haze"}, {"task": "derain", "keep": "haze+noise"}):
+    for options in (
+        {"task": "denoise+dehaze"},
+        {"keep": "haze"},
+        {"task": "derain", "keep": "haze+noise"},
+    ):
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-        result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", whole_chain, *flags)
+        result = run(
+            "restore",
+            photos / "a.png",
+            "--output",
+            tmp_path / "out",
+            "--checkpoint",
+            whole_chain,
+            *flags,
+        )
         assert result.exit_code == 0, result.output
         expected = pipe(Image.open(photos / "a.png"), **options).images[0]
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), np.asarray(expected)), options
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "out" / "a.png")), np.asarray(expected)
+        ), options
 
 
 def test_the_command_says_what_it_removed_and_where_it_did_nothing(photos, tmp_path, checkpoint):
-    told = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint, "--task", "denoise")
+    told = run(
+        "restore",
+        photos / "a.png",
+        "--output",
+        tmp_path / "out",
+        "--checkpoint",
+        checkpoint,
+        "--task",
+        "denoise",
+    )
     assert "told to remove: noise" in told.output and "mean change" in told.output
-    identity = TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False, open_gates=False, told=True))
+    identity = TextGuidedRestorationPipeline(
+        restorer=tiny.restorer(guided=False, open_gates=False, told=True)
+    )
     torch.nn.init.zeros_(identity.restorer.outro.weight)
     torch.nn.init.zeros_(identity.restorer.outro.bias)
     identity.save_pretrained(tmp_path / "identity")
-    idle = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", tmp_path / "identity")
-    assert "hardly changed; to say what shall go, pass --task (such as denoise, dehaze, lowlight)" in idle.output
+    idle = run(
+        "restore",
+        photos / "a.png",
+        "--output",
+        tmp_path / "out",
+        "--checkpoint",
+        tmp_path / "identity",
+    )
+    assert (
+        "hardly changed; to say what shall go, pass --task (such as denoise, dehaze, lowlight)"
+        in idle.output
+    )
 
 
 def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):
@@ -115,9 +165,13 @@ def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):
 
 
 def test_a_folder_keeps_its_tree(photos, tmp_path, checkpoint):
-    result = run("restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--recursive")
+    result = run(
+        "restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--recursive"
+    )
     assert result.exit_code == 0, result.output
-    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")} == {
+    assert {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")
+    } == {
         "a.png",
         "deep/b.png",
     }
@@ -144,21 +198,40 @@ def test_a_bad_file_is_named_and_the_others_are_done(photos, tmp_path, checkpoin
 
 def test_fail_fast_stops_at_the_first_bad_file(photos, tmp_path, checkpoint):
     (photos / "0.png").write_bytes(b"")
-    result = run("restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--fail-fast")
+    result = run(
+        "restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--fail-fast"
+    )
     assert result.exit_code == 1 and not list(tmp_path.glob("out/*.png"))
 
 
 def test_skip_existing_goes_on_where_a_run_stopped(photos, tmp_path, checkpoint):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_text("done before")
-    options = ("--output", tmp_path / "out", "--checkpoint", checkpoint, "--recursive", "--skip-existing")
+    options = (
+        "--output",
+        tmp_path / "out",
+        "--checkpoint",
+        checkpoint,
+        "--recursive",
+        "--skip-existing",
+    )
     assert run("restore", photos, *options).exit_code == 0
     assert (tmp_path / "out" / "a.png").read_text() == "done before"
     assert (tmp_path / "out" / "deep" / "b.png").is_file()
 
 
 def test_intermediates_are_written(photos, tmp_path, whole_chain):
-    options = ("--output", tmp_path / "out", "--checkpoint", whole_chain, "--intermediates", "--steps", 1, "--prompt", "dog")
+    options = (
+        "--output",
+        tmp_path / "out",
+        "--checkpoint",
+        whole_chain,
+        "--intermediates",
+        "--steps",
+        1,
+        "--prompt",
+        "dog",
+    )
     result = run("restore", photos / "a.png", *options)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / "a.intermediates"
@@ -178,7 +251,10 @@ def test_the_seed_decides_the_guidance(photos, tmp_path, whole_chain):
     options = ("--checkpoint", whole_chain, "--steps", 1, "--intermediates")
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         run("restore", photos / "a.png", "--output", tmp_path / name, "--seed", seed, *options)
-    one, same, other = ((tmp_path / n / "a.intermediates" / "guidance.png").read_bytes() for n in ("one", "same", "other"))
+    one, same, other = (
+        (tmp_path / n / "a.intermediates" / "guidance.png").read_bytes()
+        for n in ("one", "same", "other")
+    )
     assert one == same and one != other
 
 
@@ -195,8 +271,18 @@ def test_the_seed_decides_the_guidance(photos, tmp_path, whole_chain):
         (("--device", "cuda:7"), "could not be loaded on cuda:7"),
     ],
 )
-def test_bad_options_end_the_command_before_any_work(photos, tmp_path, checkpoint, options, message):
-    result = run("restore", photos / "a.png", "--output", tmp_path / "out", "--checkpoint", checkpoint, *options)
+def test_bad_options_end_the_command_before_any_work(
+    photos, tmp_path, checkpoint, options, message
+):
+    result = run(
+        "restore",
+        photos / "a.png",
+        "--output",
+        tmp_path / "out",
+        "--checkpoint",
+        checkpoint,
+        *options,
+    )
     assert result.exit_code == 2 and message in result.output
     assert not (tmp_path / "out").exists()
 
@@ -212,12 +298,19 @@ def test_bad_paths_are_explained(photos, tmp_path, checkpoint):
     assert "is a file" in output_of(photos, "--output", photos / "a.png")
     assert "would be overwritten" in output_of(photos, "--output", photos)
     shutil.copytree(photos, tmp_path / "more")
-    assert "would both be written" in output_of(photos / "a.png", tmp_path / "more" / "a.png", "--output", tmp_path / "out")
+    assert "would both be written" in output_of(
+        photos / "a.png", tmp_path / "more" / "a.png", "--output", tmp_path / "out"
+    )
 
 
 def test_a_checkpoint_that_is_none_is_explained(photos, tmp_path):
-    result = run("restore", photos, "--output", tmp_path / "out", "--checkpoint", tmp_path / "nowhere")
-    assert result.exit_code == 2 and "neither a folder in diffusers format nor a Hub id" in result.output
+    result = run(
+        "restore", photos, "--output", tmp_path / "out", "--checkpoint", tmp_path / "nowhere"
+    )
+    assert (
+        result.exit_code == 2
+        and "neither a folder in diffusers format nor a Hub id" in result.output
+    )
 
 
 def test_degrade_writes_what_the_recipe_says(photos, tmp_path):
@@ -228,8 +321,19 @@ def test_degrade_writes_what_the_recipe_says(photos, tmp_path):
 
 def test_degrade_is_the_same_for_the_same_seed(photos, tmp_path):
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        run("degrade", photos / "a.png", "--output", tmp_path / name, "--recipe", "noise8:40", "--seed", seed)
-    one, same, other = ((tmp_path / name / "a.png").read_bytes() for name in ("one", "same", "other"))
+        run(
+            "degrade",
+            photos / "a.png",
+            "--output",
+            tmp_path / name,
+            "--recipe",
+            "noise8:40",
+            "--seed",
+            seed,
+        )
+    one, same, other = (
+        (tmp_path / name / "a.png").read_bytes() for name in ("one", "same", "other")
+    )
     assert one == same and one != other
 
 
@@ -261,7 +365,10 @@ def test_evaluate_writes_scores_with_their_protocol(photos, tmp_path, checkpoint
     assert result.exit_code == 0, result.output
     scores = json.loads(file.read_text())
     assert scores["summary"]["images"] == 2 and scores["degradation"] == "noise:25"
-    assert scores["command"].startswith("python -m textir") and len(scores["weights"]["checkpoint"]) == 64
+    assert (
+        scores["command"].startswith("python -m textir")
+        and len(scores["weights"]["checkpoint"]) == 64
+    )
     assert 18 < scores["summary"]["input_psnr"] < 23
     assert "RGB PSNR/SSIM" in scores["protocol"] and len(scores["scores"][0]["input_sha256"]) == 64
 
@@ -275,4 +382,8 @@ def test_two_formats_that_become_one_file_do_not_overwrite_each_other(tmp_path, 
     for name, color in (("a.png", "teal"), ("a.gif", "maroon")):
         Image.new("RGB", (40, 24), color).save(tmp_path / name)
     result = run("restore", tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint)
-    assert result.exit_code == 1 and "is that of" in result.output and "1 of 2 images restored" in result.output
+    assert (
+        result.exit_code == 1
+        and "is that of" in result.output
+        and "1 of 2 images restored" in result.output
+    )

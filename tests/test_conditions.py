@@ -23,7 +23,9 @@ def wishes(present, share=1.0, count=400, draw=draw_wish):
 
 
 def test_a_condition_has_an_entry_for_each_label_and_one_for_finding_out():
-    assert condition_of(["rain", "jpeg"]).tolist() == [float(label in ("rain", "jpeg")) for label in LABELS] + [0.0]
+    assert condition_of(["rain", "jpeg"]).tolist() == [
+        float(label in ("rain", "jpeg")) for label in LABELS
+    ] + [0.0]
     assert condition_of(blind=True).tolist() == [0.0] * len(LABELS) + [1.0]
 
 
@@ -46,7 +48,9 @@ def test_the_target_keeps_what_was_not_asked_for(present):
 
 def test_some_samples_ask_for_what_is_not_there_and_their_photo_stays():
     idle = [wish for wish in wishes(["haze", "noise"]) if wish.kept == 2]
-    assert 0.05 < len(idle) / 400 < 0.2 and all(not told(wish.condition) & {"haze", "noise"} for wish in idle)
+    assert 0.05 < len(idle) / 400 < 0.2 and all(
+        not told(wish.condition) & {"haze", "noise"} for wish in idle
+    )
 
 
 def test_noise_is_never_absent_from_a_dark_photo():
@@ -86,17 +90,25 @@ def test_a_sample_that_asks_for_nothing_that_is_there_has_its_input_as_target():
 
 
 def test_a_partial_wish_leaves_the_same_haze_that_the_photo_has():
-    """Haze draws its depth and light from its own seed, so the target's is that of the input: what is left is the noise alone."""
-    partial = [sample for sample in samples("haze:1.5+noise:5") if told(sample["condition"]) == {"noise"}]
+    """Haze draws its depth and light from its own seed, so the target's is that of the input: what
+    is left is the noise alone."""
+    partial = [
+        sample for sample in samples("haze:1.5+noise:5") if told(sample["condition"]) == {"noise"}
+    ]
     assert partial
     for sample in partial:
         difference = sample["degraded"] - sample["clean"]
-        assert difference.std().item() * 255 == pytest.approx(5, rel=0.2) and abs(difference.mean()) < 0.01
+        assert (
+            difference.std().item() * 255 == pytest.approx(5, rel=0.2)
+            and abs(difference.mean()) < 0.01
+        )
 
 
 def test_a_pair_of_known_label_is_told_and_one_of_unknown_is_not():
     pair = Images(photo().clean, (photo().clean * 0.5).astype(np.uint8))
-    assert {frozenset(told(s["condition"])) & {"lowlight"} for s in samples("", pair, ("lowlight",))} >= {frozenset({"lowlight"})}
+    assert {
+        frozenset(told(s["condition"])) & {"lowlight"} for s in samples("", pair, ("lowlight",))
+    } >= {frozenset({"lowlight"})}
     assert all(sample["condition"][-1] == 1 for sample in samples("", pair))
 
 
@@ -104,8 +116,12 @@ def test_without_a_share_samples_are_as_before():
     sampler = Sampler(["haze:1.5+noise:5"], crop_size=24)
     sample = sampler(photo(), sample_generator(1, 0))
     assert "condition" not in sample
-    blind = Sampler(["haze:1.5+noise:5"], crop_size=24, told_share=0.0)(photo(), sample_generator(1, 0))
-    assert torch.equal(sample["degraded"], blind["degraded"]) and torch.equal(sample["clean"], blind["clean"])
+    blind = Sampler(["haze:1.5+noise:5"], crop_size=24, told_share=0.0)(
+        photo(), sample_generator(1, 0)
+    )
+    assert torch.equal(sample["degraded"], blind["degraded"]) and torch.equal(
+        sample["clean"], blind["clean"]
+    )
 
 
 def test_recipes_tasks_detector_and_checkpoint_share_one_vocabulary():

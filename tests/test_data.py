@@ -1,4 +1,5 @@
-"""Training pictures: sources are found or refused, photos read or named, samples depend on seed and index alone."""
+"""Training pictures: sources are found or refused, photos read or named, samples depend on seed and
+index alone."""
 
 import json
 import logging
@@ -44,7 +45,8 @@ def save_photo(path: Path, height: int = 40, width: int = 56, seed: int = 0) -> 
 
 
 def scene(height: int, width: int, blue: int) -> np.ndarray:
-    """A picture that tells where each pixel is (red: row, green: column) and what it is of (blue)."""
+    """A picture that tells where each pixel is (red: row, green: column) and what it is of
+    (blue)."""
     rows, columns = np.indices((height, width))
     return np.stack([rows, columns, np.full_like(rows, blue)], axis=-1).astype(np.uint8)
 
@@ -91,7 +93,9 @@ def pairs(tmp_path):
 )
 def test_weights_become_shares(recipes, expected):
     mixture = Mixture.parse(recipes)
-    assert [(str(recipe), share) for recipe, share in zip(mixture.recipes, mixture.shares)] == expected
+    assert [
+        (str(recipe), share) for recipe, share in zip(mixture.recipes, mixture.shares)
+    ] == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,10 @@ def test_a_source_may_have_a_weight(text, expected):
 
 @pytest.mark.parametrize("weight", ["0", "0.0", ".0"])
 def test_a_weight_of_nothing_is_refused(weight):
-    with pytest.raises(ValueError, match=rf"weight in 'photos@{weight}' must be a positive number, as in `photos@2`"):
+    with pytest.raises(
+        ValueError,
+        match=rf"weight in 'photos@{weight}' must be a positive number, as in `photos@2`",
+    ):
         parse_source(f"photos@{weight}")
 
 
@@ -139,13 +146,22 @@ def test_a_weight_of_nothing_is_refused(weight):
 
 def test_photos_of_nested_folders_are_found_in_order(folder):
     (folder / "notes.txt").write_text("no photo")
-    assert find_entries(folder) == [Entry(folder / "a.png"), Entry(folder / "b.png"), Entry(folder / "deep/er/c.bmp")]
+    assert find_entries(folder) == [
+        Entry(folder / "a.png"),
+        Entry(folder / "b.png"),
+        Entry(folder / "deep/er/c.bmp"),
+    ]
     assert find_entries(str(folder)) == find_entries(folder)
 
 
 def test_pairs_are_joined_by_name_with_the_guidance_beside_them(pairs):
     assert find_entries(pairs) == [
-        Entry(pairs / f"target/{name}.png", (pairs / f"input/{name}.png",), pairs / f"guidance/{name}.png") for name in "ab"
+        Entry(
+            pairs / f"target/{name}.png",
+            (pairs / f"input/{name}.png",),
+            pairs / f"guidance/{name}.png",
+        )
+        for name in "ab"
     ]
 
 
@@ -163,28 +179,36 @@ def test_another_folder_of_guidance_comes_before_that_beside_the_pairs(pairs, tm
     for name in "ab":
         save_photo(tmp_path / "other" / f"{name}.jpg")
     entries = find_entries(pairs, guidance_dir=tmp_path / "other")
-    assert [entry.guidance for entry in entries] == [tmp_path / "other" / f"{name}.jpg" for name in "ab"]
+    assert [entry.guidance for entry in entries] == [
+        tmp_path / "other" / f"{name}.jpg" for name in "ab"
+    ]
 
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_an_image_without_guidance_is_named(beside, pairs):
     guidance = (pairs / "guidance").rename(pairs / ("guidance" if beside else "g"))
     (guidance / "b.png").unlink()
-    with pytest.raises(ValueError, match=rf"1 images of {pairs} have no guidance in {guidance}: b\."):
+    with pytest.raises(
+        ValueError, match=rf"1 images of {pairs} have no guidance in {guidance}: b\."
+    ):
         find_entries(pairs, guidance_dir=None if beside else guidance)
 
 
 @pytest.mark.parametrize("lacking", ["input", "target"])
 def test_an_image_without_a_twin_is_named(lacking, pairs):
     (pairs / lacking / "b.png").unlink()
-    with pytest.raises(ValueError, match=rf"1 images of {pairs} have no twin of the same name: b\."):
+    with pytest.raises(
+        ValueError, match=rf"1 images of {pairs} have no twin of the same name: b\."
+    ):
         find_entries(pairs)
 
 
 @pytest.mark.parametrize("lacking", ["input", "target"])
 def test_one_of_the_two_folders_is_not_enough(lacking, pairs):
     (pairs / lacking).rename(pairs / "elsewhere")
-    with pytest.raises(ValueError, match=f"has no folder {lacking}; pairs lie in input/ and target/"):
+    with pytest.raises(
+        ValueError, match=f"has no folder {lacking}; pairs lie in input/ and target/"
+    ):
         find_entries(pairs)
 
 
@@ -213,7 +237,9 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def test_an_unknown_benchmark_is_told_which_are_known(tmp_path):
-    with pytest.raises(ValueError, match=f"Unknown benchmark 'gropro' in 'gropro:{tmp_path}'; known are .*gopro"):
+    with pytest.raises(
+        ValueError, match=f"Unknown benchmark 'gropro' in 'gropro:{tmp_path}'; known are .*gopro"
+    ):
         find_entries(f"gropro:{tmp_path}")
 
 
@@ -223,7 +249,9 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
 
 
 def make_gopro(root: Path) -> list[str]:
-    names = [f"{scene}_blur_00004{i}" for scene in ("GOPR0372_07_00", "GOPR0384_11_00") for i in (7, 8)]
+    names = [
+        f"{scene}_blur_00004{i}" for scene in ("GOPR0372_07_00", "GOPR0384_11_00") for i in (7, 8)
+    ]
     for name in names:
         place, _, number = name.rpartition("_blur_")
         for kind in ("blur", "sharp"):
@@ -269,14 +297,22 @@ def test_every_entry_has_a_name_of_its_own_that_can_be_a_file_name(files, tmp_pa
 
 def test_pixels_are_those_of_the_files(pairs):
     images = Photos(find_entries(pairs))[0]
-    for part, pixels in (("target", images.clean), ("input", images.degraded), ("guidance", images.guidance)):
+    for part, pixels in (
+        ("target", images.clean),
+        ("input", images.degraded),
+        ("guidance", images.guidance),
+    ):
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(pairs / part / "a.png")))
         assert pixels.dtype == np.uint8
 
 
 def test_clean_photos_have_neither_twin_nor_guidance(photos):
     assert len(photos) == 3
-    assert [image.clean.shape for image in (photos[0], photos[1], photos[2])] == [(40, 56, 3), (72, 48, 3), (48, 80, 3)]
+    assert [image.clean.shape for image in (photos[0], photos[1], photos[2])] == [
+        (40, 56, 3),
+        (72, 48, 3),
+        (48, 80, 3),
+    ]
     assert photos[0].degraded is None and photos[0].guidance is None
 
 
@@ -289,7 +325,9 @@ def test_sixteen_bits_are_kept(pairs):
     sample = Sampler(crop_size=40)(images, sample_generator(0, 0))
     rows = torch.from_numpy(deep.astype(np.float32) / 65535).movedim(-1, 0)
     assert any(
-        torch.equal(sample["degraded"], window) for left in range(17) for window in either_way(rows[:, :, left : left + 40])
+        torch.equal(sample["degraded"], window)
+        for left in range(17)
+        for window in either_way(rows[:, :, left : left + 40])
     )
 
 
@@ -308,7 +346,9 @@ def test_two_views_are_joined_along_their_channels(pairs):
 def test_two_views_of_different_depth_are_seen_at_one_scale(pairs):
     target, left, right = (pairs / name for name in ("target/a.png", "input/a.png", "input/b.png"))
     right.write_bytes(imagecodecs.png_encode(np.asarray(Image.open(left)).astype(np.uint16) * 257))
-    sample = Sampler(crop_size=24)(Photos([Entry(target, (left, right))])[0], sample_generator(0, 0))
+    sample = Sampler(crop_size=24)(
+        Photos([Entry(target, (left, right))])[0], sample_generator(0, 0)
+    )
     torch.testing.assert_close(sample["degraded"][:3], sample["degraded"][3:])
 
 
@@ -317,7 +357,12 @@ def test_files_that_cannot_be_used_are_all_named(pairs):
     save_photo(pairs / "input/small.png", 20, 90)
     save_photo(pairs / "input/large.png", 41, 56)
     save_photo(pairs / "input/unlit.png")
-    for name, size in (("broken", (40, 56)), ("small", (20, 90)), ("large", (40, 56)), ("unlit", (40, 56))):
+    for name, size in (
+        ("broken", (40, 56)),
+        ("small", (20, 90)),
+        ("large", (40, 56)),
+        ("unlit", (40, 56)),
+    ):
         save_photo(pairs / f"target/{name}.png", *size)
         save_photo(pairs / f"guidance/{name}.png")
     (pairs / "guidance/unlit.png").write_bytes(b"")
@@ -326,14 +371,21 @@ def test_files_that_cannot_be_used_are_all_named(pairs):
     lines = str(caught.value).splitlines()
     assert lines[0] == "4 images cannot be used (`--skip_bad` leaves them out):" and len(lines) == 5
     assert lines[1].startswith(f"{pairs / 'input/broken.png'} is not an image")
-    assert lines[2] == f"{pairs / 'input/large.png'} is 56 x 41 but its twin {pairs / 'target/large.png'} is 56 x 40."
+    assert (
+        lines[2]
+        == f"{pairs / 'input/large.png'} is 56 x 41 but its twin {pairs / 'target/large.png'} is "
+        "56 x 40."
+    )
     assert lines[3] == f"{pairs / 'target/small.png'} is 90 x 20, smaller than 32."
     assert lines[4] == f"{pairs / 'guidance/unlit.png'} is empty (0 bytes)."
 
 
 def test_two_views_of_different_size_are_named(pairs):
     save_photo(pairs / "input/b.png", 40, 57)
-    with pytest.raises(ValueError, match=rf"The views {pairs / 'input/a.png'} and {pairs / 'input/b.png'} differ in size"):
+    with pytest.raises(
+        ValueError,
+        match=rf"The views {pairs / 'input/a.png'} and {pairs / 'input/b.png'} differ in size",
+    ):
         Photos([Entry(pairs / "target/a.png", (pairs / "input/a.png", pairs / "input/b.png"))])
 
 
@@ -342,7 +394,11 @@ def test_images_that_cannot_be_used_are_left_out_and_logged(folder, caplog):
     with caplog.at_level(logging.WARNING):
         photos = Photos(find_entries(folder), min_size=45, skip_bad=True)
     assert [entry.name for entry in photos.entries] == ["b", "c"]
-    assert caplog.text.count("left out") == 2 and "broken.png" in caplog.text and "a.png is 56 x 40" in caplog.text
+    assert (
+        caplog.text.count("left out") == 2
+        and "broken.png" in caplog.text
+        and "a.png is 56 x 40" in caplog.text
+    )
     assert [photos[i].clean.shape for i in range(len(photos))] == [(72, 48, 3), (48, 80, 3)]
 
 
@@ -361,7 +417,10 @@ def test_memory_changes_no_sample(memory, folder, photos):
     kept = sum(images.clean.nbytes for images in limited.kept.values())
     assert kept <= memory and (memory < 10**9 or len(limited.kept) == 3)
     for index in range(8):
-        assert same(crops_of(limited, recipes=["noise:25"])[index], crops_of(photos, recipes=["noise:25"])[index])
+        assert same(
+            crops_of(limited, recipes=["noise:25"])[index],
+            crops_of(photos, recipes=["noise:25"])[index],
+        )
 
 
 def spoil(file: Path) -> None:
@@ -420,20 +479,34 @@ def test_photos_can_be_sent_to_another_process(memory, folder):
 
 
 def test_a_sample_has_the_size_asked_for_and_lies_in_range(photos):
-    crops = TrainingCrops([photos], Sampler(["noise8:5..50", "rain", "downup"], 24, low_key=0.5), length=40)
+    crops = TrainingCrops(
+        [photos], Sampler(["noise8:5..50", "rain", "downup"], 24, low_key=0.5), length=40
+    )
     assert len(crops) == 40
     for index in range(40):
         sample = crops[index]
-        assert sample.keys() == {"clean", "degraded", "severity", "index", "source", "photo"} and sample["index"] == index
-        assert sample["clean"].shape == sample["degraded"].shape == (3, 24, 24) and sample["severity"].shape == (len(LABELS),)
+        assert (
+            sample.keys() == {"clean", "degraded", "severity", "index", "source", "photo"}
+            and sample["index"] == index
+        )
+        assert sample["clean"].shape == sample["degraded"].shape == (3, 24, 24) and sample[
+            "severity"
+        ].shape == (len(LABELS),)
         for key in ("clean", "degraded"):
-            assert sample[key].dtype == torch.float32 and sample[key].min() >= 0 and sample[key].max() <= 1
+            assert (
+                sample[key].dtype == torch.float32
+                and sample[key].min() >= 0
+                and sample[key].max() <= 1
+            )
         assert not torch.equal(sample["clean"], sample["degraded"])
 
 
 def test_the_same_seed_and_index_give_the_same_sample_whatever_was_asked_before(photos, pairs):
     sources = photos, Photos(find_entries(pairs)[:1])
-    first, second = (crops_of(photos, recipes=["noise:0..50@2", "rain", "haze"], seed=5, low_key=0.5) for _ in range(2))
+    first, second = (
+        crops_of(photos, recipes=["noise:0..50@2", "rain", "haze"], seed=5, low_key=0.5)
+        for _ in range(2)
+    )
     later = [first[index] for index in (0, 1, 2, 7)][-1]
     torch.manual_seed(99)
     assert same(second[7], later)
@@ -444,13 +517,20 @@ def test_the_same_seed_and_index_give_the_same_sample_whatever_was_asked_before(
 
 @pytest.mark.parametrize("seed", [1, 2, 20261123, 2**31])
 def test_another_seed_gives_another_stream(photos, seed):
-    first, second = crops_of(photos, recipes=["noise:25"]), crops_of(photos, recipes=["noise:25"], seed=seed)
-    assert not any(torch.equal(first[index]["degraded"], second[index]["degraded"]) for index in range(4))
+    first, second = (
+        crops_of(photos, recipes=["noise:25"]),
+        crops_of(photos, recipes=["noise:25"], seed=seed),
+    )
+    assert not any(
+        torch.equal(first[index]["degraded"], second[index]["degraded"]) for index in range(4)
+    )
 
 
 def test_neighbouring_seeds_share_no_sample(photos):
     streams = [crops_of(photos, recipes=["noise:25"], seed=seed) for seed in range(3)]
-    samples = [stream[index]["degraded"].numpy().tobytes() for stream in streams for index in range(10)]
+    samples = [
+        stream[index]["degraded"].numpy().tobytes() for stream in streams for index in range(10)
+    ]
     assert len(set(samples)) == 30
 
 
@@ -461,15 +541,23 @@ def test_different_indices_differ(photos):
 
 def test_workers_change_nothing(photos, pairs):
     crops = crops_of(photos, recipes=["noise:0..50", "rain"], seed=3, low_key=0.3)
-    batches = [list(DataLoader(crops, 3, sampler=range(4, 13), num_workers=workers)) for workers in (0, 1, 2)]
+    batches = [
+        list(DataLoader(crops, 3, sampler=range(4, 13), num_workers=workers))
+        for workers in (0, 1, 2)
+    ]
     assert [len(some) for some in batches] == [3, 3, 3]
-    assert all(same(alone, worker) for workers in batches[1:] for alone, worker in zip(batches[0], workers))
+    assert all(
+        same(alone, worker) for workers in batches[1:] for alone, worker in zip(batches[0], workers)
+    )
 
 
 def test_a_resumed_stream_is_the_tail_of_the_whole(photos):
     crops = crops_of(photos, recipes=["noise:0..50"])
     whole = list(DataLoader(crops, 2, sampler=range(10)))
-    assert all(same(first, second) for first, second in zip(whole[3:], DataLoader(crops, 2, sampler=range(6, 10))))
+    assert all(
+        same(first, second)
+        for first, second in zip(whole[3:], DataLoader(crops, 2, sampler=range(6, 10)))
+    )
 
 
 def test_crops_are_cut_from_the_photos_and_half_of_them_mirrored(folder):
@@ -491,7 +579,10 @@ def test_crops_are_cut_from_the_photos_and_half_of_them_mirrored(folder):
 def test_crops_reach_every_edge_of_a_photo():
     images, tops, lefts = Images(scene(26, 27, 0)), set(), set()
     for index in range(100):
-        clean = Sampler(["clean"], 24, max_reduction=1)(images, sample_generator(0, index))["clean"] * 255
+        clean = (
+            Sampler(["clean"], 24, max_reduction=1)(images, sample_generator(0, index))["clean"]
+            * 255
+        )
         tops.add(round(clean[0].min().item()))
         lefts.add(round(clean[1].min().item()))
     assert tops == {0, 1, 2} and lefts == {0, 1, 2, 3}
@@ -500,7 +591,10 @@ def test_crops_reach_every_edge_of_a_photo():
 def test_half_of_the_clean_photos_are_reduced_where_reduction_is_allowed():
     images, spans = Images(scene(120, 160, 0)), []
     for index in range(200):
-        clean = Sampler(["clean"], 24, max_reduction=3)(images, sample_generator(0, index))["clean"] * 255
+        clean = (
+            Sampler(["clean"], 24, max_reduction=3)(images, sample_generator(0, index))["clean"]
+            * 255
+        )
         spans.append((clean[0].max() - clean[0].min()).item() / 23)
     assert 70 < sum(span > 1.02 for span in spans) < 130
     assert 2.5 < max(spans) < 3.2 and min(spans) > 0.99
@@ -525,7 +619,11 @@ def test_clean_photos_without_recipes_are_refused(photos):
 
 
 def test_recipes_are_drawn_by_their_shares_and_told_by_severity():
-    images, sampler, counts = Images(random_pixels()), Sampler(["clean@3", "downup:3@1"], 24), [0, 0]
+    images, sampler, counts = (
+        Images(random_pixels()),
+        Sampler(["clean@3", "downup:3@1"], 24),
+        [0, 0],
+    )
     for index in range(400):
         sample = sampler(images, sample_generator(0, index))
         reduced = bool(sample["severity"][LABELS.index("downup")] > 0)
@@ -539,7 +637,9 @@ def test_recipes_are_drawn_by_their_shares_and_told_by_severity():
 
 
 def test_there_is_one_label_for_each_kind_of_degradation():
-    assert len(set(LABELS)) == len(LABELS) and {ingredient.label for ingredient in RECIPES.values()} == set(LABELS)
+    assert len(set(LABELS)) == len(LABELS) and {
+        ingredient.label for ingredient in RECIPES.values()
+    } == set(LABELS)
 
 
 @pytest.mark.parametrize(
@@ -555,7 +655,9 @@ def test_there_is_one_label_for_each_kind_of_degradation():
 )
 def test_severity_tells_what_a_photo_suffers_from(recipe, expected):
     sample = Sampler([recipe], 24)(Images(random_pixels()), sample_generator(0, 0))
-    assert dict(zip(LABELS, sample["severity"].tolist())) == {label: expected.get(label, 0) for label in LABELS}
+    assert dict(zip(LABELS, sample["severity"].tolist())) == {
+        label: expected.get(label, 0) for label in LABELS
+    }
 
 
 def test_severity_is_that_of_the_value_which_was_drawn():
@@ -582,7 +684,9 @@ def test_severity_of_pairs_is_not_known(pairs):
 def brightness(recipe: str, low_key: float) -> list[float]:
     bright = Images(np.full((30, 40, 3), 204, np.uint8))
     sampler = Sampler([recipe], 24, low_key=low_key)
-    return [sampler(bright, sample_generator(0, index))["clean"].mean().item() for index in range(60)]
+    return [
+        sampler(bright, sample_generator(0, index))["clean"].mean().item() for index in range(60)
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["lowlight", "haze+lowlight:heavy", "lowlight:1..3+noise"])
@@ -592,7 +696,11 @@ def test_a_photo_that_is_to_be_underexposed_is_not_darkened(recipe):
 
 def test_photos_are_darkened_before_they_are_degraded():
     dark = brightness("noise", 1.0)
-    assert max(dark) <= 0.8 and min(dark) > 0.8**2.5 * 0.5 ** (1 / 2.2) - 1e-6 and max(dark) - min(dark) > 0.15
+    assert (
+        max(dark) <= 0.8
+        and min(dark) > 0.8**2.5 * 0.5 ** (1 / 2.2) - 1e-6
+        and max(dark) - min(dark) > 0.15
+    )
     sample = Sampler(["clean"], 24, low_key=1.0)(Images(random_pixels()), sample_generator(0, 0))
     assert torch.equal(sample["clean"], sample["degraded"])
 
@@ -607,11 +715,15 @@ def test_the_share_of_darkened_photos_is_that_asked_for():
 
 def test_what_belongs_together_is_cut_at_one_place_and_flipped_together():
     parts = [scene(40, 56, blue) for blue in (0, 100, 200)]
-    images = Images(parts[0], np.concatenate([parts[1], parts[1] + np.uint8([0, 0, 50])], axis=-1), parts[2])
+    images = Images(
+        parts[0], np.concatenate([parts[1], parts[1] + np.uint8([0, 0, 50])], axis=-1), parts[2]
+    )
     flips, places = 0, set()
     for index in range(40):
         sample = Sampler(crop_size=24, max_reduction=3)(images, sample_generator(0, index))
-        clean, degraded, guidance = ((sample[key] * 255).round() for key in ("clean", "degraded", "guidance"))
+        clean, degraded, guidance = (
+            (sample[key] * 255).round() for key in ("clean", "degraded", "guidance")
+        )
         assert clean.shape == guidance.shape == (3, 24, 24) and degraded.shape == (6, 24, 24)
         for part, blue in ((clean, 0), (degraded[:3], 100), (degraded[3:], 150), (guidance, 200)):
             assert torch.equal(part[:2], clean[:2]) and (part[2] == blue).all()
@@ -625,7 +737,9 @@ def test_what_belongs_together_is_cut_at_one_place_and_flipped_together():
 @pytest.mark.parametrize("scale", [0.5, 2])
 def test_guidance_of_another_size_shows_the_same_place(scale):
     small = np.asarray(
-        Image.fromarray(scene(64, 96, 200)).resize((round(96 * scale), round(64 * scale)), Image.Resampling.BICUBIC)
+        Image.fromarray(scene(64, 96, 200)).resize(
+            (round(96 * scale), round(64 * scale)), Image.Resampling.BICUBIC
+        )
     )
     images = Images(scene(64, 96, 0), scene(64, 96, 100), small)
     for index in range(20):
@@ -635,7 +749,9 @@ def test_guidance_of_another_size_shows_the_same_place(scale):
 
 
 def test_pairs_are_not_degraded_any_further(pairs):
-    with_recipes, without = (crops_of(Photos(find_entries(pairs)), recipes=r, low_key=1.0) for r in (["noise:50"], []))
+    with_recipes, without = (
+        crops_of(Photos(find_entries(pairs)), recipes=r, low_key=1.0) for r in (["noise:50"], [])
+    )
     assert all(same(with_recipes[index], without[index]) for index in range(5))
 
 
@@ -649,7 +765,9 @@ def flat_photos(folder: Path, count: int, value: int) -> Photos:
     return Photos(find_entries(folder))
 
 
-@pytest.mark.parametrize(("weights", "share"), [(None, 0.25), ([1, 1], 0.5), ([9.0, 1.0], 0.9), ([0.2, 0.3], 0.4)])
+@pytest.mark.parametrize(
+    ("weights", "share"), [(None, 0.25), ([1, 1], 0.5), ([9.0, 1.0], 0.9), ([0.2, 0.3], 0.4)]
+)
 def test_sources_are_drawn_by_their_weights_or_by_their_size(weights, share, tmp_path):
     sources = flat_photos(tmp_path / "dark", 1, 0), flat_photos(tmp_path / "bright", 3, 255)
     crops = crops_of(*sources, recipes=["clean"], weights=weights)
@@ -662,8 +780,11 @@ def test_photos_of_a_source_are_drawn_alike(tmp_path):
     for value in range(4):
         Image.new("RGB", (40, 30), (value * 60,) * 3).save(tmp_path / "photos" / f"{value}.png")
     crops = crops_of(Photos(find_entries(tmp_path / "photos")), recipes=["clean"])
-    counts = np.bincount([round(crops[index]["clean"].max().item() * 255) // 60 for index in range(400)], minlength=4)
-    assert len(counts) == 4 and counts.min() > 65 and counts.max() < 135  # 100 expected, deviation 8.7
+    counts = np.bincount(
+        [round(crops[index]["clean"].max().item() * 255) // 60 for index in range(400)], minlength=4
+    )
+    # 100 expected, deviation 8.7.
+    assert len(counts) == 4 and counts.min() > 65 and counts.max() < 135
 
 
 # ---- data sets of the Hub
@@ -724,7 +845,9 @@ def test_pairs_of_a_data_set_and_of_a_folder_are_drawn_together(paired_folder, p
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_columns_that_are_missing_are_named_beside_those_that_are_there(streaming, paired_folder):
-    with pytest.raises(ValueError, match=f"The data set {paired_folder} has no column image, blur; it has lq, gt"):
+    with pytest.raises(
+        ValueError, match=f"The data set {paired_folder} has no column image, blur; it has lq, gt"
+    ):
         HubPhotos(paired_folder, degraded_column="blur", streaming=streaming)
 
 
@@ -737,9 +860,13 @@ def test_a_data_set_that_cannot_be_had_is_named(image_folder):
 
 def test_gray_and_transparent_pictures_of_a_data_set_are_colour_pictures(tmp_path, hub_cache):
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "a.png")
-    Image.fromarray(np.dstack([scene(30, 40, 7), np.full((30, 40), 99, np.uint8)])).save(tmp_path / "b.png")
+    Image.fromarray(np.dstack([scene(30, 40, 7), np.full((30, 40), 99, np.uint8)])).save(
+        tmp_path / "b.png"
+    )
     photos = HubPhotos(str(tmp_path))
-    np.testing.assert_array_equal(photos[0].clean[..., 1], np.arange(1200, dtype=np.uint8).reshape(30, 40))
+    np.testing.assert_array_equal(
+        photos[0].clean[..., 1], np.arange(1200, dtype=np.uint8).reshape(30, 40)
+    )
     np.testing.assert_array_equal(photos[1].clean, scene(30, 40, 7))
 
 
@@ -759,13 +886,17 @@ def test_pairs_of_a_data_set_that_differ_in_size_are_refused(paired_folder):
 @pytest.fixture
 def streamed(image_folder):
     source = HubPhotos(image_folder, streaming=True)
-    return lambda **options: StreamedCrops(source, Sampler(["noise:0..50"], 24, max_reduction=1), **options)
+    return lambda **options: StreamedCrops(
+        source, Sampler(["noise:0..50"], 24, max_reduction=1), **options
+    )
 
 
 def test_a_stream_goes_through_its_photos_in_order_again_and_again(streamed):
     samples = list(streamed(length=13))
     assert [int(sample["index"]) for sample in samples] == list(range(13))
-    assert [round(sample["clean"][2].mean().item() * 255 / 50) for sample in samples] == [i % 5 for i in range(13)]
+    assert [round(sample["clean"][2].mean().item() * 255 / 50) for sample in samples] == [
+        i % 5 for i in range(13)
+    ]
     assert len({sample["degraded"].numpy().tobytes() for sample in samples}) == 13
 
 
@@ -779,7 +910,11 @@ def test_a_stream_that_starts_later_is_a_part_of_the_whole(start, length, stream
 def test_a_stream_can_be_read_again_and_by_a_worker(streamed):
     stream = streamed(start=2, length=6, seed=4)
     batches = [list(DataLoader(stream, 3, num_workers=workers)) for workers in (0, 0, 1)]
-    assert all(same(first, other) for others in batches[1:] for first, other in zip(batches[0], others, strict=True))
+    assert all(
+        same(first, other)
+        for others in batches[1:]
+        for first, other in zip(batches[0], others, strict=True)
+    )
 
 
 def test_streams_of_two_seeds_differ(streamed):

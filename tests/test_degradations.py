@@ -1,4 +1,5 @@
-"""Degradations do what their formula says, draw from their generator alone, and recipes are read or refused."""
+"""Degradations do what their formula says, draw from their generator alone, and recipes are read or
+refused."""
 
 import io
 
@@ -82,14 +83,18 @@ def test_the_same_seed_gives_the_same_picture(name):
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_another_seed_gives_another_picture(name):
-    assert not torch.allclose(degrade(image(), name, seeded(1)), degrade(image(), name, seeded(2)), atol=1e-3)
+    assert not torch.allclose(
+        degrade(image(), name, seeded(1)), degrade(image(), name, seeded(2)), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_every_image_of_a_batch_has_its_own_draw(name):
     ingredient = RECIPES[name]
     twins = image().expand(2, -1, -1, -1)
-    first, second = ingredient.function(twins, **{ingredient.parameter: ingredient.levels["medium"]}, generator=seeded())
+    first, second = ingredient.function(
+        twins, **{ingredient.parameter: ingredient.levels["medium"]}, generator=seeded()
+    )
     assert not torch.allclose(first, second, atol=1e-3)
 
 
@@ -173,7 +178,8 @@ def test_haze_follows_its_formula():
     beta, light = 1.5, 0.8
     transmission = torch.exp(-beta * depth)
     black = haze(torch.zeros_like(clean), beta, (light, light), depth, seeded())
-    tinted = (black / (1 - transmission))[..., 1:].mean((2, 3), keepdim=True)  # camera excluded: no light there
+    # Camera excluded: no light there.
+    tinted = (black / (1 - transmission))[..., 1:].mean((2, 3), keepdim=True)
     assert ((tinted - light).abs() < 4 * 0.015).all() and tinted.std() > 0
     expected = clean * transmission + tinted * (1 - transmission)
     torch.testing.assert_close(haze(clean, beta, (light, light), depth, seeded()), expected)
@@ -187,16 +193,22 @@ def test_every_image_has_an_airlight_of_the_range():
 
 def test_haze_leaves_what_stands_at_the_camera():
     clean = image()
-    torch.testing.assert_close(haze(clean, depth=torch.zeros(1, 1, 24, 40), generator=seeded()), clean)
+    torch.testing.assert_close(
+        haze(clean, depth=torch.zeros(1, 1, 24, 40), generator=seeded()), clean
+    )
 
 
 def test_depth_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"`depth` must be \(2, 1, 24, 40\) for this image, got \(2, 1, 40, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"`depth` must be \(2, 1, 24, 40\) for this image, got \(2, 1, 40, 24\)"
+    ):
         haze(image(batch=2), depth=torch.zeros(2, 1, 40, 24))
 
 
 def test_more_scattering_hides_more():
-    contrasts = [haze(image(), beta, generator=seeded()).std().item() for beta in (0.1, 0.5, 1.5, 4)]
+    contrasts = [
+        haze(image(), beta, generator=seeded()).std().item() for beta in (0.1, 0.5, 1.5, 4)
+    ]
     assert contrasts == sorted(contrasts, reverse=True) and contrasts[0] > 3 * contrasts[-1]
 
 
@@ -212,7 +224,10 @@ def test_streaks_without_a_veil_darken_nothing():
 
 def test_rain_grows_from_next_to_nothing():
     scene = image(48, 64) * 0.5
-    changes = [(rain(scene, intensity, generator=seeded()) - scene).abs().mean().item() for intensity in (0, 0.3, 1)]
+    changes = [
+        (rain(scene, intensity, generator=seeded()) - scene).abs().mean().item()
+        for intensity in (0, 0.3, 1)
+    ]
     assert changes[0] < 0.015 and changes == sorted(changes) and changes[2] > 5 * changes[0]
 
 
@@ -223,7 +238,9 @@ def test_a_stop_halves_the_light():
     scene = image(48, 64)
     for stops in (0, 1, 3):
         dark = low_light(scene, stops, peak=(1e6, 1e6), cast=0, generator=seeded())
-        assert (dark**2.2).mean().item() == pytest.approx((scene**2.2).mean().item() / 2**stops, rel=0.02)
+        assert (dark**2.2).mean().item() == pytest.approx(
+            (scene**2.2).mean().item() / 2**stops, rel=0.02
+        )
 
 
 def test_low_light_darkens_and_casts():
@@ -268,7 +285,9 @@ def test_blur_leaves_a_flat_picture_alone_and_smooths_another(blur):
 
 def test_varying_defocus_is_sharper_than_the_widest_disc():
     rough = image(48, 64)
-    assert roughness(defocus(rough, 4, varying=True, generator=seeded())) > 3 * roughness(defocus(rough, 4, varying=False))
+    assert roughness(defocus(rough, 4, varying=True, generator=seeded())) > 3 * roughness(
+        defocus(rough, 4, varying=False)
+    )
 
 
 # ---- files and resolution
@@ -346,7 +365,13 @@ def test_flat_objects_are_regions_of_one_value_each(count):
 def test_flat_objects_end_where_those_of_the_photo_do():
     photo = torch.zeros(1, 3, 40, 60)
     photo[..., 35:] = 1
-    changes = sum((flat_objects(photo, seeded(seed)).diff(dim=-1) != 0).float().mean((0, 1, 2)) for seed in range(10)) / 10
+    changes = (
+        sum(
+            (flat_objects(photo, seeded(seed)).diff(dim=-1) != 0).float().mean((0, 1, 2))
+            for seed in range(10)
+        )
+        / 10
+    )
     others = torch.cat([changes[:34], changes[35:]])
     assert changes[34] > 0.9 and others.max() < 0.6
 
@@ -389,7 +414,10 @@ def test_a_recipe_is_read(recipe, steps):
     [
         ("snow", r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .*, clean\."),
         ("noise:25+snow:3", "Unknown degradation 'snow' in recipe 'noise:25\\+snow:3'"),
-        ("noise:much", "'much' in recipe 'noise:much' is neither a number nor one of light, medium, heavy"),
+        (
+            "noise:much",
+            "'much' in recipe 'noise:much' is neither a number nor one of light, medium, heavy",
+        ),
         ("noise:10..", "'' in recipe 'noise:10..' is neither a number"),
         ("noise:-1", r"noise takes sigma from 0 to 255 \(0-255 scale, unclipped\), got -1"),
         ("noise:0..300", "got 300"),
@@ -414,7 +442,8 @@ def test_every_level_lies_in_the_range_of_its_recipe(name):
 def test_levels_grow_worse(name):
     clean = down_up(image(64, 96, batch=4), 8)
     light, medium, heavy = (
-        (degrade(clean, f"{name}:{level}", seeded()) - clean).square().mean() for level in ("light", "medium", "heavy")
+        (degrade(clean, f"{name}:{level}", seeded()) - clean).square().mean()
+        for level in ("light", "medium", "heavy")
     )
     assert light < medium < heavy
 
@@ -422,7 +451,9 @@ def test_levels_grow_worse(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_levels_have_the_same_severity_in_every_recipe(name):
     ingredient = RECIPES[name]
-    severities = [ingredient.severity(ingredient.levels[level]) for level in ("light", "medium", "heavy")]
+    severities = [
+        ingredient.severity(ingredient.levels[level]) for level in ("light", "medium", "heavy")
+    ]
     assert severities == pytest.approx([0.25, 0.5, 0.75])
 
 
@@ -430,14 +461,18 @@ def test_levels_have_the_same_severity_in_every_recipe(name):
 def test_severity_grows_steadily_from_the_mildest_value_to_the_worst(name):
     ingredient = RECIPES[name]
     light, medium, heavy = (ingredient.levels[level] for level in ("light", "medium", "heavy"))
-    mildest, worst = (ingredient.low, ingredient.high) if light < heavy else (ingredient.high, ingredient.low)
+    mildest, worst = (
+        (ingredient.low, ingredient.high) if light < heavy else (ingredient.high, ingredient.low)
+    )
     mild, bad = np.linspace(light, medium, 201), np.linspace(medium, heavy, 201)
     values = [*np.linspace(mildest, light, 50), *mild, *bad, *np.linspace(heavy, worst, 50)]
     severities = [ingredient.severity(value) for value in values]
     assert all(0 <= severity <= 1 for severity in severities)
     assert np.diff(severities).min() > -1e-9
     between = severities[50:-50]
-    np.testing.assert_allclose(between, [*np.linspace(0.25, 0.5, 201), *np.linspace(0.5, 0.75, 201)], atol=1e-6)
+    np.testing.assert_allclose(
+        between, [*np.linspace(0.25, 0.5, 201), *np.linspace(0.5, 0.75, 201)], atol=1e-6
+    )
 
 
 def test_a_drawn_recipe_has_one_value_in_its_range_for_each_step():
@@ -448,7 +483,11 @@ def test_a_drawn_recipe_has_one_value_in_its_range_for_each_step():
         assert (first, second, third) == ("noise", "rain", "poisson")
         assert 0 <= sigma <= 50 and intensity == 1.0 and 30 <= peak <= 300
         drawn.append((sigma, peak))
-    assert len(set(drawn)) == 50 and np.ptp([sigma for sigma, _ in drawn]) > 40 and np.ptp([peak for _, peak in drawn]) > 200
+    assert (
+        len(set(drawn)) == 50
+        and np.ptp([sigma for sigma, _ in drawn]) > 40
+        and np.ptp([peak for _, peak in drawn]) > 200
+    )
 
 
 def test_drawing_a_recipe_without_ranges_uses_no_randomness():
@@ -461,7 +500,10 @@ def test_drawing_a_recipe_without_ranges_uses_no_randomness():
 @pytest.mark.parametrize("name", RECIPES)
 def test_drawn_steps_applied_are_the_recipe(name):
     recipe, generator = f"{name}:light..heavy", seeded(4)
-    assert torch.equal(apply_doses(image(), Recipe.parse(recipe).draw(generator), generator), degrade(image(), recipe, seeded(4)))
+    assert torch.equal(
+        apply_doses(image(), Recipe.parse(recipe).draw(generator), generator),
+        degrade(image(), recipe, seeded(4)),
+    )
 
 
 def test_no_steps_leave_the_picture_as_it_is():
@@ -494,12 +536,16 @@ def test_a_range_gives_every_image_its_own_value():
 
 def test_a_batch_is_its_images_one_after_another():
     batch, generator = image(batch=3), seeded()
-    singles = torch.cat([degrade(single, "rain:0.2..1+noise8:5..50", generator) for single in batch.split(1)])
+    singles = torch.cat(
+        [degrade(single, "rain:0.2..1+noise8:5..50", generator) for single in batch.split(1)]
+    )
     assert torch.equal(degrade(batch, "rain:0.2..1+noise8:5..50", seeded()), singles)
 
 
 def test_an_image_without_batch_is_refused():
-    with pytest.raises(ValueError, match=r"`image` must be \(B, C, H, W\), got shape \(3, 24, 40\)"):
+    with pytest.raises(
+        ValueError, match=r"`image` must be \(B, C, H, W\), got shape \(3, 24, 40\)"
+    ):
         degrade(image()[0], "noise")
 
 
@@ -523,9 +569,15 @@ def test_mist_leaves_the_whole_picture_pale_and_flat():
 def test_a_room_recedes_from_its_border_to_its_far_wall():
     photo = torch.full((1, 3, 60, 80), 0.5)
     depths = [room_depth(photo, seeded(seed)) for seed in range(20)]
-    assert all(depth.shape == (1, 1, 60, 80) and depth.min() > 0 and depth.max() == 1 for depth in depths)
+    assert all(
+        depth.shape == (1, 1, 60, 80) and depth.min() > 0 and depth.max() == 1 for depth in depths
+    )
     border = [
-        depth[..., 0].mean() + depth[..., -1].mean() + depth[..., 0, :].mean() + depth[..., -1, :].mean() for depth in depths
+        depth[..., 0].mean()
+        + depth[..., -1].mean()
+        + depth[..., 0, :].mean()
+        + depth[..., -1, :].mean()
+        for depth in depths
     ]
     middle = [4 * depth[..., 20:40, 30:50].mean() for depth in depths]
     assert sum(middle) > 1.2 * sum(border)

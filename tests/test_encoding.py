@@ -1,4 +1,5 @@
-"""What frozen networks make of samples is computed once, survives a crash and is served in full, in another order each time."""
+"""What frozen networks make of samples is computed once, survives a crash and is served in full, in
+another order each time."""
 
 from typing import NamedTuple
 
@@ -46,12 +47,17 @@ class Encoder:
             raise RuntimeError("power cut")
         self.seen += batch["index"].tolist()
         number = batch["number"]
-        return {"number": number, "tokens": number[:, None, None] / 4 + torch.arange(6.0).reshape(2, 3)}
+        return {
+            "number": number,
+            "tokens": number[:, None, None] / 4 + torch.arange(6.0).reshape(2, 3),
+        }
 
 
 def encode(folder, encoder=None, count=10, made_with=None, process=Process(), workers=0):
     made_with = made_with or {"model": "tiny", "seed": 0}
-    return encode_samples(Numbers(), encoder or Encoder(), count, folder, made_with, process, 3, workers, shard_size=4)
+    return encode_samples(
+        Numbers(), encoder or Encoder(), count, folder, made_with, process, 3, workers, shard_size=4
+    )
 
 
 def numbers(samples, turn: int, count: int = 10) -> list[int]:
@@ -79,7 +85,11 @@ def test_each_pass_serves_every_sample_once(count, tmp_path):
 
 
 def test_passes_and_seeds_differ_in_their_order(tmp_path):
-    orders = [tuple(numbers(encode(tmp_path, made_with={"seed": seed}), turn)) for seed in (0, 1, 20261123) for turn in range(4)]
+    orders = [
+        tuple(numbers(encode(tmp_path, made_with={"seed": seed}), turn))
+        for seed in (0, 1, 20261123)
+        for turn in range(4)
+    ]
     assert len(set(orders)) == len(orders)
 
 
@@ -89,15 +99,26 @@ def test_an_item_depends_on_its_index_alone(tmp_path):
     backwards = [int(encode(tmp_path)[index]["number"]) for index in reversed(range(30))]
     assert backwards == forwards[::-1]
     torch.manual_seed(99)
-    assert [int(samples[index]["number"]) for index in (17, 3, 29)] == [forwards[17], forwards[3], forwards[29]]
+    assert [int(samples[index]["number"]) for index in (17, 3, 29)] == [
+        forwards[17],
+        forwards[3],
+        forwards[29],
+    ]
 
 
 def test_workers_encode_and_serve_the_same(tmp_path):
     alone, helped = encode(tmp_path / "alone"), encode(tmp_path / "helped", count=10, workers=1)
     for shard in range(3):
-        assert shard_file(alone.folder, shard).read_bytes() == shard_file(helped.folder, shard).read_bytes()
-    batches = [list(DataLoader(alone, 5, sampler=range(7, 22), num_workers=workers)) for workers in (0, 1)]
-    assert all(torch.equal(first[key], second[key]) for first, second in zip(*batches) for key in first)
+        assert (
+            shard_file(alone.folder, shard).read_bytes()
+            == shard_file(helped.folder, shard).read_bytes()
+        )
+    batches = [
+        list(DataLoader(alone, 5, sampler=range(7, 22), num_workers=workers)) for workers in (0, 1)
+    ]
+    assert all(
+        torch.equal(first[key], second[key]) for first, second in zip(*batches) for key in first
+    )
 
 
 # ---- what is computed
@@ -144,11 +165,18 @@ def test_half_written_files_do_not_count(tmp_path):
 
 def test_no_half_written_file_stays_behind(tmp_path):
     folder = encode(tmp_path).folder
-    assert sorted(path.name for path in folder.iterdir()) == [f"{shard:05d}.safetensors" for shard in range(3)]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{shard:05d}.safetensors" for shard in range(3)
+    ]
 
 
 def test_each_setting_has_a_cache_of_its_own(tmp_path):
-    settings = [{"model": "a", "seed": 0}, {"model": "b", "seed": 0}, {"model": "a", "seed": 1}, {"seed": 0, "model": "a"}]
+    settings = [
+        {"model": "a", "seed": 0},
+        {"model": "b", "seed": 0},
+        {"model": "a", "seed": 1},
+        {"seed": 0, "model": "a"},
+    ]
     folders = [encode(tmp_path, made_with=setting).folder for setting in settings]
     assert len(set(folders[:3])) == 3 and folders[3] == folders[0]
     assert encode(tmp_path, count=9, made_with=settings[0]).folder not in folders
@@ -196,15 +224,22 @@ def test_noise_of_other_samples_and_seeds_is_other_noise():
 
 
 def test_noise_is_normal_and_timesteps_are_uniform_over_those_of_the_scheduler():
-    noise, steps = draw_noise(torch.arange(2000), (2, 3, 5), DDIMScheduler(num_train_timesteps=50), 0, "cpu")
+    noise, steps = draw_noise(
+        torch.arange(2000), (2, 3, 5), DDIMScheduler(num_train_timesteps=50), 0, "cpu"
+    )
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     counts = torch.bincount(steps, minlength=50)
-    assert len(counts) == 50 and counts.min() > 15 and counts.max() < 75  # 40 expected, deviation 6.3
+    # 40 expected, deviation 6.3.
+    assert len(counts) == 50 and counts.min() > 15 and counts.max() < 75
 
 
 def test_timesteps_near_a_strength_lie_between_half_and_one_and_a_half_of_it():
     chance = torch.linspace(0, 1, 101)
     steps = near_timesteps(chance, 0.2, DDIMScheduler())
-    assert steps.dtype == torch.int64 and (steps.min(), steps.max()) == (100, 300) and (steps.diff() >= 0).all()
+    assert (
+        steps.dtype == torch.int64
+        and (steps.min(), steps.max()) == (100, 300)
+        and (steps.diff() >= 0).all()
+    )
     assert near_timesteps(chance, 1.0, DDIMScheduler()).max() == 999
     assert near_timesteps(chance, 1e-4, DDIMScheduler()).min() == 1

@@ -60,16 +60,25 @@ def test_scores_are_those_of_the_pictures(pairs, pipe):
     result = evaluate(pipe, pairs, seed=3)
     assert [score.name for score in result.scores] == ["a", "b"]
     for score, pair in zip(result.scores, load_pairs(pairs)):
-        restored = pipe(torch.from_numpy(pair.degraded).movedim(-1, 0)[None], output_type="np").images[0]
+        restored = pipe(
+            torch.from_numpy(pair.degraded).movedim(-1, 0)[None], output_type="np"
+        ).images[0]
         assert score.psnr == psnr(restored, pair.clean)
         assert score.input_psnr == psnr(pair.degraded, pair.clean) == pytest.approx(22.11, abs=0.01)
     assert result.summary()["images"] == 2
 
 
 def test_the_result_says_how_it_was_measured(pairs, pipe):
-    described = evaluate(pipe, pairs, protocol=Protocol("y", border=4), limit=1, guidance="none").to_dict()
-    assert described["protocol"].startswith("Y PSNR/SSIM") and "4 px border" in described["protocol"]
-    assert described["settings"] == {"guidance": "none"} and described["versions"]["torch"] == torch.__version__
+    described = evaluate(
+        pipe, pairs, protocol=Protocol("y", border=4), limit=1, guidance="none"
+    ).to_dict()
+    assert (
+        described["protocol"].startswith("Y PSNR/SSIM") and "4 px border" in described["protocol"]
+    )
+    assert (
+        described["settings"] == {"guidance": "none"}
+        and described["versions"]["torch"] == torch.__version__
+    )
     assert described["summary"]["images"] == 1
 
 

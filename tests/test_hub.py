@@ -1,9 +1,9 @@
-"""Checkpoints must travel: pushed from here they load on machines that have never heard of this package, and where the package is
-installed no code of a repository may run.
+"""Checkpoints must travel: pushed from here they load on machines that have never heard of this
+package, and where the package is installed no code of a repository may run.
 
-Everything happens in fresh processes against a stand-in for the Hub, because the client reads its environment when it is imported and
-because only a fresh process can lack the package. Starting one costs seconds, so each does many things and reports; the tests below
-read the reports.
+Everything happens in fresh processes against a stand-in for the Hub, because the client reads its
+environment when it is imported and because only a fresh process can lack the package. Starting one
+costs seconds, so each does many things and reports; the tests below read the reports.
 """
 
 import inspect
@@ -29,7 +29,8 @@ OWN_PARTS = {
 }
 
 
-# ---- what the fresh processes do; each function travels as text, with `render` and `error_of`, and imports all it needs
+# ---- what the fresh processes do; each function travels as text, with `render` and `error_of`, and
+# imports all it needs
 
 
 def render(pipe, **arguments):
@@ -38,7 +39,9 @@ def render(pipe, **arguments):
 
     pipe.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
-    return pipe(image, output_type="pt", generator=torch.Generator().manual_seed(0), **arguments).images
+    return pipe(
+        image, output_type="pt", generator=torch.Generator().manual_seed(0), **arguments
+    ).images
 
 
 def error_of(function, *arguments, **options):
@@ -70,9 +73,12 @@ def publish(folder: str, booby_trap: str):
     half = tiny.pipeline().to(torch.float16)
     half.push_to_hub("tester/whole", variant="fp16")
     pixels["fp32 of fp16"] = render(half.to(torch.float32))
-    pipe.push_to_hub("tester/whole")  # after its half: transformers notes the precision that was pushed last as the default
+    # After its half: transformers notes the precision that was pushed last as the default.
+    pipe.push_to_hub("tester/whole")
     tiny.pipeline(image_encoder=None, unet=None, detector=None).push_to_hub("tester/partial")
-    pipe.save_pretrained(str(folder / "saved-and-pushed"), push_to_hub=True, repo_id="tester/saved-and-pushed")
+    pipe.save_pretrained(
+        str(folder / "saved-and-pushed"), push_to_hub=True, repo_id="tester/saved-and-pushed"
+    )
 
     # an adapter
     pipe.cleaner.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["fc1", "fc2", "fc3"]))
@@ -80,7 +86,9 @@ def publish(folder: str, booby_trap: str):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     pixels["adapted"] = render(pipe)
-    pipe.save_lora_weights(folder / "adapter", cleaner_lora_layers=get_peft_model_state_dict(pipe.cleaner))
+    pipe.save_lora_weights(
+        folder / "adapter", cleaner_lora_layers=get_peft_model_state_dict(pipe.cleaner)
+    )
     api.create_repo("tester/adapter")
     api.upload_folder(repo_id="tester/adapter", folder_path=folder / "adapter")
 
@@ -93,7 +101,9 @@ def publish(folder: str, booby_trap: str):
 
     loaded = TextGuidedRestorationPipeline.from_pretrained("tester/trapped")
     pixels["loaded"] = render(loaded)
-    trusting = TextGuidedRestorationPipeline.from_pretrained("tester/trapped", trust_remote_code=True)
+    trusting = TextGuidedRestorationPipeline.from_pretrained(
+        "tester/trapped", trust_remote_code=True
+    )
     pixels["trusting"] = render(trusting)
     TextGuidedRestorationPipeline.from_pretrained(folder / "trapped", trust_remote_code=True)
     loaded.load_lora_weights("tester/adapter")
@@ -102,14 +112,21 @@ def publish(folder: str, booby_trap: str):
 
     # a repository that files its code under the names of the package's modules
     index = (folder / "trapped" / "model_index.json").read_text()
-    (folder / "trapped" / "model_index.json").write_text(index.replace('"nafnet"', '"textir.models.nafnet"'))
-    shutil.copyfile(folder / "trapped/restorer/nafnet.py", folder / "trapped/restorer/textir.models.nafnet.py")
+    (folder / "trapped" / "model_index.json").write_text(
+        index.replace('"nafnet"', '"textir.models.nafnet"')
+    )
+    shutil.copyfile(
+        folder / "trapped/restorer/nafnet.py", folder / "trapped/restorer/textir.models.nafnet.py"
+    )
     impostor = error_of(TextGuidedRestorationPipeline.from_pretrained, folder / "trapped")
 
     save_file(pixels, folder / "with package.safetensors")
     return {
         "classes": {
-            name: [f"{type(part).__module__}.{type(part).__name__}" for part in (one, *one.components.values())]
+            name: [
+                f"{type(part).__module__}.{type(part).__name__}"
+                for part in (one, *one.components.values())
+            ]
             for name, one in {"made": pipe, "loaded": loaded, "trusting": trusting}.items()
         },
         "absent": [name for name, part in partial.components.items() if part is None],
@@ -127,14 +144,19 @@ def visit(folder: str, marker: str):
     from safetensors.torch import save_file
 
     folder, load = Path(folder), DiffusionPipeline.from_pretrained
-    report = {"package": [error_of(importlib.import_module, name) for name in ("textir", "pipelines")]}
+    report = {
+        "package": [error_of(importlib.import_module, name) for name in ("textir", "pipelines")]
+    }
     report["without trust"] = error_of(load, "tester/trapped")
     report["without trust, local"] = error_of(load, folder / "saved")
     report["trapped without trust"] = Path(marker).exists()
 
     pipe = load("tester/whole", trust_remote_code=True)
     report["classes"] = {name: type(part).__module__ for name, part in pipe.components.items()}
-    pixels = {"from the Hub": render(pipe), "from a folder": render(load(folder / "saved", trust_remote_code=True))}
+    pixels = {
+        "from the Hub": render(pipe),
+        "from a folder": render(load(folder / "saved", trust_remote_code=True)),
+    }
     partial = load("tester/partial", trust_remote_code=True)
     report["absent"] = [name for name, part in partial.components.items() if part is None]
     pixels["unguided"] = render(partial)
@@ -147,7 +169,9 @@ def visit(folder: str, marker: str):
     report["save while adapted"] = error_of(pipe.save_pretrained, folder / "adapted")
 
     cache = folder / "cache of half"
-    half = load("tester/whole", trust_remote_code=True, variant="fp16", dtype=torch.float16, cache_dir=cache)
+    half = load(
+        "tester/whole", trust_remote_code=True, variant="fp16", dtype=torch.float16, cache_dir=cache
+    )
     report["dtypes"] = [
         {
             name: sorted({str(p.dtype) for p in part.parameters()})
@@ -157,12 +181,16 @@ def visit(folder: str, marker: str):
         for one in (pipe, half)
     ]
     snapshot = next(cache.glob("models--*/snapshots/*"))
-    report["half files"] = sorted(str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file())
+    report["half files"] = sorted(
+        str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file()
+    )
     pixels["fp16"] = render(half)
     pixels["fp32 of fp16"] = render(half.to(torch.float32))
     pixels["bf16"] = render(half.to(torch.bfloat16))
 
-    report["trapped with trust"] = bool(error_of(load, "tester/trapped", trust_remote_code=True)) or Path(marker).exists()
+    report["trapped with trust"] = (
+        bool(error_of(load, "tester/trapped", trust_remote_code=True)) or Path(marker).exists()
+    )
     save_file(pixels, folder / "without package.safetensors")
     return report
 
@@ -176,8 +204,13 @@ def visit_again(folder: str):
 
     folder = Path(folder)
     sources = {"folder": folder / "again", "Hub": "tester/again"}
-    pipes = {name: DiffusionPipeline.from_pretrained(source, trust_remote_code=True) for name, source in sources.items()}
-    save_file({name: render(pipe) for name, pipe in pipes.items()}, folder / "once more.safetensors")
+    pipes = {
+        name: DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+        for name, source in sources.items()
+    }
+    save_file(
+        {name: render(pipe) for name, pipe in pipes.items()}, folder / "once more.safetensors"
+    )
     return {"name": type(pipes["Hub"]).__name__}
 
 
@@ -185,8 +218,10 @@ def visit_again(folder: str):
 
 
 def alone(function, hub: StandinHub, home: Path, package: bool, **arguments):
-    """Run a function of this file in a fresh process with empty caches, in a folder of its own; returns what it returns."""
-    hide = "sys.modules.update(textir=None, pipelines=None)"  # for machines where the package is installed
+    """Run a function of this file in a fresh process with empty caches, in a folder of its own;
+    returns what it returns."""
+    # For machines where the package is installed.
+    hide = "sys.modules.update(textir=None, pipelines=None)"
     script = "\n".join(
         [
             "import json, sys",
@@ -201,7 +236,9 @@ def alone(function, hub: StandinHub, home: Path, package: bool, **arguments):
     if package:
         environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-c", script, json.dumps(arguments)]
-    process = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+    process = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert process.returncode == 0, f"{function.__name__} failed:\n{process.stderr[-6000:]}"
     return json.loads((home / "report.json").read_text())
 
@@ -227,13 +264,21 @@ def marker(folder) -> Path:
 @pytest.fixture(scope="module")
 def author(hub, folder, marker) -> dict:
     trap = f"open({str(marker)!r}, 'w').close()\n"
-    report = alone(publish, hub, folder / "author", package=True, folder=str(folder), booby_trap=trap)
-    return {**report, "trap went off": marker.exists(), "pixels": load_file(folder / "with package.safetensors")}
+    report = alone(
+        publish, hub, folder / "author", package=True, folder=str(folder), booby_trap=trap
+    )
+    return {
+        **report,
+        "trap went off": marker.exists(),
+        "pixels": load_file(folder / "with package.safetensors"),
+    }
 
 
 @pytest.fixture(scope="module")
 def stranger(hub, folder, marker, author) -> dict:
-    report = alone(visit, hub, folder / "stranger", package=False, folder=str(folder), marker=str(marker))
+    report = alone(
+        visit, hub, folder / "stranger", package=False, folder=str(folder), marker=str(marker)
+    )
     return {**report, "pixels": load_file(folder / "without package.safetensors")}
 
 
@@ -258,16 +303,24 @@ def test_repository_holds_weights_configuration_and_one_source_file_for_each_par
     index = json.loads(files["model_index.json"].content)
     assert index["_class_name"] == ["pipeline", "TextGuidedRestorationPipeline"]
     assert {part: index[part][0] for part in OWN_PARTS} == OWN_PARTS
-    assert {part: index[part][0] for part in ("unet", "text_encoder")} == {"unet": "diffusers", "text_encoder": "transformers"}
+    assert {part: index[part][0] for part in ("unet", "text_encoder")} == {
+        "unet": "diffusers",
+        "text_encoder": "transformers",
+    }
     assert "_name_or_path" not in index
     assert not [path for path in files if path.endswith((".bin", ".pt", ".pyc"))]
 
 
 def test_sources_in_the_repository_are_those_of_the_package(hub, author):
     files = hub.files("tester/whole")
-    assert files["pipeline.py"].content == (ROOT / "pipelines/pipeline_text_guided_restoration.py").read_bytes()
+    assert (
+        files["pipeline.py"].content
+        == (ROOT / "pipelines/pipeline_text_guided_restoration.py").read_bytes()
+    )
     for part, stem in OWN_PARTS.items():
-        assert files[f"{part}/{stem}.py"].content == (ROOT / f"textir/models/{stem}.py").read_bytes()
+        assert (
+            files[f"{part}/{stem}.py"].content == (ROOT / f"textir/models/{stem}.py").read_bytes()
+        )
 
 
 def test_saving_with_push_to_hub_uploads_the_sources_too(hub, author):
@@ -340,7 +393,9 @@ def test_the_trap_does_go_off_where_code_is_trusted(stranger, marker):
 
 
 def test_with_trust_the_carried_classes_restore_the_same_pixels(stranger, author):
-    assert {stranger["classes"][part] for part in OWN_PARTS} == {f"diffusers_modules.local.{stem}" for stem in OWN_PARTS.values()}
+    assert {stranger["classes"][part] for part in OWN_PARTS} == {
+        f"diffusers_modules.local.{stem}" for stem in OWN_PARTS.values()
+    }
     assert same(stranger["pixels"]["from the Hub"], author["pixels"]["saved"])
     assert same(stranger["pixels"]["from a folder"], author["pixels"]["saved"])
 
@@ -382,7 +437,9 @@ def test_half_precision_runs_throughout(stranger, author, precision, error):
     assert (pixels - author["pixels"]["saved"]).abs().mean() < error
 
 
-def test_pipelines_saved_and_pushed_without_the_package_load_elsewhere(hub, second_stranger, author):
+def test_pipelines_saved_and_pushed_without_the_package_load_elsewhere(
+    hub, second_stranger, author
+):
     assert second_stranger["name"] == "TextGuidedRestorationPipeline"
     assert same(second_stranger["pixels"]["folder"], author["pixels"]["saved"])
     assert same(second_stranger["pixels"]["Hub"], author["pixels"]["saved"])

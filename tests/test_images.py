@@ -1,4 +1,5 @@
-"""Image files come back with all that they held, and files that cannot be used are named with the reason."""
+"""Image files come back with all that they held, and files that cannot be used are named with the
+reason."""
 
 import io
 import os
@@ -27,18 +28,28 @@ from textir.images import (
 
 HEIGHT, WIDTH = 16, 24
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-MAKE, DATE_TIME_ORIGINAL, LATITUDE_REF = ExifTags.Base.Make, ExifTags.Base.DateTimeOriginal, ExifTags.GPS.GPSLatitudeRef
+MAKE, DATE_TIME_ORIGINAL, LATITUDE_REF = (
+    ExifTags.Base.Make,
+    ExifTags.Base.DateTimeOriginal,
+    ExifTags.GPS.GPSLatitudeRef,
+)
 
 
 def values(channels: int, dtype=np.uint8, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    array = np.random.default_rng(channels).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+    array = np.random.default_rng(channels).integers(
+        0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True
+    )
     return array.squeeze(-1) if channels == 1 else array
 
 
 def photo(mode: str = "RGB") -> Image.Image:
     """A Pillow image of random pixels."""
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-    return Image.fromarray(values(channels[mode])) if mode in channels else Image.fromarray(values(3)).convert(mode)
+    return (
+        Image.fromarray(values(channels[mode]))
+        if mode in channels
+        else Image.fromarray(values(3)).convert(mode)
+    )
 
 
 def save(image: Image.Image, format: str, **options) -> bytes:
@@ -67,7 +78,9 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_header(width: int, height: int, bits: int = 8, interlaced: bool = False) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, interlaced)
+    )
 
 
 def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
@@ -77,7 +90,15 @@ def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
 
 def interlaced_png(array: np.ndarray) -> bytes:
     """A 16-bit RGB PNG in the seven passes of Adam7."""
-    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    passes = [
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ]
     rows = [
         b"\0" + row.astype(">u2").tobytes()
         for top, left, down, right in passes
@@ -89,7 +110,8 @@ def interlaced_png(array: np.ndarray) -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """An ICC profile under which unprinted paper is white and every ink alone is the same middle gray (Lab 50, 0, 0)."""
+    """An ICC profile under which unprinted paper is white and every ink alone is the same middle
+    gray (Lab 50, 0, 0)."""
     inks = np.indices((2, 2, 2, 2)).sum(0).ravel()
     lightness = np.choose(inks.clip(max=2), [255, 128, 0])
     clut = np.stack([lightness, np.full(16, 128), np.full(16, 128)], axis=-1).astype(np.uint8)
@@ -99,7 +121,12 @@ def cmyk_profile() -> bytes:
     lut += b"\0" * (-len(lut) % 4)
     tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(lut))
     header = struct.pack(">I4sI4s4s4s", 144 + len(lut), b"", 0x02400000, b"prtr", b"CMYK", b"Lab ")
-    header += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28 + struct.pack(">3i", 63190, 65536, 54061)
+    header += (
+        struct.pack(">6H", 2024, 1, 1, 0, 0, 0)
+        + b"acsp"
+        + b"\0" * 28
+        + struct.pack(">3i", 63190, 65536, 54061)
+    )
     return header.ljust(128, b"\0") + tags + lut
 
 
@@ -121,7 +148,13 @@ def test_png_comes_back_with_every_channel_and_bit(channels, dtype):
 
 @pytest.mark.parametrize(
     "layout",
-    [{}, {"compression": "lzw"}, {"compression": "lzw", "predictor": 2, "byteorder": ">"}, {"tile": (16, 16)}, {"bigtiff": True}],
+    [
+        {},
+        {"compression": "lzw"},
+        {"compression": "lzw", "predictor": 2, "byteorder": ">"},
+        {"tile": (16, 16)},
+        {"bigtiff": True},
+    ],
     ids=["plain", "lzw", "lzw big-endian", "tiled", "bigtiff"],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -136,14 +169,17 @@ def test_tiff_comes_back_with_every_channel_and_bit(channels, dtype, layout):
         again, extra = written.asarray(), written.pages[0].extrasamples
     assert again.dtype == dtype
     np.testing.assert_array_equal(again, array)
-    assert extra == ((2,) if channels in (2, 4) else ())  # 2: alpha that is not multiplied into the colours
+    # 2: alpha that is not multiplied into the colours.
+    assert extra == ((2,) if channels in (2, 4) else ())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_tiff_with_separate_planes_comes_back_interleaved(dtype):
     array = values(3, dtype)
     planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
-    again = encode_picture(read_picture(tiff(planes, planarconfig="separate", compression="lzw")), ".tif")
+    again = encode_picture(
+        read_picture(tiff(planes, planarconfig="separate", compression="lzw")), ".tif"
+    )
     np.testing.assert_array_equal(tifffile.imread(io.BytesIO(again)), array)
 
 
@@ -158,30 +194,39 @@ def test_tiff_in_which_white_is_zero_is_read_as_a_positive(dtype):
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 3)], ids=["gray", "colour"])
 def test_floating_point_tiff_keeps_its_values(shape):
     array = np.random.default_rng(0).random(shape, dtype=np.float32)
-    picture = read_picture(tiff(array, photometric="rgb" if len(shape) == 3 else "minisblack", compression="zlib"))
+    picture = read_picture(
+        tiff(array, photometric="rgb" if len(shape) == 3 else "minisblack", compression="zlib")
+    )
     assert picture.bits == 32
     again = tifffile.imread(io.BytesIO(encode_picture(picture, ".tif")))
     assert again.dtype == np.float32
-    np.testing.assert_allclose(again, array, atol=1e-7)  # gray goes through a mean of three equal channels
+    # Gray goes through a mean of three equal channels.
+    np.testing.assert_allclose(again, array, atol=1e-7)
 
 
 def test_what_is_written_as_floating_point_can_be_read_again():
     picture = Picture(np.float32([[[-0.5, 0.5, 1.5]] * WIDTH] * HEIGHT), bits=32)
-    np.testing.assert_array_equal(read_picture(encode_picture(picture, ".tif")).pixels[0, 0], [0, 0.5, 1])
+    np.testing.assert_array_equal(
+        read_picture(encode_picture(picture, ".tif")).pixels[0, 0], [0, 0.5, 1]
+    )
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
 def test_floating_point_values_outside_the_range_are_refused(value):
     array = np.full((HEIGHT, WIDTH, 3), 0.5, np.float32)
     array[3, 4, 1] = value
-    with pytest.raises(ValueError, match=r"^photo.tif holds floating-point values outside \[0, 1\]; scale them"):
+    with pytest.raises(
+        ValueError, match=r"^photo.tif holds floating-point values outside \[0, 1\]; scale them"
+    ):
         read_picture(tiff(array), "photo.tif")
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".ppm"])
 def test_other_lossless_formats_keep_eight_bit_colour(suffix):
     picture = picture_from_pil(photo())
-    np.testing.assert_array_equal(read_picture(encode_picture(picture, suffix)).pixels, picture.pixels)
+    np.testing.assert_array_equal(
+        read_picture(encode_picture(picture, suffix)).pixels, picture.pixels
+    )
 
 
 def test_pgm_keeps_gray():
@@ -194,7 +239,9 @@ def test_webp_keeps_colours_under_transparent_pixels():
     array = values(4)
     array[..., 3] = 0
     picture = picture_from_pil(Image.fromarray(array))
-    np.testing.assert_array_equal(read_picture(encode_picture(picture, ".webp")).pixels, picture.pixels)
+    np.testing.assert_array_equal(
+        read_picture(encode_picture(picture, ".webp")).pixels, picture.pixels
+    )
 
 
 def test_jpeg_is_written_close_to_the_pixels_and_without_chroma_subsampling():
@@ -223,7 +270,9 @@ def oriented_file(kind: str, stored: np.ndarray, orientation: int) -> bytes:
     exif = exif_block(orientation)
     stored = np.ascontiguousarray(stored)
     if kind == "16-bit PNG":
-        return with_chunk(imagecodecs.png_encode(stored.astype(np.uint16) * 257), b"eXIf", exif.tobytes()[6:])
+        return with_chunk(
+            imagecodecs.png_encode(stored.astype(np.uint16) * 257), b"eXIf", exif.tobytes()[6:]
+        )
     if kind == "16-bit TIFF":
         return tiff(stored.astype(np.uint16) * 257, extratags=[(274, "H", 1, orientation, True)])
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
@@ -243,7 +292,11 @@ def test_every_orientation_is_turned_upright(kind, orientation):
 
 @pytest.mark.parametrize(
     ("kind", "suffix"),
-    [(kind, suffix) for kind in ("JPEG", "PNG", "WEBP", "TIFF") for suffix in (".jpg", ".png", ".webp", ".tif")]
+    [
+        (kind, suffix)
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF")
+        for suffix in (".jpg", ".png", ".webp", ".tif")
+    ]
     + [("16-bit PNG", ".png")],
 )
 def test_exif_stays_with_the_orientation_reset(kind, suffix):
@@ -257,7 +310,13 @@ def test_exif_stays_with_the_orientation_reset(kind, suffix):
 
 
 def test_a_tiff_of_its_own_storage_leaves_no_trace_of_it_in_a_jpeg():
-    data = tiff(values(3), tile=(16, 16), compression="lzw", predictor=2, extratags=[(271, "s", 8, "A camera", True)])
+    data = tiff(
+        values(3),
+        tile=(16, 16),
+        compression="lzw",
+        predictor=2,
+        extratags=[(271, "s", 8, "A camera", True)],
+    )
     exif = Image.open(io.BytesIO(encode_picture(read_picture(data), ".jpg"))).getexif()
     assert exif[MAKE] == "A camera"
     assert not {256, 257, 259, 317, 322, 323, 324, 325} & set(exif)
@@ -286,7 +345,11 @@ def test_colour_profile_stays_with_sixteen_bits(kind, suffix):
 # ---- modes that Pillow has and a restorer has not
 
 
-@pytest.mark.parametrize("transparency", [None, 7, bytes(range(256))], ids=["opaque", "one entry", "alpha for each entry"])
+@pytest.mark.parametrize(
+    "transparency",
+    [None, 7, bytes(range(256))],
+    ids=["opaque", "one entry", "alpha for each entry"],
+)
 def test_palette_becomes_colour_and_alpha(transparency):
     indices = photo("P")
     options = {} if transparency is None else {"transparency": transparency}
@@ -316,7 +379,8 @@ def test_cmyk_without_profile_becomes_rgb(kind):
 def test_cmyk_is_converted_by_its_profile_and_leaves_it_behind():
     image = Image.new("CMYK", (WIDTH, HEIGHT), (255, 0, 0, 0))
     picture = read_picture(save(image, "TIFF", icc_profile=cmyk_profile()))
-    np.testing.assert_allclose(picture.pixels, 119 / 255, atol=0.02)  # Lab 50 in sRGB; without the profile it is cyan
+    # Lab 50 in sRGB; without the profile it is cyan.
+    np.testing.assert_allclose(picture.pixels, 119 / 255, atol=0.02)
     assert picture.icc_profile is None
 
 
@@ -367,7 +431,11 @@ def test_a_transparent_colour_of_a_png_becomes_alpha(channels, dtype):
     picture = read_picture(data)
     transparent = (array.reshape(HEIGHT, WIDTH, channels) == key).all(-1)
     np.testing.assert_array_equal(picture.alpha, np.where(transparent, 0, 1))
-    np.testing.assert_allclose(picture.pixels[..., 0] * np.iinfo(dtype).max, array.reshape(HEIGHT, WIDTH, -1)[..., 0], atol=1e-2)
+    np.testing.assert_allclose(
+        picture.pixels[..., 0] * np.iinfo(dtype).max,
+        array.reshape(HEIGHT, WIDTH, -1)[..., 0],
+        atol=1e-2,
+    )
     assert picture.is_gray == (channels == 1)
 
 
@@ -388,24 +456,54 @@ BAD_FILES = {
     "an empty file": (lambda: b"", "is empty (0 bytes)"),
     "text": (lambda: b"no image at all", "is not an image that can be read (.bmp, .gif,"),
     "a PNG cut in half": (lambda: truncated(save(photo(), "PNG")), "is damaged or truncated"),
-    "a 16-bit PNG cut in half": (lambda: truncated(imagecodecs.png_encode(values(3, np.uint16))), "is damaged or truncated"),
-    "a JPEG cut in half": (lambda: truncated(save(photo(), "JPEG", quality=100)), "is damaged or truncated"),
-    "a 16-bit TIFF cut in half": (lambda: truncated(tiff(values(3, np.uint16))), "is damaged or truncated"),
+    "a 16-bit PNG cut in half": (
+        lambda: truncated(imagecodecs.png_encode(values(3, np.uint16))),
+        "is damaged or truncated",
+    ),
+    "a JPEG cut in half": (
+        lambda: truncated(save(photo(), "JPEG", quality=100)),
+        "is damaged or truncated",
+    ),
+    "a 16-bit TIFF cut in half": (
+        lambda: truncated(tiff(values(3, np.uint16))),
+        "is damaged or truncated",
+    ),
     "an animated GIF": (
         lambda: save(photo(), "GIF", save_all=True, append_images=[photo("1")]),
         "has 2 frames; save the one to be restored",
     ),
-    "an animated PNG": (lambda: save(photo(), "PNG", save_all=True, append_images=[photo("1")]), "has 2 frames"),
-    "a TIFF of pages": (lambda: save(photo(), "TIFF", save_all=True, append_images=[photo("L")] * 2), "has 3 frames"),
-    "a float TIFF of pages": (lambda: tiff(np.zeros((3, HEIGHT, WIDTH, 3), np.float32)), "has 3 pages; save the one"),
-    "a bomb": (lambda: png_header(60000, 60000) + png_chunk(b"IDAT", b""), "has more than 100 million pixels; reduce it"),
-    "just too many pixels": (lambda: png_header(10001, 10000) + png_chunk(b"IDAT", b""), "has more than 100 million pixels"),
-    "too many 16-bit pixels": (lambda: png_header(10001, 10000, 16) + png_chunk(b"IDAT", b""), "has more than 100 million"),
+    "an animated PNG": (
+        lambda: save(photo(), "PNG", save_all=True, append_images=[photo("1")]),
+        "has 2 frames",
+    ),
+    "a TIFF of pages": (
+        lambda: save(photo(), "TIFF", save_all=True, append_images=[photo("L")] * 2),
+        "has 3 frames",
+    ),
+    "a float TIFF of pages": (
+        lambda: tiff(np.zeros((3, HEIGHT, WIDTH, 3), np.float32)),
+        "has 3 pages; save the one",
+    ),
+    "a bomb": (
+        lambda: png_header(60000, 60000) + png_chunk(b"IDAT", b""),
+        "has more than 100 million pixels; reduce it",
+    ),
+    "just too many pixels": (
+        lambda: png_header(10001, 10000) + png_chunk(b"IDAT", b""),
+        "has more than 100 million pixels",
+    ),
+    "too many 16-bit pixels": (
+        lambda: png_header(10001, 10000, 16) + png_chunk(b"IDAT", b""),
+        "has more than 100 million",
+    ),
     "integers of 32 bits": (
         lambda: tiff(np.full((HEIGHT, WIDTH), 70000, np.uint32), photometric="minisblack"),
         "stores uint32 values; 8-bit, 16-bit and floating-point images can be read",
     ),
-    "five channels": (lambda: tiff(np.zeros((HEIGHT, WIDTH, 5), np.uint16)), "has 5 channels; 1 (gray) to 4 (RGB and alpha)"),
+    "five channels": (
+        lambda: tiff(np.zeros((HEIGHT, WIDTH, 5), np.uint16)),
+        "has 5 channels; 1 (gray) to 4 (RGB and alpha)",
+    ),
     "16-bit CMYK": (
         lambda: tiff(np.zeros((HEIGHT, WIDTH, 4), np.uint16), photometric="separated"),
         "is a 16-bit SEPARATED TIFF; convert it to 16-bit gray or RGB first",
@@ -423,7 +521,9 @@ def test_a_bad_file_is_refused_with_its_name_and_the_reason(name, tmp_path):
     assert str(caught.value).startswith(f"{path} {reason}")
 
 
-@pytest.mark.parametrize(("name", "reason"), [("missing.png", "No such file or directory"), ("", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing.png", "No such file or directory"), ("", "Is a directory")]
+)
 def test_what_is_no_file_is_refused(name, reason, tmp_path):
     with pytest.raises(ValueError, match=f"cannot be read: {reason}"):
         read_picture(tmp_path / name)
@@ -436,7 +536,10 @@ def test_bytes_are_named_as_the_caller_wishes():
         read_picture(b"", name="upload 3")
 
 
-@pytest.mark.parametrize("data", [save(photo(), "PNG"), save(photo(), "JPEG"), tiff(np.zeros((HEIGHT, WIDTH, 3), np.float32))])
+@pytest.mark.parametrize(
+    "data",
+    [save(photo(), "PNG"), save(photo(), "JPEG"), tiff(np.zeros((HEIGHT, WIDTH, 3), np.float32))],
+)
 def test_only_our_own_limit_decides_how_large_an_image_may_be(data, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # Pillow would warn
     monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH)
@@ -514,7 +617,11 @@ FLOAT = Picture(OPAQUE.pixels, bits=32)
 def test_a_format_that_cannot_hold_the_result_is_replaced(name, picture, expected, tmp_path):
     assert output_name(Path("somewhere") / name, picture) == expected
     written = read_picture(write_picture(tmp_path / expected, picture))
-    assert (written.alpha is None, written.bits, written.is_gray) == (picture.alpha is None, picture.bits, picture.is_gray)
+    assert (written.alpha is None, written.bits, written.is_gray) == (
+        picture.alpha is None,
+        picture.bits,
+        picture.is_gray,
+    )
 
 
 def test_writing_makes_the_folder_and_leaves_one_readable_file(tmp_path):
@@ -556,7 +663,9 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_file_where_a_folder_is_meant_is_named(tmp_path):
     (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"out is a file; a folder is needed to write photo.png to"):
+    with pytest.raises(
+        ValueError, match=r"out is a file; a folder is needed to write photo.png to"
+    ):
         write_picture(tmp_path / "out" / "photo.png", OPAQUE)
 
 
@@ -566,7 +675,9 @@ def test_a_folder_where_a_file_is_meant_is_named(tmp_path):
         write_picture(tmp_path / "photo.png", OPAQUE)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder that not even root can write to"
+)
 def test_a_folder_that_cannot_be_written_to_is_named():
     with pytest.raises(ValueError, match=r"^/proc/textir cannot be written to: "):
         write_picture("/proc/textir/photo.png", OPAQUE)
@@ -599,7 +710,10 @@ def test_new_pixels_keep_everything_else():
     picture = Picture(OPAQUE.pixels, CLEAR.alpha, 8, False, SRGB, b"Exif\0\0")
     changed = picture.with_pixels(picture.pixels[::-1])
     np.testing.assert_array_equal(changed.pixels, picture.pixels[::-1])
-    assert changed.alpha is picture.alpha and (changed.icc_profile, changed.exif) == (SRGB, b"Exif\0\0")
+    assert changed.alpha is picture.alpha and (changed.icc_profile, changed.exif) == (
+        SRGB,
+        b"Exif\0\0",
+    )
 
 
 def test_new_pixels_must_have_the_old_size():

@@ -1,4 +1,5 @@
-"""The rules that keep the house in order: who may import whom, and what travels to the Hub alone."""
+"""The rules that keep the house in order: who may import whom, and what travels to the Hub
+alone."""
 
 import ast
 import inspect
@@ -11,8 +12,19 @@ import pytest
 from textir.models import drsformer, nafnet, restormer, sfnet
 
 ROOT = Path(__file__).parent.parent
-CARRIED = sorted([*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")])
-MAY_TRAVEL = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hub", "peft", "safetensors"}
+CARRIED = sorted(
+    [*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")]
+)
+MAY_TRAVEL = {
+    "torch",
+    "numpy",
+    "PIL",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+    "peft",
+    "safetensors",
+}
 MINI = ROOT / "textir" / "checkpoints" / "mini"
 
 
@@ -28,7 +40,12 @@ def imports(path: Path) -> set[str]:
 
 
 def sources(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if MINI not in path.parents]
+    return [
+        path
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if MINI not in path.parents
+    ]
 
 
 @pytest.mark.parametrize("path", CARRIED, ids=lambda path: path.name)
@@ -46,7 +63,11 @@ def test_only_the_face_of_the_package_imports_pipelines(path):
 
 @pytest.mark.parametrize("name", ["ChannelNorm", "tiles", "in_tiles", "transform", "fit"])
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    twins = [getattr(module, name) for module in (restormer, drsformer, nafnet, sfnet) if hasattr(module, name)]
+    twins = [
+        getattr(module, name)
+        for module in (restormer, drsformer, nafnet, sfnet)
+        if hasattr(module, name)
+    ]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
 
@@ -88,7 +109,9 @@ def test_no_requirement_asks_for_torchvision():
 
 def test_the_embedded_checkpoint_carries_the_present_code():
     """Refresh with `python -m tests.refresh_mini` after a change of a carried file."""
-    assert (MINI / "pipeline.py").read_text() == (ROOT / "pipelines" / "pipeline_text_guided_restoration.py").read_text()
+    assert (MINI / "pipeline.py").read_text() == (
+        ROOT / "pipelines" / "pipeline_text_guided_restoration.py"
+    ).read_text()
     for copy in MINI.glob("*/*.py"):
         assert copy.read_text() == (ROOT / "textir" / "models" / copy.name).read_text(), copy.name
 

@@ -1,6 +1,6 @@
-"""LoRA over several networks of the chain in one file: it must load, mix, fuse and go away exactly, because adapters are how tasks
-are added to a checkpoint. What adapters should do is computed here a second time, by adding `weight * alpha / rank * B @ A` to the
-weights of a plain pipeline.
+"""LoRA over several networks of the chain in one file: it must load, mix, fuse and go away exactly,
+because adapters are how tasks are added to a checkpoint. What adapters should do is computed here a
+second time, by adding `weight * alpha / rank * B @ A` to the weights of a plain pipeline.
 """
 
 import copy
@@ -26,7 +26,8 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 def plain(**overrides) -> TextGuidedRestorationPipeline:
-    """The pipeline that all adapters here belong to, without a detector, so that `task="auto"` leaves adapters alone."""
+    """The pipeline that all adapters here belong to, without a detector, so that `task="auto"`
+    leaves adapters alone."""
     return tiny.pipeline(**{"detector": None, **overrides})
 
 
@@ -43,10 +44,15 @@ def attach(pipe: TextGuidedRestorationPipeline, seed: int, parts=tuple(TARGETS))
 
 
 def save(pipe: TextGuidedRestorationPipeline, folder, parts=tuple(TARGETS), described=None) -> str:
-    """Save the adapter of these parts as a training script does; rank and alpha are noted for the `described` parts."""
+    """Save the adapter of these parts as a training script does; rank and alpha are noted for the
+    `described` parts."""
     models = {part: getattr(pipe, part) for part in parts}
-    layers = {f"{part}_lora_layers": get_peft_model_state_dict(model) for part, model in models.items()}
-    notes = _collate_lora_metadata({part: models[part] for part in (parts if described is None else described)})
+    layers = {
+        f"{part}_lora_layers": get_peft_model_state_dict(model) for part, model in models.items()
+    }
+    notes = _collate_lora_metadata(
+        {part: models[part] for part in (parts if described is None else described)}
+    )
     pipe.save_lora_weights(folder, **layers, **notes)
     return str(folder)
 
@@ -59,17 +65,22 @@ def adapter(folder, seed: int = 1, parts=tuple(TARGETS)) -> str:
 
 
 def render(pipe: TextGuidedRestorationPipeline, **arguments) -> torch.Tensor:
-    return pipe(tiny.image(), output_type="pt", generator=torch.Generator().manual_seed(0), **arguments).images
+    return pipe(
+        tiny.image(), output_type="pt", generator=torch.Generator().manual_seed(0), **arguments
+    ).images
 
 
 def computed(*adapters: tuple[str, float], parts=tuple(TARGETS)) -> TextGuidedRestorationPipeline:
-    """A pipeline without LoRA layers, the adapters `(folder, weight)` added to its weights by hand."""
+    """A pipeline without LoRA layers, the adapters `(folder, weight)` added to its weights by
+    hand."""
     pipe = plain()
     for folder, weight in adapters:
         tensors = load_file(f"{folder}/{FILE}")
         for key in [key for key in tensors if ".lora_A." in key and key.split(".")[0] in parts]:
             down, up = tensors[key], tensors[key.replace("lora_A", "lora_B")]
-            layer = pipe.components[key.split(".")[0]].get_submodule(key.split(".", 1)[1].removesuffix(".lora_A.weight"))
+            layer = pipe.components[key.split(".")[0]].get_submodule(
+                key.split(".", 1)[1].removesuffix(".lora_A.weight")
+            )
             delta = (up.flatten(1) @ down.flatten(1)) * ALPHA / RANK
             layer.weight.data += weight * delta.reshape(layer.weight.shape)
     return pipe
@@ -138,7 +149,9 @@ def test_part_without_a_note_takes_its_rank_for_alpha(tmp_path):
     save(trained, tmp_path, ("unet", "cleaner"), described=("unet",))
     pipe = plain()
     pipe.load_lora_weights(str(tmp_path), adapter_name="one")
-    alphas = {part: pipe.components[part].peft_config["one"].lora_alpha for part in ("unet", "cleaner")}
+    alphas = {
+        part: pipe.components[part].peft_config["one"].lora_alpha for part in ("unet", "cleaner")
+    }
     assert alphas == {"unet": ALPHA, "cleaner": RANK}
 
 
@@ -242,7 +255,11 @@ def test_fused_adapters_do_the_same_and_can_be_taken_out_again(one, base):
     assert pipe.fused_loras == {"one"}
     assert close(render(pipe), adapted)
     for part in TARGETS:  # fused means: in the weights of every part
-        fused = [module for module in pipe.components[part].modules() if getattr(module, "merged_adapters", None)]
+        fused = [
+            module
+            for module in pipe.components[part].modules()
+            if getattr(module, "merged_adapters", None)
+        ]
         assert fused, part
     pipe.unfuse_lora()
     assert pipe.num_fused_loras == 0
@@ -299,12 +316,16 @@ def test_fused_and_unloaded_adapters_are_saved_for_good(tmp_path, one):
 def test_pipelines_with_adapters_attached_are_not_saved(tmp_path, part):
     pipe = plain()
     attach(pipe, seed=1, parts=[part])
-    with pytest.raises(ValueError, match=f"attached to {part}.*save_lora_weights.*fuse_lora.*unload_lora_weights"):
+    with pytest.raises(
+        ValueError, match=f"attached to {part}.*save_lora_weights.*fuse_lora.*unload_lora_weights"
+    ):
         pipe.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
-@pytest.mark.parametrize(("parts", "fused"), [(["restorer"], False), (["restorer", "matcher"], True)])
+@pytest.mark.parametrize(
+    ("parts", "fused"), [(["restorer"], False), (["restorer", "matcher"], True)]
+)
 def test_fusion_blocks_get_layers_only_where_the_matcher_does(parts, fused):
     models = make_trainable(tiny.pipeline(), parts, rank=2)
     adapted = {name for name, _ in models["restorer"].named_parameters() if "lora_" in name}
@@ -312,7 +333,8 @@ def test_fusion_blocks_get_layers_only_where_the_matcher_does(parts, fused):
 
 
 def test_pipelines_whose_adapters_were_deleted_save_only_once_unloaded(tmp_path, one, base):
-    """The layers of deleted adapters stay, under names that no checkpoint has, until `unload_lora_weights`."""
+    """The layers of deleted adapters stay, under names that no checkpoint has, until
+    `unload_lora_weights`."""
     pipe = plain()
     pipe.load_lora_weights(one, adapter_name="one")
     pipe.delete_adapters("one")
@@ -373,7 +395,8 @@ def test_saving_nothing_or_an_unknown_part_is_refused(tmp_path):
     [
         (
             "text_encoder.layers.0.lora_A.weight",
-            "weights for text_encoder; this pipeline takes cleaner, mapper, matcher, restorer, unet",
+            "weights for text_encoder; this pipeline takes cleaner, mapper, matcher, restorer, "
+            "unet",
         ),
         ("cleaner.words.0.fc1.weight", "Not a LoRA file: it holds 'cleaner.words.0.fc1.weight'"),
     ],
@@ -389,7 +412,9 @@ def test_files_with_other_weights_are_refused_whole(tmp_path, one, base, key, me
 
 def test_weights_for_a_component_that_is_absent_are_refused(one):
     pipe = plain(restorer=None, matcher=None)
-    with pytest.raises(ValueError, match="weights for restorer; this pipeline takes cleaner, mapper, unet"):
+    with pytest.raises(
+        ValueError, match="weights for restorer; this pipeline takes cleaner, mapper, unet"
+    ):
         pipe.load_lora_weights(one)
 
 
@@ -453,16 +478,22 @@ def test_adapters_do_not_touch_the_weights_beneath(one):
 @pytest.mark.parametrize("change", ["renamed", "wider", "ranks"])
 def test_an_adapter_of_other_networks_is_refused_and_nothing_stays(tmp_path, one, base, change):
     layers = load_file(f"{one}/{FILE}")
-    key = next(name for name in layers if name.startswith("restorer.") and name.endswith("lora_B.weight"))
+    key = next(
+        name for name in layers if name.startswith("restorer.") and name.endswith("lora_B.weight")
+    )
     if change == "renamed":
-        layers = {name.replace("restorer.", "restorer.other_"): value for name, value in layers.items()}
+        layers = {
+            name.replace("restorer.", "restorer.other_"): value for name, value in layers.items()
+        }
     if change == "wider":
         layers[key] = torch.cat([layers[key]] * 2)
     if change == "ranks":
         layers[key] = torch.cat([layers[key]] * 2, dim=1)
     save_file(layers, tmp_path / FILE)
     pipe = plain()
-    with pytest.raises(ValueError, match=r"These LoRA weights (belong to other networks|do not fit the)") as caught:
+    with pytest.raises(
+        ValueError, match=r"These LoRA weights (belong to other networks|do not fit the)"
+    ) as caught:
         pipe.load_lora_weights(str(tmp_path), adapter_name="other")
     assert "\n" not in str(caught.value) and pipe.get_list_adapters() == {}
     assert torch.equal(render(pipe), base)
@@ -471,7 +502,9 @@ def test_an_adapter_of_other_networks_is_refused_and_nothing_stays(tmp_path, one
 
 def test_an_adapter_that_fails_leaves_the_others_as_they_were(tmp_path, one):
     layers = load_file(f"{one}/{FILE}")
-    key = next(name for name in layers if name.startswith("unet.") and name.endswith("lora_B.weight"))
+    key = next(
+        name for name in layers if name.startswith("unet.") and name.endswith("lora_B.weight")
+    )
     save_file({**layers, key: torch.cat([layers[key]] * 2, dim=1)}, tmp_path / FILE)
     pipe = plain()
     pipe.load_lora_weights(one, adapter_name="one")

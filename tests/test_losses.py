@@ -1,4 +1,5 @@
-"""Losses are what their formula says, finite where images are perfect or all noise, and have gradients where they should."""
+"""Losses are what their formula says, finite where images are perfect or all noise, and have
+gradients where they should."""
 
 import math
 
@@ -9,28 +10,47 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from tests import tiny
 from tests.tiny import image
-from textir.losses import detection_loss, diffusion_loss, halved, painted_in_one_step, restoration_loss, word_loss
+from textir.losses import (
+    detection_loss,
+    diffusion_loss,
+    halved,
+    painted_in_one_step,
+    restoration_loss,
+    word_loss,
+)
 
 TIMESTEPS = torch.tensor([3, 500, 999])
 
 
 def noised(prediction_type: str, **options):
-    """A UNet, a scheduler and what `diffusion_loss` takes, and the same computed from the definition: alpha, sigma, prediction."""
+    """A UNet, a scheduler and what `diffusion_loss` takes, and the same computed from the
+    definition: alpha, sigma, prediction."""
     torch.manual_seed(0)
     scheduler = DDPMScheduler(prediction_type=prediction_type, **options)
     unet, latents = tiny.unet(), torch.randn(3, 4, 8, 12)
     noise, words = torch.randn(3, 4, 8, 12), torch.randn(3, 7, tiny.WORD_DIM)
-    alpha, sigma = (x[TIMESTEPS, None, None, None].sqrt() for x in (scheduler.alphas_cumprod, 1 - scheduler.alphas_cumprod))
+    alpha, sigma = (
+        x[TIMESTEPS, None, None, None].sqrt()
+        for x in (scheduler.alphas_cumprod, 1 - scheduler.alphas_cumprod)
+    )
     with torch.no_grad():
-        predicted = unet(alpha * latents + sigma * noise, TIMESTEPS, encoder_hidden_states=words).sample
-    target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * latents, "sample": latents}.get(prediction_type)
+        predicted = unet(
+            alpha * latents + sigma * noise, TIMESTEPS, encoder_hidden_states=words
+        ).sample
+    target = {
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * latents,
+        "sample": latents,
+    }.get(prediction_type)
     return (unet, scheduler, latents, words, noise, TIMESTEPS), alpha, sigma, predicted, target
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_diffusion_loss_is_the_squared_error_of_what_the_scheduler_predicts(kind):
     arguments, _, _, predicted, target = noised(kind)
-    assert diffusion_loss(*arguments).item() == pytest.approx((predicted - target).square().mean().item(), rel=1e-4)
+    assert diffusion_loss(*arguments).item() == pytest.approx(
+        (predicted - target).square().mean().item(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -38,7 +58,9 @@ def test_min_snr_weighs_the_error_of_the_image_alike_for_every_kind_of_predictio
     arguments, alpha, sigma, predicted, target = noised(kind)
     error = (predicted - target).square().mean((1, 2, 3))
     snr = (alpha / sigma).square().flatten()
-    weight = snr.clamp(max=5) / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(3)}[kind]
+    weight = (
+        snr.clamp(max=5) / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(3)}[kind]
+    )
     expected = (weight * error).mean().item()
     assert diffusion_loss(*arguments, snr_gamma=5.0).item() == pytest.approx(expected, rel=1e-4)
     assert expected != pytest.approx(error.mean().item(), rel=1e-2)
@@ -72,9 +94,13 @@ def test_painting_from_another_image_aims_at_the_noise_that_leads_there_from_the
     with torch.no_grad():
         predicted = unet(noisy, steps, encoder_hidden_states=words).sample
     as_if = (noisy - alpha * latents) / sigma
-    target = {"epsilon": as_if, "v_prediction": alpha * as_if - sigma * latents, "sample": latents}[kind]
+    target = {"epsilon": as_if, "v_prediction": alpha * as_if - sigma * latents, "sample": latents}[
+        kind
+    ]
     loss = diffusion_loss(unet, scheduler, latents, words, noise, steps, start=start)
-    assert loss.item() == pytest.approx((sigma * (predicted - target).square()).mean().item(), rel=1e-3)
+    assert loss.item() == pytest.approx(
+        (sigma * (predicted - target).square()).mean().item(), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -85,7 +111,9 @@ def test_a_unet_that_predicts_rightly_paints_the_clean_latents_in_one_step(kind)
         def forward(self, noisy, timesteps, encoder_hidden_states):
             return UNet2DConditionOutput(sample=target)
 
-    painted = painted_in_one_step(Right(1, 1), scheduler, alpha * latents + sigma * noise, words, steps)
+    painted = painted_in_one_step(
+        Right(1, 1), scheduler, alpha * latents + sigma * noise, words, steps
+    )
     assert torch.allclose(painted, latents, atol=1e-3)
 
 
@@ -103,7 +131,9 @@ def test_what_one_step_paints_is_what_the_scheduler_of_the_pipeline_steps_to():
     with torch.no_grad():
         predicted = unet(latents, last, encoder_hidden_states=words).sample
         stepped = scheduler.step(predicted, last, latents).prev_sample
-        painted = painted_in_one_step(unet, DDPMScheduler.from_config(scheduler.config), latents, words, last.expand(3))
+        painted = painted_in_one_step(
+            unet, DDPMScheduler.from_config(scheduler.config), latents, words, last.expand(3)
+        )
     assert torch.allclose(painted, stepped, atol=1e-4)
 
 
@@ -117,7 +147,9 @@ def test_painting_in_one_step_refuses_an_unknown_prediction():
 def test_diffusion_loss_refuses_an_unknown_prediction():
     arguments, *_ = noised("epsilon")
     arguments[1].register_to_config(prediction_type="flow")
-    with pytest.raises(ValueError, match="must predict epsilon, v_prediction or sample, got 'flow'"):
+    with pytest.raises(
+        ValueError, match="must predict epsilon, v_prediction or sample, got 'flow'"
+    ):
         diffusion_loss(*arguments)
 
 
@@ -126,13 +158,17 @@ def test_word_loss_is_one_for_words_that_are_all_the_mean():
     assert word_loss(target, target) == 0
     assert word_loss(target.mean().expand_as(target), target).item() == pytest.approx(1, rel=1e-2)
     other = torch.randn(4, 5, 16)
-    assert word_loss(other, target).item() == pytest.approx(((other - target).square().mean() / target.var()).item(), rel=1e-5)
+    assert word_loss(other, target).item() == pytest.approx(
+        ((other - target).square().mean() / target.var()).item(), rel=1e-5
+    )
     assert word_loss(other, torch.ones(4, 5, 16)).isfinite()
 
 
 def test_l1_is_the_mean_distance():
     restored, clean = image(batch=2), image(batch=2, seed=1)
-    assert restoration_loss(restored, clean).item() == pytest.approx((restored - clean).abs().mean().item())
+    assert restoration_loss(restored, clean).item() == pytest.approx(
+        (restored - clean).abs().mean().item()
+    )
 
 
 @pytest.mark.parametrize("error", [0.1, 0.3])
@@ -149,14 +185,18 @@ def test_a_fourier_term_is_added_with_its_weight(kind):
     spectrum = torch.fft.rfft2(restored - clean)
     distance = (spectrum.real.abs().mean() + spectrum.imag.abs().mean()).item() / 2
     plain = restoration_loss(restored, clean, kind).item()
-    assert restoration_loss(restored, clean, kind, 0.1).item() == pytest.approx(plain + 0.1 * distance, rel=1e-4)
+    assert restoration_loss(restored, clean, kind, 0.1).item() == pytest.approx(
+        plain + 0.1 * distance, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("fft_weight", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["l1", "psnr"])
 def test_a_loss_falls_with_the_error_and_has_a_gradient(kind, fft_weight):
     clean, noise = image(batch=2), image(batch=2, seed=1) - 0.5
-    near, far = (restoration_loss(clean + scale * noise, clean, kind, fft_weight) for scale in (0.1, 0.2))
+    near, far = (
+        restoration_loss(clean + scale * noise, clean, kind, fft_weight) for scale in (0.1, 0.2)
+    )
     assert near.shape == () and near < far
     restored = (clean + noise).requires_grad_()
     restoration_loss(restored, clean, kind, fft_weight).backward()
@@ -184,10 +224,17 @@ def test_a_loss_is_taken_in_single_precision(kind, fft_weight):
 @pytest.mark.parametrize("kind", ["l1", "psnr"])
 def test_a_loss_on_several_scales_is_the_sum_over_them(kind):
     clean = image(16, 24, batch=2)
-    scales = [image(4, 6, batch=2, seed=1), image(8, 12, batch=2, seed=2), image(16, 24, batch=2, seed=3)]
+    scales = [
+        image(4, 6, batch=2, seed=1),
+        image(8, 12, batch=2, seed=2),
+        image(16, 24, batch=2, seed=3),
+    ]
     middles = clean.unflatten(3, (6, 4)).unflatten(2, (4, 4))[:, :, :, 1:3, :, 1:3].mean((3, 5))
     halves = clean.unflatten(3, (12, 2)).unflatten(2, (8, 2)).mean((3, 5))
-    expected = sum(restoration_loss(s, c, kind, 0.1).item() for s, c in zip(scales, (middles, halves, clean), strict=True))
+    expected = sum(
+        restoration_loss(s, c, kind, 0.1).item()
+        for s, c in zip(scales, (middles, halves, clean), strict=True)
+    )
     assert restoration_loss(scales, clean, kind, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -205,12 +252,24 @@ def test_an_unknown_loss_is_refused():
 
 
 def test_detection_loss_judges_presence_everywhere_and_severity_where_something_is_present():
-    logits, predicted = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]]), torch.tensor([[0.5, 0.9, 0.1], [0.3, 0.2, 0.8]])
+    logits, predicted = (
+        torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]]),
+        torch.tensor([[0.5, 0.9, 0.1], [0.3, 0.2, 0.8]]),
+    )
     severity = torch.tensor([[0.7, 0.0, 0.0], [0.0, 0.6, 0.0]])
     p = logits.sigmoid()
-    presence = -(p[0, 0].log() + p[1, 1].log() + sum((1 - p[at]).log() for at in [(0, 1), (0, 2), (1, 0), (1, 2)])) / 6
+    presence = (
+        -(
+            p[0, 0].log()
+            + p[1, 1].log()
+            + sum((1 - p[at]).log() for at in [(0, 1), (0, 2), (1, 0), (1, 2)])
+        )
+        / 6
+    )
     expected = presence + (0.2**2 + 0.4**2) / 2
-    assert detection_loss(logits, predicted, severity).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert detection_loss(logits, predicted, severity).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_severity_of_what_is_absent_does_not_matter():

@@ -1,4 +1,5 @@
-"""The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a photo it has never seen."""
+"""The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a
+photo it has never seen."""
 
 import numpy as np
 import pytest
@@ -49,17 +50,23 @@ def test_every_part_computes_in_single_precision_unless_told_otherwise(mini):
     parts = [part for part in mini.components.values() if isinstance(part, torch.nn.Module)]
     assert {part.dtype for part in parts} == {torch.float32}
     halved = TextGuidedRestorationPipeline.from_pretrained(MINI, dtype=torch.bfloat16)
-    assert {part.dtype for part in halved.components.values() if isinstance(part, torch.nn.Module)} == {torch.bfloat16}
+    assert {
+        part.dtype for part in halved.components.values() if isinstance(part, torch.nn.Module)
+    } == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(("recipe", "gain"), [("haze:1.5", 3), ("lowlight:2.5", 4)])
 def test_cleaned_words_paint_what_degraded_words_do_not(mini, photo, recipe, gain):
     degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
-    cleaned, as_it_is = (restore(mini, degraded, guidance=kind).guidance_images for kind in ("cleaned", "degraded"))
+    cleaned, as_it_is = (
+        restore(mini, degraded, guidance=kind).guidance_images for kind in ("cleaned", "degraded")
+    )
     assert decibel(cleaned, photo) > decibel(as_it_is, photo) + gain
 
 
-@pytest.mark.parametrize(("recipe", "gain"), [("noise:25", 7), ("haze:1", 4), ("lowlight:2.5", 6), ("rain:heavy", 2)])
+@pytest.mark.parametrize(
+    ("recipe", "gain"), [("noise:25", 7), ("haze:1", 4), ("lowlight:2.5", 6), ("rain:heavy", 2)]
+)
 def test_photos_come_out_better_than_they_went_in(mini, photo, recipe, gain):
     degraded = degrade(photo, recipe, torch.Generator().manual_seed(0))
     assert decibel(restore(mini, degraded).images, photo) > decibel(degraded, photo) + gain
@@ -71,7 +78,9 @@ def test_a_clean_photo_comes_back(mini, photo):
 
 def test_guidance_is_used_against_haze(mini, photo):
     degraded = degrade(photo, "haze:1.5", torch.Generator().manual_seed(0))
-    guided, unguided = (restore(mini, degraded, task="dehaze", guidance=kind) for kind in ("cleaned", "none"))
+    guided, unguided = (
+        restore(mini, degraded, task="dehaze", guidance=kind) for kind in ("cleaned", "none")
+    )
     assert guided.guidance_strength == [1.0] and not torch.equal(guided.images, unguided.images)
     assert decibel(guided.images, photo) > decibel(unguided.images, photo) - 0.5
 
@@ -104,7 +113,9 @@ def test_told_what_is_wrong_photos_come_out_better(mini, photo, task, recipe, ga
     assert decibel(out.images, photo) > decibel(degraded, photo) + gain
 
 
-@pytest.mark.parametrize("task", ["denoise", "derain", "dehaze", "deblur", "defocus", "lowlight", "dejpeg", "sharpen"])
+@pytest.mark.parametrize(
+    "task", ["denoise", "derain", "dehaze", "deblur", "defocus", "lowlight", "dejpeg", "sharpen"]
+)
 def test_told_what_is_not_there_a_clean_photo_comes_back(mini, photo, task):
     out = restore(mini, photo, task=task, guidance="none")
     assert decibel(out.images, photo) > 30 and out.removed == [[TASKS[task]]]
@@ -119,4 +130,7 @@ def test_haze_stays_where_only_noise_shall_go(mini, photo):
 
 def test_strength_nought_is_no_guidance_to_the_bit(mini, photo):
     degraded = degrade(photo, "haze:1", torch.Generator().manual_seed(0))
-    assert torch.equal(restore(mini, degraded, guidance_strength=0.0).images, restore(mini, degraded, guidance="none").images)
+    assert torch.equal(
+        restore(mini, degraded, guidance_strength=0.0).images,
+        restore(mini, degraded, guidance="none").images,
+    )

@@ -1,4 +1,5 @@
-"""The pipeline keeps the promises of its `__call__`: every argument does what it says, and nothing fails silently."""
+"""The pipeline keeps the promises of its `__call__`: every argument does what it says, and nothing
+fails silently."""
 
 import json
 from itertools import combinations, pairwise
@@ -76,7 +77,11 @@ def test_tuple_return_equals_the_output(pipe):
 def test_output_types_hold_the_same_picture(pipe, output_type):
     image = run(pipe, output_type=output_type).images[0]
     reference = run(pipe).images[0].movedim(0, -1).numpy()
-    got = {"pil": lambda: np.asarray(image) / 255, "np": lambda: image, "pt": lambda: image.movedim(0, -1).numpy()}[output_type]()
+    got = {
+        "pil": lambda: np.asarray(image) / 255,
+        "np": lambda: image,
+        "pt": lambda: image.movedim(0, -1).numpy(),
+    }[output_type]()
     assert np.abs(got - reference).max() <= (0.5 / 255 + 1e-6 if output_type == "pil" else 0)
 
 
@@ -88,7 +93,9 @@ def test_latent_output_decodes_to_the_guidance(pipe):
 # ---- guidance
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_image": tiny.image(30, 50)}, {"guidance": "degraded"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_image": tiny.image(30, 50)}, {"guidance": "degraded"}]
+)
 def test_strength_zero_equals_no_guidance_to_the_bit(pipe, options):
     unguided = run(pipe, guidance="none").images
     assert torch.equal(run(pipe, guidance_strength=0, **options).images, unguided)
@@ -104,7 +111,11 @@ def seeing(pipe, label: str, images: torch.Tensor, logit: float = 5.0):
     """The pipeline, its detector seeing nothing but `label` in the images, with that mean logit."""
     column = pipe.detector.config.labels.index(label)
     with torch.no_grad():
-        seen = pipe.detector(pipe.encode_image(images), pipe.native_pixels(images)).logits[:, column].mean()
+        seen = (
+            pipe.detector(pipe.encode_image(images), pipe.native_pixels(images))
+            .logits[:, column]
+            .mean()
+        )
         pipe.detector.presence.bias -= 50
         pipe.detector.presence.bias[column] += 50 + logit - seen
     return pipe
@@ -115,7 +126,11 @@ def test_guidance_is_used_by_default_against_what_it_is_good_for():
     for label, strength in (("haze", 1.0), ("noise", 0.0)):
         pipe = seeing(tiny.pipeline(guided_degradations=["haze", "rain"]), label, image)
         out = run(pipe, image)
-        assert out.guidance_strength == [strength] and out.guidance_images is not None and out.cleaned_words is not None
+        assert (
+            out.guidance_strength == [strength]
+            and out.guidance_images is not None
+            and out.cleaned_words is not None
+        )
         assert torch.equal(out.images, run(pipe, image, guidance_strength=strength).images)
         assert torch.equal(out.images, run(pipe, image, return_influence=False).images)
         assert (out.influence is None) == (out.match_confidence is None) == (strength == 0)
@@ -124,15 +139,25 @@ def test_guidance_is_used_by_default_against_what_it_is_good_for():
 
 def test_the_task_says_what_guidance_is_used_against():
     pipe = tiny.pipeline(guided_degradations=["haze"])
-    strengths = [run(pipe, task=task).guidance_strength for task in ("dehaze", "denoise", "denoise+dehaze")]
+    strengths = [
+        run(pipe, task=task).guidance_strength for task in ("dehaze", "denoise", "denoise+dehaze")
+    ]
     assert strengths == [[1.0], [0.0], [1.0]]
     unseeing = tiny.pipeline(guided_degradations=["haze"], detector=None)
-    assert [run(unseeing, task=task).guidance_strength for task in ("dehaze", "auto")] == [[1.0], [0.0]]
+    assert [run(unseeing, task=task).guidance_strength for task in ("dehaze", "auto")] == [
+        [1.0],
+        [0.0],
+    ]
 
 
 def test_guidance_that_was_asked_for_is_used():
     pipe = tiny.pipeline(guided_degradations=[])
-    for options in ({"prompt": "dog"}, {"guidance": "degraded"}, {"guidance_image": tiny.image()}, {"guidance_strength": 1.0}):
+    for options in (
+        {"prompt": "dog"},
+        {"guidance": "degraded"},
+        {"guidance_image": tiny.image()},
+        {"guidance_strength": 1.0},
+    ):
         out = run(pipe, **options)
         assert out.guidance_strength == [1.0] and out.influence.max() > 0, options
     assert run(pipe, guidance="none").guidance_strength is None
@@ -145,17 +170,25 @@ def test_each_image_of_a_batch_is_guided_by_what_is_seen_in_it():
     assert sorted(out.guidance_strength) == [0.0, 1.0]
     guided = out.guidance_strength.index(1.0)
     for i, single in enumerate(images.split(1)):
-        alone = run(pipe, single, generator=seed()).images[0]  # sums of a batch may be taken in another order
+        # Sums of a batch may be taken in another order.
+        alone = run(pipe, single, generator=seed()).images[0]
         assert i == guided or (out.images[i] - alone).abs().max() < 1e-5
         assert (out.influence[i].max() > 0) == (i == guided)
-    pictures = [PIL.Image.fromarray((single.movedim(0, -1) * 255).round().byte().numpy()) for single in images]
+    pictures = [
+        PIL.Image.fromarray((single.movedim(0, -1) * 255).round().byte().numpy())
+        for single in images
+    ]
     apart = run(pipe, [*pictures, PIL.Image.new("RGB", (50, 30))])  # of two sizes, so one by one
     assert apart.guidance_strength[:2] == out.guidance_strength
-    assert [influence is not None for influence in apart.influence[:2]] == [i == guided for i in range(2)]
+    assert [influence is not None for influence in apart.influence[:2]] == [
+        i == guided for i in range(2)
+    ]
 
 
 def test_what_is_no_degradation_cannot_be_guided():
-    with pytest.raises(ValueError, match=r"`guided_degradations` may name noise, rain, .*; got fog"):
+    with pytest.raises(
+        ValueError, match=r"`guided_degradations` may name noise, rain, .*; got fog"
+    ):
         tiny.pipeline(guided_degradations=["fog"])
 
 
@@ -163,12 +196,17 @@ def test_what_is_no_degradation_cannot_be_guided():
 
 
 def test_each_task_does_something_of_its_own(pipe):
-    pictures = [run(pipe, task=task).images for task in ("auto", "denoise", "dehaze", "denoise+dehaze")]
+    pictures = [
+        run(pipe, task=task).images for task in ("auto", "denoise", "dehaze", "denoise+dehaze")
+    ]
     assert all(not torch.equal(*pair) for pair in combinations(pictures, 2))
 
 
 def test_several_tasks_may_be_a_text_or_a_list_in_any_order(pipe):
-    joined, listed, turned = (run(pipe, task=task) for task in ("denoise+dehaze", ["denoise", "dehaze"], "dehaze + denoise"))
+    joined, listed, turned = (
+        run(pipe, task=task)
+        for task in ("denoise+dehaze", ["denoise", "dehaze"], "dehaze + denoise")
+    )
     assert torch.equal(joined.images, listed.images) and torch.equal(joined.images, turned.images)
     assert joined.removed == [["noise", "haze"]]
 
@@ -176,7 +214,9 @@ def test_several_tasks_may_be_a_text_or_a_list_in_any_order(pipe):
 def test_the_output_says_how_far_the_photo_was_moved(pipe):
     image = tiny.image(batch=2)
     out = run(pipe, image, task="denoise")
-    assert out.change == pytest.approx(((out.images - image).abs().mean((1, 2, 3)) * 255).tolist(), rel=1e-5)
+    assert out.change == pytest.approx(
+        ((out.images - image).abs().mean((1, 2, 3)) * 255).tolist(), rel=1e-5
+    )
 
 
 def test_auto_finds_out_by_itself_or_tells_what_the_detector_sees():
@@ -194,13 +234,20 @@ def test_auto_finds_out_by_itself_or_tells_what_the_detector_sees():
     unsure = seeing(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9999]}), "haze", image)
     assert run(unsure, image).removed == [None]
     assert torch.equal(run(unsure, image, guidance="none").images, unsure.restore(image)[0])
-    assert run(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9]}, detector=None), image).removed is None
+    assert (
+        run(tiny.pipeline(detection_thresholds={"haze": [0.2, 0.9]}, detector=None), image).removed
+        is None
+    )
 
 
 def test_thresholds_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"`detection_thresholds` may name noise, .*; got fog"):
         tiny.pipeline(detection_thresholds={"fog": [0.1, 0.5]})
-    with pytest.raises(ValueError, match=r"`detection_thresholds` must rise from absent to present, from 0 on; got \[0.5, 0.1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"`detection_thresholds` must rise from absent to present, from 0 on; got \[0.5, "
+        r"0.1\]",
+    ):
         tiny.pipeline(detection_thresholds={"haze": [0.5, 0.1]})
 
 
@@ -218,16 +265,24 @@ def test_images_of_a_batch_are_told_apart():
     images = torch.cat([tiny.image(seed=0), tiny.image(seed=1) * 0.2])
     pipe = seeing(tiny.pipeline(detection_thresholds={"haze": [0.5, 0.5]}), "haze", images, logit=0)
     out = run(pipe, images, generator=[seed(), seed()])
-    assert sorted(out.removed, key=str) == [None, ["haze"]] or sorted(out.removed, key=str) == [["haze"], None]
+    assert sorted(out.removed, key=str) == [None, ["haze"]] or sorted(out.removed, key=str) == [
+        ["haze"],
+        None,
+    ]
     for i, single in enumerate(images.split(1)):
         alone = run(pipe, single)
-        assert alone.removed == [out.removed[i]] and (alone.images[0] - out.images[i]).abs().max() < 1e-3
+        assert (
+            alone.removed == [out.removed[i]]
+            and (alone.images[0] - out.images[i]).abs().max() < 1e-3
+        )
 
 
 def test_tiles_and_guidance_are_told_too(pipe):
     image = tiny.image(80, 96)
     for options in ({"tile": 64}, {"guidance": "none"}, {"tile": 64, "guidance": "none"}):
-        told, other = (run(pipe, image, task=task, **options).images for task in ("dehaze", "denoise"))
+        told, other = (
+            run(pipe, image, task=task, **options).images for task in ("dehaze", "denoise")
+        )
         assert not torch.equal(told, other), options
     told, other = (run(pipe, image, task=task).cleaned_words for task in ("dehaze", "denoise"))
     assert not torch.equal(told, other)
@@ -241,7 +296,10 @@ def test_tiles_and_guidance_are_told_too(pipe):
         ({"task": "auto+denoise"}, "got 'auto'"),
         ({"task": ""}, "got nothing"),
         ({"task": []}, "got nothing"),
-        ({"task": None}, r"`task` must be auto, .* as a text or a list of texts; got None \(NoneType\)"),
+        (
+            {"task": None},
+            r"`task` must be auto, .* as a text or a list of texts; got None \(NoneType\)",
+        ),
         ({"task": 3}, r"got 3 \(int\)"),
         ({"task": ["denoise", 3]}, r"got \['denoise', 3\] \(list\)"),
         ({"keep": "fog"}, r"`keep` names degradations \(noise, rain, .*\), got 'fog'"),
@@ -271,7 +329,9 @@ def test_to_keep_something_without_a_task_needs_a_detector():
 
 
 def test_a_restorer_that_lacks_a_label_says_so():
-    restorer = tiny.with_open_gates(NAFNet(width=4, encoder_depths=(1,), decoder_depths=(1,), labels=("noise",)))
+    restorer = tiny.with_open_gates(
+        NAFNet(width=4, encoder_depths=(1,), decoder_depths=(1,), labels=("noise",))
+    )
     pipe = TextGuidedRestorationPipeline(restorer=restorer)
     assert run(pipe, task="denoise").removed == [["noise"]]
     with pytest.raises(ValueError, match="This checkpoint knows no haze; it can be told of noise"):
@@ -287,29 +347,46 @@ def test_without_a_generator_a_call_gives_the_same_pixels_again(pipe):
 
 
 def test_guidance_modes_paint_different_pictures(pipe):
-    pictures = [run(pipe, guidance=mode, prompt="dog").guidance_images for mode in ("cleaned", "degraded", "prompt")]
+    pictures = [
+        run(pipe, guidance=mode, prompt="dog").guidance_images
+        for mode in ("cleaned", "degraded", "prompt")
+    ]
     assert not torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[1], pictures[2])
 
 
 @pytest.mark.parametrize(
-    "options", [{"guidance_init": "image", "init_strength": 0.5}, {"prompt": "dog", "negative_prompt": "rainy"}]
+    "options",
+    [
+        {"guidance_init": "image", "init_strength": 0.5},
+        {"prompt": "dog", "negative_prompt": "rainy"},
+    ],
 )
 def test_mirrored_guidance_is_the_mean_of_both_paintings(pipe, options):
     image, generator = tiny.image(batch=2), [seed(1), seed(2)]
-    one, two = (run(pipe, x, generator=generator, **options).guidance_images for x in (image, image.flip(-1)))
+    one, two = (
+        run(pipe, x, generator=generator, **options).guidance_images
+        for x in (image, image.flip(-1))
+    )
     out = run(tiny.pipeline(mirror_guidance=True), image, generator=[seed(1), seed(2)], **options)
     torch.testing.assert_close(out.guidance_images, (one + two.flip(-1)) / 2, atol=1e-5, rtol=0)
     plain = run(pipe, image, **options)
     torch.testing.assert_close(out.cleaned_words, plain.cleaned_words)
-    assert out.degradation == [pytest.approx(seen, abs=1e-5) for seen in plain.degradation] and out.images.shape == image.shape
+    assert (
+        out.degradation == [pytest.approx(seen, abs=1e-5) for seen in plain.degradation]
+        and out.images.shape == image.shape
+    )
 
 
 def test_mirroring_changes_neither_latents_nor_what_is_painted_from_text_alone(pipe):
     mirroring = tiny.pipeline(mirror_guidance=True)
-    assert torch.equal(run(mirroring, output_type="latent").images, run(pipe, output_type="latent").images)
+    assert torch.equal(
+        run(mirroring, output_type="latent").images, run(pipe, output_type="latent").images
+    )
     options = {"guidance": "prompt", "prompt": "dog"}
-    assert torch.equal(run(mirroring, **options).guidance_images, run(pipe, **options).guidance_images)
+    assert torch.equal(
+        run(mirroring, **options).guidance_images, run(pipe, **options).guidance_images
+    )
 
 
 def test_prompt_and_negative_prompt_change_the_guidance(pipe):
@@ -352,10 +429,17 @@ def test_guidance_keeps_the_aspect_of_the_image(pipe):
 
 
 def test_init_from_the_image_keeps_its_layout(pipe):
-    """With little noise the latents stay close to those of the photo; from pure noise they do not."""
+    """With little noise the latents stay close to those of the photo; from pure noise they do
+    not."""
     image = tiny.image()
     height, width = pipe.guidance_shape(24, 40)
-    pixels = torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
+    pixels = (
+        torch.nn.functional.interpolate(
+            image, (height, width), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+        * 2
+        - 1
+    )
     clean = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
     start, _ = pipe.prepare_latents(image, "image", 0.01, 50, seed())
     noise, timesteps = pipe.prepare_latents(image, "noise", 0.01, 50, seed())
@@ -377,16 +461,29 @@ def test_a_checkpoint_says_what_guidance_starts_from():
     parts = tiny.components()
     image = tiny.pipeline(**parts, default_guidance_init="image", default_init_strength=0.25)
     noise = tiny.pipeline(**parts)
-    assert torch.equal(run(image).guidance_images, run(noise, guidance_init="image", init_strength=0.25).guidance_images)
-    assert torch.equal(run(image, guidance_init="noise").guidance_images, run(noise).guidance_images)
+    assert torch.equal(
+        run(image).guidance_images,
+        run(noise, guidance_init="image", init_strength=0.25).guidance_images,
+    )
+    assert torch.equal(
+        run(image, guidance_init="noise").guidance_images, run(noise).guidance_images
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prompt": "a tree"}, {"guidance": "degraded"}, {"guidance": "prompt", "prompt": "a tree"}]
+    "options",
+    [
+        {},
+        {"prompt": "a tree"},
+        {"guidance": "degraded"},
+        {"guidance": "prompt", "prompt": "a tree"},
+    ],
 )
 @pytest.mark.parametrize("mirror", [False, True])
 def test_guidance_alone_is_what_a_restoration_shows(mirror, options):
-    pipe = tiny.pipeline(default_guidance_init="image", square_guidance=True, mirror_guidance=mirror)
+    pipe = tiny.pipeline(
+        default_guidance_init="image", square_guidance=True, mirror_guidance=mirror
+    )
     guidance, output = pipe.guide(tiny.image(), **options), run(pipe, **options)
     assert torch.equal(guidance.images, output.guidance_images)
     if options.get("guidance") != "prompt":
@@ -411,7 +508,9 @@ def test_fast_schedulers_paint(scheduler, init):
 
 
 def test_pndm_of_old_checkpoints_is_replaced():
-    assert isinstance(tiny.pipeline(scheduler=PNDMScheduler()).scheduler, DPMSolverMultistepScheduler)
+    assert isinstance(
+        tiny.pipeline(scheduler=PNDMScheduler()).scheduler, DPMSolverMultistepScheduler
+    )
 
 
 def test_classifier_free_guidance_takes_one_unet_call_a_step(pipe):
@@ -439,7 +538,9 @@ def test_words_follow_the_template_and_the_prompt_follows_the_words(pipe):
     words = torch.randn(1, tiny.NUM_WORDS, tiny.WORD_DIM)
     with torch.no_grad():
         plain, prompted = pipe.encode_words(words), pipe.encode_words(words, ["dog"])
-    start = 1 + len(pipe.tokenizer("a photo of a", add_special_tokens=False).input_ids) + tiny.NUM_WORDS
+    start = (
+        1 + len(pipe.tokenizer("a photo of a", add_special_tokens=False).input_ids) + tiny.NUM_WORDS
+    )
     assert torch.equal(plain[:, :start], prompted[:, :start])
     assert not torch.equal(plain[:, start], prompted[:, start])
 
@@ -482,7 +583,11 @@ def test_pillow_modes_come_back(pipe, mode):
     elif mode == "F":
         picture = PIL.Image.fromarray(gradient.astype(np.float32) / 255)
     else:
-        picture = PIL.Image.fromarray(gradient).convert("RGBA" if mode in ("RGBA", "LA") else "RGB").convert(mode)
+        picture = (
+            PIL.Image.fromarray(gradient)
+            .convert("RGBA" if mode in ("RGBA", "LA") else "RGB")
+            .convert(mode)
+        )
     restored = pipe(picture, guidance="none").images[0]
     expected = {"P": "RGB", "CMYK": "RGB", "1": "L"}.get(mode, mode)
     assert (restored.mode, restored.size) == (expected, (40, 24))
@@ -509,7 +614,9 @@ def local(image, reference):
     """An operation that sees 2 pixels around."""
     kernel = torch.full((3, 1, 5, 5), 1 / 25)
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode="replicate")
-    return torch.nn.functional.conv2d(padded, kernel, groups=3) + (0 if reference is None else reference)
+    return torch.nn.functional.conv2d(padded, kernel, groups=3) + (
+        0 if reference is None else reference
+    )
 
 
 @pytest.mark.parametrize("size", [(100, 150), (64, 200), (130, 64)])
@@ -523,7 +630,9 @@ def test_tiled_equals_whole_inside_the_receptive_field(size, with_reference):
 
 def test_a_pointwise_function_is_tiled_exactly():
     image = tiny.image(100, 150)
-    assert torch.allclose(apply_tiled(lambda x, _: x.square(), image, None, 64, 32), image.square(), atol=1e-6)
+    assert torch.allclose(
+        apply_tiled(lambda x, _: x.square(), image, None, 64, 32), image.square(), atol=1e-6
+    )
 
 
 def test_tiles_cover_everything_and_overlap():
@@ -637,7 +746,10 @@ def test_any_base_assembles_from_its_folder(tmp_path, base, vae):
     ours = ("image_encoder", "image_processor", "mapper", "cleaner", "matcher", "restorer")
     steps = 1 if base == "sd-turbo" else 2
     pipe = TextGuidedRestorationPipeline.from_pretrained(
-        tmp_path, **{name: parts[name] for name in ours}, default_num_inference_steps=steps, default_guidance_scale=1.0
+        tmp_path,
+        **{name: parts[name] for name in ours},
+        default_num_inference_steps=steps,
+        default_guidance_scale=1.0,
     )
     pipe.set_progress_bar_config(disable=True)
     assert pipe.config.default_num_inference_steps == steps
@@ -649,17 +761,31 @@ def test_any_base_assembles_from_its_folder(tmp_path, base, vae):
 
 
 def test_saved_pipeline_loads_equal_to_the_bit(pipe, tmp_path):
-    """Weights to the bit; pixels as nearly as matrix products allow on memory of another alignment."""
+    """Weights to the bit; pixels as nearly as matrix products allow on memory of another
+    alignment."""
     pipe.save_pretrained(tmp_path)
     again = TextGuidedRestorationPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert torch.allclose(run(again).images, run(pipe).images, atol=1e-5)
-    for name in ("mapper", "cleaner", "matcher", "restorer", "detector", "unet", "vae", "text_encoder", "image_encoder"):
+    for name in (
+        "mapper",
+        "cleaner",
+        "matcher",
+        "restorer",
+        "detector",
+        "unet",
+        "vae",
+        "text_encoder",
+        "image_encoder",
+    ):
         loaded = getattr(again, name).state_dict()
         for key, value in getattr(pipe, name).state_dict().items():
             assert torch.equal(loaded[key], value), f"{name}.{key}"
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["restorer"] == ["nafnet", "NAFNet"] and (tmp_path / "restorer" / "nafnet.py").is_file()
+    assert (
+        index["restorer"] == ["nafnet", "NAFNet"]
+        and (tmp_path / "restorer" / "nafnet.py").is_file()
+    )
     assert type(again.restorer) is type(pipe.restorer)
 
 
@@ -769,11 +895,18 @@ def test_an_inpainting_base_is_refused():
 
 @pytest.mark.slow
 def test_full_size_stable_diffusion_2_1_shapes_run_on_random_weights():
-    """865 M UNet, 1024-wide text tower, ViT-H tokens: about 12 GB of memory and some minutes on two cores."""
+    """865 M UNet, 1024-wide text tower, ViT-H tokens: about 12 GB of memory and some minutes on two
+    cores."""
     from tests.full_size import full_size_pipeline
 
     pipe = full_size_pipeline()
-    out = pipe(tiny.image(64, 96), num_inference_steps=1, guidance_scale=1.0, generator=seed(), output_type="pt")
+    out = pipe(
+        tiny.image(64, 96),
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        generator=seed(),
+        output_type="pt",
+    )
     assert out.images.shape == (1, 3, 64, 96) and torch.isfinite(out.images).all()
 
 
@@ -793,19 +926,27 @@ def test_influence_is_left_out_with_its_second_pass(pipe):
     handle.remove()
     assert lean.influence is None and full.influence is not None and len(calls) == 3
     assert torch.equal(lean.images, full.images)
-    assert torch.equal(run(pipe, return_influence=False, guidance_strength=0.0).images, run(pipe, guidance="none").images)
+    assert torch.equal(
+        run(pipe, return_influence=False, guidance_strength=0.0).images,
+        run(pipe, guidance="none").images,
+    )
 
 
 @pytest.mark.parametrize("size", [(640, 900), (33, 1700), (24, 40)])
 def test_large_reductions_keep_the_picture(size):
     coarse = torch.rand(1, 3, 5, 7, generator=seed())
-    image = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False).clamp(0, 1)
-    expected = torch.nn.functional.interpolate(image, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    image = torch.nn.functional.interpolate(
+        coarse, size, mode="bicubic", align_corners=False
+    ).clamp(0, 1)
+    expected = torch.nn.functional.interpolate(
+        image, (32, 32), mode="bicubic", antialias=True
+    ).clamp(0, 1)
     assert (resize(image, (32, 32)) - expected).abs().max() < 0.02
 
 
 def test_the_vocabulary_is_read_by_calling_the_table(pipe):
-    """While weights are offloaded one by one, the table itself is empty; only a call brings it in."""
+    """While weights are offloaded one by one, the table itself is empty; only a call brings it
+    in."""
     table, calls = pipe.text_encoder.get_input_embeddings(), []
     handle = table.register_forward_hook(lambda *_: calls.append(1))
     pipe.nearest_tokens(torch.randn(1, 2, tiny.WORD_DIM))

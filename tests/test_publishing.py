@@ -1,8 +1,9 @@
-"""What was trained gets to the Hub whole, with a card that tells the truth, and comes back as it was; what cannot be published says
-why, loses nothing and gives nothing away.
+"""What was trained gets to the Hub whole, with a card that tells the truth, and comes back as it
+was; what cannot be published says why, loses nothing and gives nothing away.
 
-The whole way is gone against a stand-in for the Hub in three fresh processes (an author, a visitor, and one who cannot reach the Hub),
-each running several of our commands as `python -m` would and reporting how they ended; the tests below read the reports.
+The whole way is gone against a stand-in for the Hub in three fresh processes (an author, a visitor,
+and one who cannot reach the Hub), each running several of our commands as `python -m` would and
+reporting how they ended; the tests below read the reports.
 """
 
 import inspect
@@ -45,18 +46,39 @@ def textir(*arguments) -> list[str]:
 
 def training(photos: Path, output: Path, *arguments, steps: int = 3) -> list[str]:
     """The command line of a training run of seconds, whose effect shows in 8-bit pixels."""
-    knobs = f"--degradations noise:25..50 rain:heavy --resolution 16 --train_batch_size 2 --max_train_steps {steps}"
-    knobs += " --lr_scheduler constant --learning_rate 0.02 --dataloader_num_workers 0 --validation_size 16"
-    place = ["--train_data_dir", str(photos), "--output_dir", str(output), "--validation_data_dir", str(photos)]
-    return ["train_lora.train_restorer", *place, *knobs.split(), "--validation_steps", str(steps), *map(str, arguments)]
+    knobs = (
+        "--degradations noise:25..50 rain:heavy --resolution 16 --train_batch_size 2 "
+        f"--max_train_steps {steps}"
+    )
+    knobs += (
+        " --lr_scheduler constant --learning_rate 0.02 --dataloader_num_workers 0 "
+        "--validation_size 16"
+    )
+    place = [
+        "--train_data_dir",
+        str(photos),
+        "--output_dir",
+        str(output),
+        "--validation_data_dir",
+        str(photos),
+    ]
+    return [
+        "train_lora.train_restorer",
+        *place,
+        *knobs.split(),
+        "--validation_steps",
+        str(steps),
+        *map(str, arguments),
+    ]
 
 
 # ---- the processes
 
 
 def drive(steps: list, report: str) -> None:
-    """Run commands (lists) as `python -m` would and examples (texts) as `python` would, one after the other; write down their exit
-    codes and what they print. Travels as text to a fresh process."""
+    """Run commands (lists) as `python -m` would and examples (texts) as `python` would, one after
+    the other; write down their exit codes and what they print. Travels as text to a fresh process.
+    """
     import contextlib
     import io
     import json
@@ -86,14 +108,20 @@ def drive(steps: list, report: str) -> None:
 
 
 class Session:
-    """A fresh process at work in the folder `home`; it imports what is slow to import and waits for its steps."""
+    """A fresh process at work in the folder `home`; it imports what is slow to import and waits for
+    its steps."""
 
     def __init__(self, environment: dict[str, str], home: Path):
         home.mkdir()
         self.home, self.report, self.steps = home, home / "report.json", {}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        lines = ["import json, sys", "import pipelines", inspect.getsource(drive), "drive(*json.loads(sys.stdin.read()))"]
+        lines = [
+            "import json, sys",
+            "import pipelines",
+            inspect.getsource(drive),
+            "drive(*json.loads(sys.stdin.read()))",
+        ]
         with (home / "errors.txt").open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", "\n".join(lines)],
@@ -121,7 +149,10 @@ class Session:
     def outcomes(self) -> dict[str, tuple[int, str]]:
         """Exit code and output of every step, by its name."""
         assert self.process.wait(600) == 0, (self.home / "errors.txt").read_text()[-6000:]
-        return {name: tuple(outcome) for name, outcome in zip(self.steps, json.loads(self.report.read_text()))}
+        return {
+            name: tuple(outcome)
+            for name, outcome in zip(self.steps, json.loads(self.report.read_text()))
+        }
 
 
 def checked(outcomes: dict[str, tuple[int, str]]) -> dict[str, str]:
@@ -145,7 +176,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two pictures are equal but for the rounding of single values, which may depend on where in memory weights lie."""
+    """Whether two pictures are equal but for the rounding of single values, which may depend on
+    where in memory weights lie."""
     difference = np.abs(pixels(a) - pixels(b))
     return difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
@@ -158,7 +190,9 @@ def desk(tmp_path_factory) -> Path:
         save_photo(desk / "photos" / f"{i}.png", seed=i)
     save_photo(desk / "photo.png", seed=7)
     torch.manual_seed(0)
-    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False)).save_pretrained(desk / "start")
+    TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False)).save_pretrained(
+        desk / "start"
+    )
     return desk
 
 
@@ -182,8 +216,15 @@ def cut_off_session(desk):
         probe.bind(("127.0.0.1", 0))
         closed = probe.getsockname()[1]
     home = desk / "cut off"
-    mine, train = home / "mine", ("--rank", 2, "--pretrained_model_name_or_path", desk / "start", "--push_to_hub")
-    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{closed}", "HF_HOME": str(home / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    mine, train = (
+        home / "mine",
+        ("--rank", 2, "--pretrained_model_name_or_path", desk / "start", "--push_to_hub"),
+    )
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{closed}",
+        "HF_HOME": str(home / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     with Session({**environment, "NO_PROXY": "127.0.0.1"}, home) as session:
         shutil.copytree(desk / "start", mine)
         session.begin(
@@ -191,7 +232,9 @@ def cut_off_session(desk):
                 "push without token": textir("push", mine, "tester/mine"),
                 "push, hub away": textir("push", mine, "tester/mine", "--token", SECRET),
                 "train without token": training(desk / "photos", home / "run 1", *train),
-                "train, hub away": training(desk / "photos", home / "run 2", *train, "--hub_token", SECRET),
+                "train, hub away": training(
+                    desk / "photos", home / "run 2", *train, "--hub_token", SECRET
+                ),
             }
         )
         yield session
@@ -199,17 +242,27 @@ def cut_off_session(desk):
 
 @pytest.fixture(scope="module")
 def author(hub, desk, cut_off_session, visitor_session) -> dict[str, tuple[int, str]]:
-    """Trains an adapter on a local checkpoint, another on one of the Hub, and a whole new checkpoint, which is also measured."""
+    """Trains an adapter on a local checkpoint, another on one of the Hub, and a whole new
+    checkpoint, which is also measured."""
     start, photos, home = desk / "start", desk / "photos", desk / "author"
     folder = home / "whole" / "pipeline"
     hub.refused.add("hf_refused")
     session = Session(hub.environment(home / "cache"), home)
     shutil.copytree(start, home / "start")
-    network = json.dumps({"width": 4, "encoder_depths": [1], "middle_depth": 1, "decoder_depths": [1]})
+    network = json.dumps(
+        {"width": 4, "encoder_depths": [1], "middle_depth": 1, "decoder_depths": [1]}
+    )
     adapter = ("--rank", 2, "--push_to_hub", "--hub_token", SECRET, "--hub_model_id")
     measured = ("evaluate", "--checkpoint", folder, "--data", photos, "--degradation")
     steps = {
-        "adapter": training(photos, home / "local", "--pretrained_model_name_or_path", start, *adapter, "tester/on-local"),
+        "adapter": training(
+            photos,
+            home / "local",
+            "--pretrained_model_name_or_path",
+            start,
+            *adapter,
+            "tester/on-local",
+        ),
         "restore": textir(
             "restore",
             desk / "photo.png",
@@ -220,22 +273,44 @@ def author(hub, desk, cut_off_session, visitor_session) -> dict[str, tuple[int, 
             "--output",
             home / "adapted",
         ),
-        "bare": textir("restore", desk / "photo.png", "--checkpoint", start, "--output", home / "bare"),
+        "bare": textir(
+            "restore", desk / "photo.png", "--checkpoint", start, "--output", home / "bare"
+        ),
         "push start": textir("push", home / "start", "tester/start"),
         "adapter on hub": training(
-            photos, home / "remote", "--pretrained_model_name_or_path", "tester/start", *adapter, "tester/on-hub"
+            photos,
+            home / "remote",
+            "--pretrained_model_name_or_path",
+            "tester/start",
+            *adapter,
+            "tester/on-hub",
         ),
         "forbidden": training(
-            photos, home / "forbidden", "--pretrained_model_name_or_path", start, *adapter, "stranger/adapter", steps=1
+            photos,
+            home / "forbidden",
+            "--pretrained_model_name_or_path",
+            start,
+            *adapter,
+            "stranger/adapter",
+            steps=1,
         ),
         "whole": training(photos, home / "whole", "--restorer_config", network),
         "measure": textir(*measured, "noise:25", "--json", folder / "evaluations/noise.json"),
-        "measure twice": textir(*measured, "rain:heavy", "--protocol", "y", "--json", folder / "evaluations/rain.json"),
+        "measure twice": textir(
+            *measured, "rain:heavy", "--protocol", "y", "--json", folder / "evaluations/rain.json"
+        ),
         "push": textir("push", folder, "whole", "--private", "--license", "mit"),
         "push refused": textir("push", folder, "whole", "--token", "hf_refused"),
-        "restore whole": textir("restore", desk / "photo.png", "--checkpoint", folder, "--output", home / "whole, local"),
+        "restore whole": textir(
+            "restore", desk / "photo.png", "--checkpoint", folder, "--output", home / "whole, local"
+        ),
     }
-    for clutter in ("checkpoint-7/optimizer.bin", "logs/events", "evaluations/.rain-abc.part", "cache/samples.pt"):
+    for clutter in (
+        "checkpoint-7/optimizer.bin",
+        "logs/events",
+        "evaluations/.rain-abc.part",
+        "cache/samples.pt",
+    ):
         (folder / clutter).parent.mkdir(parents=True, exist_ok=True)
         (folder / clutter).write_text("clutter")
     with session:
@@ -246,7 +321,13 @@ def author(hub, desk, cut_off_session, visitor_session) -> dict[str, tuple[int, 
 @pytest.fixture(scope="module")
 def done(author) -> dict[str, str]:
     """What the author's commands printed, all but those that had to fail."""
-    return checked({name: outcome for name, outcome in author.items() if name not in ("forbidden", "push refused")})
+    return checked(
+        {
+            name: outcome
+            for name, outcome in author.items()
+            if name not in ("forbidden", "push refused")
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +337,8 @@ def cut_off(cut_off_session) -> dict[str, tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def visitor(hub, desk, done, visitor_session) -> Path:
-    """The folder of the visitor, who has restored a photo with what the author pushed, also as the card of an adapter says."""
+    """The folder of the visitor, who has restored a photo with what the author pushed, also as the
+    card of an adapter says."""
     home = visitor_session.home
     shutil.copyfile(desk / "photo.png", home / "photo.png")
     card = read_card(hub, "tester/on-hub").text
@@ -264,9 +346,18 @@ def visitor(hub, desk, done, visitor_session) -> Path:
     command = re.search(r"`python -m (textir restore .*?)`", card)[1]
     steps = {
         "adapter": textir(
-            "restore", "photo.png", "--checkpoint", desk / "start", "--adapter", "tester/on-local", "--output", "adapted"
+            "restore",
+            "photo.png",
+            "--checkpoint",
+            desk / "start",
+            "--adapter",
+            "tester/on-local",
+            "--output",
+            "adapted",
         ),
-        "whole": textir("restore", "photo.png", "--checkpoint", "tester/whole", "--output", "whole"),
+        "whole": textir(
+            "restore", "photo.png", "--checkpoint", "tester/whole", "--output", "whole"
+        ),
         "example": f"{example}\nrestored.save('example.png')",
         "command": shlex.split(command),
     }
@@ -288,7 +379,9 @@ def front_matter(hub: StandinHub, repo: str) -> dict:
 
 def test_a_pushed_adapter_has_its_weights_its_record_and_a_card(hub, done):
     files = hub.files("tester/on-local")
-    assert {ADAPTER, "training.json", "README.md", "before_after.png"} == set(files) - {".gitattributes"}
+    assert {ADAPTER, "training.json", "README.md", "before_after.png"} == set(files) - {
+        ".gitattributes"
+    }
 
 
 def test_a_pushed_adapter_is_the_one_on_disk(hub, done, desk):
@@ -343,7 +436,9 @@ def test_the_token_is_printed_nowhere(author, cut_off):
         assert SECRET not in printed, name
 
 
-@pytest.mark.parametrize("flag", [["--hub_token", SECRET], [f"--hub_token={SECRET}"], ["--hub-token", SECRET]])
+@pytest.mark.parametrize(
+    "flag", [["--hub_token", SECRET], [f"--hub_token={SECRET}"], ["--hub-token", SECRET]]
+)
 def test_no_spelling_of_the_flag_puts_the_token_into_the_record(tmp_path, monkeypatch, flag):
     """`publish` itself, on the run of one step that the parser makes of this spelling."""
     from textir.training import TrainingRun, parse_config
@@ -383,25 +478,40 @@ def test_a_repository_is_private_only_if_asked_for(hub, done):
 
 def test_a_pushed_checkpoint_brings_its_record_and_its_evaluations(hub, done, desk):
     files = hub.files("tester/whole")
-    assert {"model_index.json", "training.json", "evaluations/noise.json", "evaluations/rain.json"} < set(files)
+    assert {
+        "model_index.json",
+        "training.json",
+        "evaluations/noise.json",
+        "evaluations/rain.json",
+    } < set(files)
     for name in ("training.json", "evaluations/noise.json"):
         assert files[name].content == (desk / "author/whole/pipeline" / name).read_bytes()
 
 
 def test_clutter_of_training_is_not_uploaded(hub, done, desk):
-    clutter = {"checkpoint-7/optimizer.bin", "logs/events", "evaluations/.rain-abc.part", "cache/samples.pt"}
-    local = {p.relative_to(desk / "author/whole/pipeline").as_posix() for p in (desk / "author/whole/pipeline").rglob("*")}
+    clutter = {
+        "checkpoint-7/optimizer.bin",
+        "logs/events",
+        "evaluations/.rain-abc.part",
+        "cache/samples.pt",
+    }
+    local = {
+        p.relative_to(desk / "author/whole/pipeline").as_posix()
+        for p in (desk / "author/whole/pipeline").rglob("*")
+    }
     assert clutter < local
     uploaded = set(hub.files("tester/whole"))
     assert not clutter & uploaded
-    assert {name for name in local - clutter if (desk / "author/whole/pipeline" / name).is_file()} == uploaded - {
-        ".gitattributes"
-    }
+    assert {
+        name for name in local - clutter if (desk / "author/whole/pipeline" / name).is_file()
+    } == uploaded - {".gitattributes"}
 
 
 def test_the_recorded_command_trains_the_same_again(done, desk):
     record = json.loads((desk / "author/whole/pipeline/training.json").read_text())
-    network = json.dumps({"width": 4, "encoder_depths": [1], "middle_depth": 1, "decoder_depths": [1]})
+    network = json.dumps(
+        {"width": 4, "encoder_depths": [1], "middle_depth": 1, "decoder_depths": [1]}
+    )
     command = training(desk / "photos", desk / "author/whole", "--restorer_config", network)
     assert shlex.split(record["command"]) == ["python", "-m", *command]
     assert record["steps"] == record["settings"]["max_train_steps"] == 3
@@ -415,7 +525,9 @@ def test_the_stand_in_answered_everything_that_was_asked(hub, visitor):
 # ---- cards of what was really trained
 
 
-@pytest.mark.parametrize("repo", ["tester/on-local", "tester/on-hub", "tester/whole", "tester/start"])
+@pytest.mark.parametrize(
+    "repo", ["tester/on-local", "tester/on-hub", "tester/whole", "tester/start"]
+)
 def test_published_cards_have_the_metadata_that_the_hub_reads(hub, done, tmp_path, repo):
     (tmp_path / "README.md").write_bytes(hub.files(repo)["README.md"].content)
     data = ModelCard.load(tmp_path / "README.md").data
@@ -459,17 +571,29 @@ def test_published_scores_are_those_that_were_measured(hub, done, desk):
         args = result["dataset"]["args"]
         degradation = result["dataset"]["name"].removeprefix("photos, ")
         for metric in result["metrics"]:
-            published.add((degradation, args["protocol"], args["command"], metric["type"], metric["value"]))
+            published.add(
+                (degradation, args["protocol"], args["command"], metric["type"], metric["value"])
+            )
     assert published == expected
 
 
 def test_the_table_of_a_card_shows_every_evaluation_with_its_command(hub, done, desk):
-    rows = [line for line in read_card(hub, "tester/whole").text.splitlines() if "textir evaluate --checkpoint" in line]
+    rows = [
+        line
+        for line in read_card(hub, "tester/whole").text.splitlines()
+        if "textir evaluate --checkpoint" in line
+    ]
     assert len(rows) == 2
     for row, name in zip(rows, ("noise", "rain")):
-        evaluation = json.loads((desk / f"author/whole/pipeline/evaluations/{name}.json").read_text())
+        evaluation = json.loads(
+            (desk / f"author/whole/pipeline/evaluations/{name}.json").read_text()
+        )
         summary = evaluation["summary"]
-        assert evaluation["command"] in row and evaluation["degradation"] in row and evaluation["protocol"] in row
+        assert (
+            evaluation["command"] in row
+            and evaluation["degradation"] in row
+            and evaluation["protocol"] in row
+        )
         assert f"{summary['psnr']:.2f} / {summary['ssim']:.4f}" in row
         assert f"{summary['input_psnr']:.2f} / {summary['input_ssim']:.4f}" in row
 
@@ -481,7 +605,10 @@ def test_a_card_without_evaluations_makes_no_claims(hub, done):
 
 
 def test_a_card_tells_how_it_was_trained(hub, done, desk):
-    text, record = read_card(hub, "tester/whole").text, json.loads((desk / "author/whole/pipeline/training.json").read_text())
+    text, record = (
+        read_card(hub, "tester/whole").text,
+        json.loads((desk / "author/whole/pipeline/training.json").read_text()),
+    )
     assert record["command"] in text
     assert "| learning_rate | 0.02 |" in text and "hub_token" not in text
 
@@ -489,7 +616,10 @@ def test_a_card_tells_how_it_was_trained(hub, done, desk):
 def test_the_picture_of_a_card_is_the_last_validation(hub, done, desk):
     files = hub.files("tester/on-local")
     assert "](before_after.png)" in files["README.md"].content.decode()
-    assert files["before_after.png"].content == (desk / "author/local/validation/step-3.png").read_bytes()
+    assert (
+        files["before_after.png"].content
+        == (desk / "author/local/validation/step-3.png").read_bytes()
+    )
 
 
 # ---- cards, in detail
@@ -516,14 +646,33 @@ def record(folder: Path, start: str | Path, **settings) -> None:
         "degradations": ["haze:1@2", "noise:0..50+rain:1", "clean"],
         **settings,
     }
-    publishing.describe_training(folder, "train_restorer", "python -m train_lora.train_restorer", settings, steps=5)
+    publishing.describe_training(
+        folder, "train_restorer", "python -m train_lora.train_restorer", settings, steps=5
+    )
 
 
 def measure(folder: Path, name: str, psnr: float = 30.25, **changes) -> dict:
     """An evaluation of a result, as `python -m textir evaluate --json` writes one."""
-    summary = {"images": 2, "input_psnr": 20.5, "input_ssim": 0.5, "psnr": psnr, "ssim": 0.875, "seconds": 0.1}
-    made = {"command": f"python -m textir evaluate --data {name}", "weights": {"checkpoint": publishing.weights_digest(folder)}}
-    made |= {"data": f"/data/{name}", "degradation": None, "protocol": "rgb", "seed": 0, "settings": {}, "scores": []}
+    summary = {
+        "images": 2,
+        "input_psnr": 20.5,
+        "input_ssim": 0.5,
+        "psnr": psnr,
+        "ssim": 0.875,
+        "seconds": 0.1,
+    }
+    made = {
+        "command": f"python -m textir evaluate --data {name}",
+        "weights": {"checkpoint": publishing.weights_digest(folder)},
+    }
+    made |= {
+        "data": f"/data/{name}",
+        "degradation": None,
+        "protocol": "rgb",
+        "seed": 0,
+        "settings": {},
+        "scores": [],
+    }
     path = folder / "evaluations" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"summary": summary, **made, **changes}))
@@ -546,7 +695,10 @@ def test_each_data_set_of_a_card_has_its_own_scores(checkpoint):
     measure(checkpoint, "CBSD68", psnr=30.0)
     measure(checkpoint, "SOTS", psnr=17.0)
     scores = index_of(publishing.build_card(checkpoint))
-    assert {name: scores.get((name, "psnr")) for name in ("CBSD68", "SOTS")} == {"CBSD68": 30.0, "SOTS": 17.0}
+    assert {name: scores.get((name, "psnr")) for name in ("CBSD68", "SOTS")} == {
+        "CBSD68": 30.0,
+        "SOTS": 17.0,
+    }
 
 
 def test_scores_measured_with_other_weights_stay_out_of_the_card_with_a_warning(checkpoint, caplog):
@@ -557,22 +709,40 @@ def test_scores_measured_with_other_weights_stay_out_of_the_card_with_a_warning(
         card = publishing.build_card(checkpoint)
     assert index_of(card) == {("after", "psnr"): 33.0, ("after", "ssim"): 0.875}
     assert "44.0" not in str(card)
-    (message,) = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
+    (message,) = [
+        entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING
+    ]
     assert "before.json" in message and "other weights" in message
 
 
-def test_scores_measured_with_an_adapter_stay_out_of_the_card_of_its_checkpoint(checkpoint, adapter):
+def test_scores_measured_with_an_adapter_stay_out_of_the_card_of_its_checkpoint(
+    checkpoint, adapter
+):
     """They are not what the checkpoint reaches."""
-    weights = {"checkpoint": publishing.weights_digest(checkpoint), "adapter": publishing.weights_digest(adapter)}
+    weights = {
+        "checkpoint": publishing.weights_digest(checkpoint),
+        "adapter": publishing.weights_digest(adapter),
+    }
     measure(checkpoint, "adapted", weights=weights)
     assert index_of(publishing.build_card(checkpoint)) == {}
 
 
-def test_scores_measured_with_an_adapter_inside_the_checkpoint_stay_out_of_its_card(checkpoint, adapter, desk):
-    """`--adapter derain` names one of the adapters that a checkpoint carries; the command line really measures here."""
+def test_scores_measured_with_an_adapter_inside_the_checkpoint_stay_out_of_its_card(
+    checkpoint, adapter, desk
+):
+    """`--adapter derain` names one of the adapters that a checkpoint carries; the command line
+    really measures here."""
     shutil.copytree(adapter, checkpoint / "adapters" / "derain")
     target = checkpoint / "evaluations/derain.json"
-    arguments = ("evaluate", "--checkpoint", checkpoint, "--adapter", "derain", "--data", desk / "photos")
+    arguments = (
+        "evaluate",
+        "--checkpoint",
+        checkpoint,
+        "--adapter",
+        "derain",
+        "--data",
+        desk / "photos",
+    )
     arguments += ("--degradation", "noise:25", "--limit", 1, "--json", target)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -580,9 +750,15 @@ def test_scores_measured_with_an_adapter_inside_the_checkpoint_stay_out_of_its_c
 
 
 def test_scores_of_an_adapter_are_on_its_card(checkpoint, adapter):
-    weights = {"checkpoint": publishing.weights_digest(checkpoint), "adapter": publishing.weights_digest(adapter)}
+    weights = {
+        "checkpoint": publishing.weights_digest(checkpoint),
+        "adapter": publishing.weights_digest(adapter),
+    }
     measure(adapter, "adapted", weights=weights)
-    assert index_of(publishing.build_card(adapter)) == {("adapted", "psnr"): 30.25, ("adapted", "ssim"): 0.875}
+    assert index_of(publishing.build_card(adapter)) == {
+        ("adapted", "psnr"): 30.25,
+        ("adapted", "ssim"): 0.875,
+    }
 
 
 def test_a_card_edited_by_hand_stays_as_it_is(checkpoint):
@@ -599,7 +775,11 @@ def test_a_card_that_still_has_its_mark_is_renewed(checkpoint):
     assert publishing.MARK in path.read_text() and index_of(ModelCard.load(path)) == {}
     measure(checkpoint, "CBSD68")
     publishing.write_card(checkpoint, "tester/mine")
-    assert publishing.MARK in path.read_text() and "CBSD68" in path.read_text() and "tester/mine" in path.read_text()
+    assert (
+        publishing.MARK in path.read_text()
+        and "CBSD68" in path.read_text()
+        and "tester/mine" in path.read_text()
+    )
 
 
 def test_writing_a_card_again_changes_nothing(checkpoint):
@@ -640,12 +820,18 @@ def test_a_compound_recipe_tags_the_card_with_all_its_degradations(checkpoint):
     assert {"noise", "rain"} <= set(publishing.build_card(checkpoint).data.tags)
 
 
-def test_the_base_on_the_hub_is_known_through_every_folder_that_was_trained_from_it(tmp_path, checkpoint, adapter):
+def test_the_base_on_the_hub_is_known_through_every_folder_that_was_trained_from_it(
+    tmp_path, checkpoint, adapter
+):
     record(checkpoint, "tester/start")
     record(adapter, checkpoint)
     for folder, relation in ((checkpoint, "finetune"), (adapter, "adapter")):
         data = ModelCard(str(publishing.build_card(folder, "tester/new"))).data
-        assert (data.base_model, data.base_model_relation, data.license) == ("tester/start", relation, "other")
+        assert (data.base_model, data.base_model_relation, data.license) == (
+            "tester/start",
+            relation,
+            "other",
+        )
 
 
 @pytest.mark.parametrize("start", ["mini", "None", "start"])
@@ -659,7 +845,9 @@ def test_what_did_not_come_from_the_hub_has_no_base(checkpoint, desk, start):
     assert data.get("license_name") == ("research-only" if start == "mini" else None)
 
 
-def test_the_licence_of_a_checkpoint_holds_for_what_was_trained_from_it(tmp_path, checkpoint, adapter):
+def test_the_licence_of_a_checkpoint_holds_for_what_was_trained_from_it(
+    tmp_path, checkpoint, adapter
+):
     record(checkpoint, "mini")
     publishing.write_card(checkpoint)
     record(adapter, checkpoint)
@@ -721,8 +909,12 @@ def test_what_is_not_uploaded_does_not_count_in_the_digest(checkpoint):
 # ---- what is refused
 
 
-def test_a_folder_that_is_no_result_is_refused_with_a_hint_to_its_sub_folder(tmp_path, checkpoint, adapter):
-    with pytest.raises(ValueError, match=r"no result.*model_index\.json or pytorch_lora_weights") as refusal:
+def test_a_folder_that_is_no_result_is_refused_with_a_hint_to_its_sub_folder(
+    tmp_path, checkpoint, adapter
+):
+    with pytest.raises(
+        ValueError, match=r"no result.*model_index\.json or pytorch_lora_weights"
+    ) as refusal:
         publishing.push(tmp_path / "nothing", "tester/mine")
     assert "Did you mean" not in str(refusal.value)
     checkpoint.rename(tmp_path / "run").joinpath("model_index.json").unlink()
@@ -736,7 +928,16 @@ def test_a_folder_that_is_no_result_is_refused_with_a_hint_to_its_sub_folder(tmp
 
 @pytest.mark.parametrize(
     "content",
-    ["not JSON", "", "{}", "[]", '"text"', '{"weights": null}', '{"weights": "abc"}', '{"weights": {"checkpoint": "DIGEST"}}'],
+    [
+        "not JSON",
+        "",
+        "{}",
+        "[]",
+        '"text"',
+        '{"weights": null}',
+        '{"weights": "abc"}',
+        '{"weights": {"checkpoint": "DIGEST"}}',
+    ],
 )
 def test_a_file_that_is_no_evaluation_is_named_and_refused(checkpoint, content):
     (checkpoint / "evaluations").mkdir()
@@ -747,7 +948,9 @@ def test_a_file_that_is_no_evaluation_is_named_and_refused(checkpoint, content):
     assert not (checkpoint / "README.md").exists()
 
 
-@pytest.mark.parametrize("name", ["push without token", "push, hub away", "train without token", "train, hub away"])
+@pytest.mark.parametrize(
+    "name", ["push without token", "push, hub away", "train without token", "train, hub away"]
+)
 def test_who_cannot_publish_is_told_so_in_one_message_without_a_trace(cut_off, name):
     code, printed = cut_off[name]
     assert code in (1, 2)
@@ -771,9 +974,14 @@ def test_a_push_that_failed_says_how_to_push_later_and_loses_nothing(cut_off, de
     mine = desk / "cut off" / "mine"
     _, printed = cut_off[name]
     assert "Nothing was lost" in printed
-    assert shlex.split(printed.split("python -m ")[-1].splitlines()[0]) == textir("push", mine, "tester/mine")
+    assert shlex.split(printed.split("python -m ")[-1].splitlines()[0]) == textir(
+        "push", mine, "tester/mine"
+    )
     for path in (desk / "start").rglob("*"):
-        assert path.is_dir() or path.read_bytes() == (mine / path.relative_to(desk / "start")).read_bytes()
+        assert (
+            path.is_dir()
+            or path.read_bytes() == (mine / path.relative_to(desk / "start")).read_bytes()
+        )
 
 
 @pytest.mark.parametrize("run", ["run 1", "run 2"])
@@ -784,7 +992,9 @@ def test_training_that_could_not_be_published_does_not_start(cut_off, desk, run)
 def test_a_token_that_the_hub_refuses_is_an_error_that_says_so(author):
     code, printed = author["push refused"]
     assert code == 2 and "Traceback" not in printed
-    assert "refuses" in printed and "Invalid user token" in printed and "Nothing was lost" in printed
+    assert (
+        "refuses" in printed and "Invalid user token" in printed and "Nothing was lost" in printed
+    )
 
 
 def test_training_whose_upload_is_refused_keeps_its_result_and_says_how_to_push_it(author, desk):
@@ -792,5 +1002,7 @@ def test_training_whose_upload_is_refused_keeps_its_result_and_says_how_to_push_
     folder = desk / "author/forbidden/adapter"
     assert code == 1 and "Traceback" not in printed
     assert "rights" in printed and "Nothing was lost" in printed
-    assert shlex.split(printed.split("python -m ")[-1].splitlines()[0]) == textir("push", folder, "stranger/adapter")
+    assert shlex.split(printed.split("python -m ")[-1].splitlines()[0]) == textir(
+        "push", folder, "stranger/adapter"
+    )
     assert {ADAPTER, "training.json", "README.md"} <= {path.name for path in folder.iterdir()}

@@ -1,4 +1,5 @@
-"""The README is a promise: its examples run, its commands exist, its front matter is what a Space needs."""
+"""The README is a promise: its examples run, its commands exist, its front matter is what a Space
+needs."""
 
 import importlib
 import re
@@ -58,7 +59,9 @@ def test_python_examples_run(code, desk):
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m textir (?!push|convert)([^#\n]*)", README, re.M))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^python -m textir (?!push|convert)([^#\n]*)", README, re.M)
+)
 def test_commands_run(line, desk):
     if "--adapter" in line:
         adapter(desk)
@@ -67,7 +70,8 @@ def test_commands_run(line, desk):
 
 
 def adapter(desk) -> None:
-    """Where the training command of the README leaves its result: LoRA layers for the embedded checkpoint."""
+    """Where the training command of the README leaves its result: LoRA layers for the embedded
+    checkpoint."""
     pipe = TextGuidedRestorationPipeline.from_pretrained(MINI)
     make_trainable(pipe, ["restorer"], rank=2)
     save_adapter(pipe, desk / "runs" / "sharpen" / "adapter")

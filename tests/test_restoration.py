@@ -22,7 +22,11 @@ def picture(**options) -> Picture:
 def test_depth_alpha_and_profile_pass_through(pipe):
     alpha = np.linspace(0, 1, 24 * 40, dtype=np.float32).reshape(24, 40)
     restored, _ = restore_picture(pipe, picture(alpha=alpha, bits=16, icc_profile=b"profile"))
-    assert restored.bits == 16 and restored.icc_profile == b"profile" and np.array_equal(restored.alpha, alpha)
+    assert (
+        restored.bits == 16
+        and restored.icc_profile == b"profile"
+        and np.array_equal(restored.alpha, alpha)
+    )
 
 
 def test_sixteen_bits_reach_the_network_and_the_file(pipe, tmp_path):

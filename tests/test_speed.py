@@ -1,4 +1,5 @@
-"""The benchmark counts and times what it says, and compares with the same function done the plain way."""
+"""The benchmark counts and times what it says, and compares with the same function done the plain
+way."""
 
 import re
 
@@ -9,13 +10,24 @@ from typer.testing import CliRunner
 from tests import tiny
 from textir import speed
 from textir.cli import app
-from textir.models import DRSformer, GuidanceMatcher, PromptIR, Restormer, drsformer, nafnet, restormer
+from textir.models import (
+    DRSformer,
+    GuidanceMatcher,
+    PromptIR,
+    Restormer,
+    drsformer,
+    nafnet,
+    restormer,
+)
 from textir.plain import PLAIN, plain
 
 
 def features(batch: int = 1) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(batch, *shape, generator=generator) for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))]
+    return [
+        torch.randn(batch, *shape, generator=generator)
+        for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))
+    ]
 
 
 NETWORKS = {
@@ -35,7 +47,9 @@ def test_the_plain_way_computes_the_same_on_whole_maps(name, monkeypatch):
         with plain(model), monkeypatch.context() as patch:
             for module in (restormer, drsformer, nafnet):
                 patch.delattr(module, "tiles")
-            assert all("forward" in vars(module) for module in model.modules() if type(module) in PLAIN)
+            assert all(
+                "forward" in vars(module) for module in model.modules() if type(module) in PLAIN
+            )
             torch.testing.assert_close(model(image, features(2)), ours, atol=2e-6, rtol=1e-4)
         assert torch.equal(model(image, features(2)), ours)
 
@@ -45,7 +59,9 @@ def test_the_plain_way_keeps_channels_first(name):
     model, orders = NETWORKS[name]().eval().to(memory_format=torch.channels_last), set()
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv2d, drsformer.PairedConv)):
-            layer.register_forward_hook(lambda layer, inputs, output: orders.add(output.is_contiguous()))
+            layer.register_forward_hook(
+                lambda layer, inputs, output: orders.add(output.is_contiguous())
+            )
     with torch.no_grad(), plain(model):
         model(tiny.image(16, 32, batch=2), features(2))
     assert orders == {True}
@@ -53,7 +69,9 @@ def test_the_plain_way_keeps_channels_first(name):
 
 def test_work_is_counted_in_multiply_adds():
     layer = torch.nn.Conv2d(3, 8, 5, padding=2)
-    assert speed.count_gmac(lambda: layer(torch.rand(2, 3, 10, 20))) == pytest.approx(2 * 200 * 8 * 3 * 25 / 1e9)
+    assert speed.count_gmac(lambda: layer(torch.rand(2, 3, 10, 20))) == pytest.approx(
+        2 * 200 * 8 * 3 * 25 / 1e9
+    )
 
 
 def test_time_is_the_median_and_memory_the_peak(monkeypatch):
@@ -61,7 +79,8 @@ def test_time_is_the_median_and_memory_the_peak(monkeypatch):
     monkeypatch.setattr(speed, "seconds", lambda call, device: call() or next(times))
     held = []
     milliseconds, memory = speed.measure(lambda: held.append(torch.ones(2**24)), 3, "cpu")
-    assert milliseconds == pytest.approx(200) and (memory != memory or memory > 100)  # three times 64 MiB; NaN without /proc
+    # Three times 64 MiB; NaN without /proc.
+    assert milliseconds == pytest.approx(200) and (memory != memory or memory > 100)
 
 
 @pytest.fixture
@@ -70,9 +89,15 @@ def small(monkeypatch):
     monkeypatch.setitem(
         speed.RESTORERS,
         "restormer",
-        lambda guidance_channels=None: tiny.transformer(Restormer, guidance_channels=guidance_channels),
+        lambda guidance_channels=None: tiny.transformer(
+            Restormer, guidance_channels=guidance_channels
+        ),
     )
-    monkeypatch.setattr(speed, "GuidanceMatcher", lambda widths: GuidanceMatcher(widths=widths, depth=1, block_size=4))
+    monkeypatch.setattr(
+        speed,
+        "GuidanceMatcher",
+        lambda widths: GuidanceMatcher(widths=widths, depth=1, block_size=4),
+    )
 
 
 def test_every_way_is_timed(small):
@@ -90,8 +115,16 @@ def test_every_way_is_timed(small):
 
 def test_onnxruntime_is_timed_in_float32(small):
     pytest.importorskip("onnxruntime")
-    rows = list(speed.time_restorers(["restormer"], [(32, 48)], ["float32", "bfloat16"], ["ours", "onnx"], runs=1))
-    assert [(row.dtype, row.way) for row in rows] == [("float32", "ours"), ("float32", "onnx"), ("bfloat16", "ours")]
+    rows = list(
+        speed.time_restorers(
+            ["restormer"], [(32, 48)], ["float32", "bfloat16"], ["ours", "onnx"], runs=1
+        )
+    )
+    assert [(row.dtype, row.way) for row in rows] == [
+        ("float32", "ours"),
+        ("float32", "onnx"),
+        ("bfloat16", "ours"),
+    ]
     assert rows[1].gmac == rows[0].gmac and rows[1].of_peak > 0
 
 
@@ -114,7 +147,9 @@ def test_the_command_prints_a_line_for_each(small):
         ],
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"restormer +32 x 48 +float32 +ours .* ms .* MiB .* GMAC .* of peak", result.output)
+    assert re.search(
+        r"restormer +32 x 48 +float32 +ours .* ms .* MiB .* GMAC .* of peak", result.output
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A suite measures what it says: arms, seeds, intervals; and methods without learning do what they are for."""
+"""A suite measures what it says: arms, seeds, intervals; and methods without learning do what they
+are for."""
 
 import json
 
@@ -27,7 +28,13 @@ TOLD = (Row("noise told", "clean", "noise:25", baselines=("wavelet",), told="den
 def soft_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 5, 6, generator=generator)
-    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0].movedim(0, -1).numpy().copy()
+    return (
+        torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+        .clamp(0, 1)[0]
+        .movedim(0, -1)
+        .numpy()
+        .copy()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +53,13 @@ def test_every_arm_is_measured_for_every_seed(root):
     assert noise.images == ["0", "1", "2"] and pairs.images == ["1"]
     assert set(noise.psnr) == {"input", "none", "degraded", "cleaned", "oracle", "total variation"}
     assert set(pairs.psnr) == set(noise.psnr) - {"total variation"}
-    assert all(np.array(values).shape == (2, 3) for values in (*noise.psnr.values(), *noise.ssim.values()))
-    assert noise.psnr["input"][0] != noise.psnr["input"][1] and pairs.psnr["input"][0] == pairs.psnr["input"][1]
+    assert all(
+        np.array(values).shape == (2, 3) for values in (*noise.psnr.values(), *noise.ssim.values())
+    )
+    assert (
+        noise.psnr["input"][0] != noise.psnr["input"][1]
+        and pairs.psnr["input"][0] == pairs.psnr["input"][1]
+    )
     assert {"cleaned", "cleaned, coarse", "input, coarse", "none"} <= set(noise.guidance_psnr)
     assert noise.guidance_psnr["oracle"][0] == [float("inf")] * 3
 
@@ -55,10 +67,14 @@ def test_every_arm_is_measured_for_every_seed(root):
 def test_the_arms_are_what_the_pipeline_returns(root):
     pipe = tiny.pipeline()
     (scores,) = run_suite(pipe, root, ROWS[1:])
-    image = torch.from_numpy(read_picture(root / "pairs" / "input" / "1.png").pixels).movedim(-1, 0)[None]
+    image = torch.from_numpy(read_picture(root / "pairs" / "input" / "1.png").pixels).movedim(
+        -1, 0
+    )[None]
     clean = read_picture(root / "pairs" / "target" / "1.png").pixels
     for arm in ("none", "degraded", "cleaned"):
-        restored = pipe(image, guidance=arm, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+        restored = pipe(
+            image, guidance=arm, generator=torch.Generator().manual_seed(0), output_type="np"
+        ).images[0]
         assert scores.psnr[arm] == [[pytest.approx(psnr(restored, clean), abs=1e-6)]]
 
 
@@ -68,7 +84,10 @@ def test_the_default_of_a_checkpoint_is_an_arm_of_its_own(root):
         with torch.no_grad():
             pipe.detector.presence.bias += 50  # sees everything
         (scores,) = run_suite(pipe, root, ROWS[1:])
-        assert scores.psnr["default"] == scores.psnr[same] and scores.psnr["none"] != scores.psnr["cleaned"]
+        assert (
+            scores.psnr["default"] == scores.psnr[same]
+            and scores.psnr["none"] != scores.psnr["cleaned"]
+        )
         assert "default - none" in table([scores])
 
 
@@ -94,7 +113,8 @@ def test_what_shall_stay_belongs_to_the_target(root):
     row = Row("kept", "clean", "noise8:15", told="denoise", kept="haze:1")
     (scores,) = run_suite(tiny.pipeline(), root, [row], limit=1)
     assert set(scores.psnr) == {"input", "blind", "auto", "told", "keep"}
-    assert scores.psnr["input"][0][0] == pytest.approx(24.6, abs=1)  # the noise alone: the target is hazy too
+    # The noise alone: the target is hazy too.
+    assert scores.psnr["input"][0][0] == pytest.approx(24.6, abs=1)
 
 
 def test_of_a_blind_restorer_a_row_has_no_told_arm(root):
@@ -111,7 +131,9 @@ def test_without_a_chain_only_the_restorer_is_measured(root):
 
 
 def test_a_gain_has_an_interval_over_images():
-    scores = RowScores("x", ["a", "b"], {"none": [[20, 30], [20, 30]], "cleaned": [[21, 30], [23, 30]]})
+    scores = RowScores(
+        "x", ["a", "b"], {"none": [[20, 30], [20, 30]], "cleaned": [[21, 30], [23, 30]]}
+    )
     mean, low, high = scores.difference("cleaned", "none")
     assert mean == pytest.approx(1) and low == pytest.approx(0) and high == pytest.approx(2)
     assert "+1.00 [+0.00, +2.00]" in table([scores])
@@ -123,15 +145,29 @@ def test_equal_images_do_not_make_a_mean_infinite():
 
 
 def test_a_missing_set_is_named_before_anything_is_measured(root):
-    with pytest.raises(ValueError, match="lacks the sets CBSD68, CC15, GoPro_street4, LOL_eval15, Rain100L_30"):
+    with pytest.raises(
+        ValueError, match="lacks the sets CBSD68, CC15, GoPro_street4, LOL_eval15, Rain100L_30"
+    ):
         run_suite(tiny.pipeline(), root)
 
 
 def test_the_command_prints_tables_and_writes_every_score(root, tmp_path, monkeypatch):
     monkeypatch.setitem(suite.SUITES, "mini", ROWS)
     tiny.pipeline().save_pretrained(tmp_path / "chain")
-    arguments = ["evaluate", "--suite", "mini", "--data", str(root), "--checkpoint", str(tmp_path / "chain"), "--seeds", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--limit", "1", "--tile", "64", "--json", str(tmp_path / "s.json")])
+    arguments = [
+        "evaluate",
+        "--suite",
+        "mini",
+        "--data",
+        str(root),
+        "--checkpoint",
+        str(tmp_path / "chain"),
+        "--seeds",
+        "2",
+    ]
+    result = CliRunner().invoke(
+        app, [*arguments, "--limit", "1", "--tile", "64", "--json", str(tmp_path / "s.json")]
+    )
     assert result.exit_code == 0, result.output
     assert "tiles of 64 pixels" in result.output and "| cleaned - none [95 %] |" in result.output
     written = json.loads((tmp_path / "s.json").read_text())
@@ -141,7 +177,17 @@ def test_the_command_prints_tables_and_writes_every_score(root, tmp_path, monkey
 def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
     monkeypatch.setitem(suite.SUITES, "mini", ROWS)
     tiny.pipeline().save_pretrained(tmp_path / "chain")
-    arguments = ["evaluate", "--suite", "mini", "--data", str(root), "--checkpoint", str(tmp_path / "chain"), "--row", "pair"]
+    arguments = [
+        "evaluate",
+        "--suite",
+        "mini",
+        "--data",
+        str(root),
+        "--checkpoint",
+        str(tmp_path / "chain"),
+        "--row",
+        "pair",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "| pairs |" in result.output and "| noise |" not in result.output
@@ -154,8 +200,14 @@ def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
         (["--suite", "mini", "--degradation", "noise:5"], "A suite brings its degradations"),
         (["--suite", "mini", "--task", "denoise"], "A suite brings its degradations, its task"),
         (["--suite", "mini"], "lacks the sets"),
-        (["--suite", "mini", "--row", "fog"], "No row of mini starts with fog; it has noise 15, noise 25"),
-        (["--seeds", "2"], "`--row`, `--seeds`, `--baselines` and `--against` belong to a `--suite`"),
+        (
+            ["--suite", "mini", "--row", "fog"],
+            "No row of mini starts with fog; it has noise 15, noise 25",
+        ),
+        (
+            ["--seeds", "2"],
+            "`--row`, `--seeds`, `--baselines` and `--against` belong to a `--suite`",
+        ),
     ],
 )
 def test_what_a_suite_cannot_do_is_said(arguments, message, tmp_path):

@@ -1,5 +1,5 @@
-"""The command line gives the configuration that it says or an error that can be mended; checkpoints are whole or absent; a run that
-was cut short goes on to the same bits.
+"""The command line gives the configuration that it says or an error that can be mended; checkpoints
+are whole or absent; a run that was cut short goes on to the same bits.
 """
 
 import json
@@ -59,15 +59,24 @@ def test_flags_override_the_recipe_and_the_recipe_overrides_defaults(tmp_path):
     config = restorer(tmp_path, text, "--learning_rate", "0.5")
     assert (config.max_train_steps, config.learning_rate, config.loss) == (7, 0.5, "psnr")
     assert config.lr_scheduler == "warmup_stable_decay"
-    flags_first = parse_config(train_restorer.Config, ["--learning_rate", "0.5", *RESTORER, *recipe(tmp_path, text)])
+    flags_first = parse_config(
+        train_restorer.Config, ["--learning_rate", "0.5", *RESTORER, *recipe(tmp_path, text)]
+    )
     assert flags_first == config
 
 
 def test_flags_replace_a_list_of_the_recipe(tmp_path):
-    text = "degradations: [rain:heavy, haze:1]\nresolution: [16, 24]\ntrain_batch_size: [4, 2]\nphase_ends: [5]\n"
+    text = (
+        "degradations: [rain:heavy, haze:1]\nresolution: [16, 24]\ntrain_batch_size: [4, "
+        "2]\nphase_ends: [5]\n"
+    )
     config = parse_config(train_restorer.Config, [*recipe(tmp_path, text), *RESTORER])
     assert config.degradations == ["noise:25"]
-    assert (config.resolution, config.train_batch_size, config.phase_ends) == ([16, 24], [4, 2], [5])
+    assert (config.resolution, config.train_batch_size, config.phase_ends) == (
+        [16, 24],
+        [4, 2],
+        [5],
+    )
 
 
 @pytest.mark.parametrize("name", ["train_data_dir", "degradations", "validation_degradations"])
@@ -76,7 +85,10 @@ def test_a_text_for_a_list_is_one_entry_and_not_its_letters(tmp_path, name):
     arguments = [
         "--output_dir",
         "runs/x",
-        *recipe(tmp_path, f"train_data_dir: photos\n{name}: {value}\n".split("\n", name == "train_data_dir")[-1]),
+        *recipe(
+            tmp_path,
+            f"train_data_dir: photos\n{name}: {value}\n".split("\n", name == "train_data_dir")[-1],
+        ),
     ]
     assert getattr(parse_config(train_cleaner.Config, arguments), name) == [value]
 
@@ -91,12 +103,16 @@ def test_an_empty_list_of_a_recipe_is_an_empty_list(tmp_path):
     assert restorer(tmp_path, "phase_ends: []\nmatcher_widths: []\n").phase_ends == []
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1.0e-4", 1e-4), ("2", 2.0), ("'3e-5'", 3e-5)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1.0e-4", 1e-4), ("2", 2.0), ("'3e-5'", 3e-5)]
+)
 def test_numbers_of_a_recipe_are_numbers_however_they_are_written(tmp_path, text, value):
     assert restorer(tmp_path, f"learning_rate: {text}\n").learning_rate == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("yes", True), ("false", False), ("off", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("yes", True), ("false", False), ("off", False)]
+)
 def test_booleans_of_a_recipe_turn_knobs_on_and_off(tmp_path, text, value):
     config = restorer(tmp_path, f"use_ema: {text}\ngradient_checkpointing: {text}\n")
     assert config.use_ema is value and config.gradient_checkpointing is value
@@ -147,7 +163,9 @@ def test_one_section_of_a_recipe_can_be_chosen(tmp_path):
 def test_the_configuration_that_a_run_writes_is_a_recipe_for_it(tmp_path):
     before = parse_config(train_restorer.Config, RESTORER)
     (tmp_path / "config.json").write_text(json.dumps(vars(before)))
-    assert parse_config(train_restorer.Config, ["--config", str(tmp_path / "config.json")]) == before
+    assert (
+        parse_config(train_restorer.Config, ["--config", str(tmp_path / "config.json")]) == before
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,10 +176,19 @@ def test_the_configuration_that_a_run_writes_is_a_recipe_for_it(tmp_path):
         (["--max_train_steps", "0"], "`--max_train_steps` must be at least 1"),
         (["--checkpointing_steps", "0"], "`--checkpointing_steps` must be at least 1"),
         (["--validation_steps", "0"], "`--validation_steps` must be at least 1"),
-        (["--gradient_accumulation_steps", "0"], "`--gradient_accumulation_steps` must be at least 1"),
+        (
+            ["--gradient_accumulation_steps", "0"],
+            "`--gradient_accumulation_steps` must be at least 1",
+        ),
         (["--mixed_precision", "fp8"], "`--mixed_precision` must be .*got 'fp8'"),
-        (["--lr_scheduler", "cosine", "--lr_decay_steps", "9"], "`--lr_decay_steps` belongs to .*, got 'cosine'"),
-        (["--report_to", "aim"], "tracker 'aim' is not installed: pip install aim, or pass `--report_to none`"),
+        (
+            ["--lr_scheduler", "cosine", "--lr_decay_steps", "9"],
+            "`--lr_decay_steps` belongs to .*, got 'cosine'",
+        ),
+        (
+            ["--report_to", "aim"],
+            "tracker 'aim' is not installed: pip install aim, or pass `--report_to none`",
+        ),
         (["--degradations", "snow:3"], "snow"),
         (["--degradations", "noise:25@0"], "must be a positive number"),
     ],
@@ -169,7 +196,9 @@ def test_the_configuration_that_a_run_writes_is_a_recipe_for_it(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_knob_that_cannot_be_is_refused_by_every_stage(script, flags, message):
     with pytest.raises(ValueError, match=message):
-        parse_config(script.Config, ["--output_dir", "runs/x", "--train_data_dir", "photos", *flags])
+        parse_config(
+            script.Config, ["--output_dir", "runs/x", "--train_data_dir", "photos", *flags]
+        )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -183,7 +212,9 @@ def test_half_precision_without_a_gpu_is_refused(script, monkeypatch):
 def test_automatic_precision_takes_bf16_only_where_it_is_faster(bf16, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr(training, "matmul_speed", lambda dtype, **options: bf16 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(
+        training, "matmul_speed", lambda dtype, **options: bf16 if dtype == torch.bfloat16 else 2.0
+    )
     training.is_fast_at_bf16.cache_clear()
     assert parse_config(SCRIPTS[0].Config, RESTORER).mixed_precision == chosen
     training.is_fast_at_bf16.cache_clear()
@@ -200,7 +231,9 @@ def test_a_cpu_without_bf16_is_not_asked_for_its_speed(monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_data_is_refused(script):
-    with pytest.raises(ValueError, match="Say what to train on: `--train_data_dir` or `--dataset_name`"):
+    with pytest.raises(
+        ValueError, match="Say what to train on: `--train_data_dir` or `--dataset_name`"
+    ):
         parse_config(script.Config, ["--output_dir", "runs/x"])
 
 
@@ -215,13 +248,42 @@ def test_a_token_is_not_logged_to_wandb():
         (["--resolution", "16", "24"], "one entry a phase"),
         (["--resolution", "16", "24", "--train_batch_size", "4", "2"], "`--phase_ends` one less"),
         (["--phase_ends", "5"], "one entry a phase"),
-        (["--resolution", "8", "8", "8", "--train_batch_size", "1", "1", "1", "--phase_ends", "9", "5"], "must rise"),
         (
-            ["--resolution", "8", "8", "--train_batch_size", "1", "1", "--phase_ends", "9", "--max_train_steps", "9"],
+            [
+                "--resolution",
+                "8",
+                "8",
+                "8",
+                "--train_batch_size",
+                "1",
+                "1",
+                "1",
+                "--phase_ends",
+                "9",
+                "5",
+            ],
+            "must rise",
+        ),
+        (
+            [
+                "--resolution",
+                "8",
+                "8",
+                "--train_batch_size",
+                "1",
+                "1",
+                "--phase_ends",
+                "9",
+                "--max_train_steps",
+                "9",
+            ],
             "end before `--max_train_steps`",
         ),
         (["--restorer", "UNet"], "Unknown `--restorer` 'UNet'; known are .*NAFNet"),
-        (["--restorer", "TextualCleaner"], "Unknown `--restorer` 'TextualCleaner'; known are .*NAFNet"),
+        (
+            ["--restorer", "TextualCleaner"],
+            "Unknown `--restorer` 'TextualCleaner'; known are .*NAFNet",
+        ),
     ],
 )
 def test_phases_and_networks_that_do_not_fit_are_refused(flags, message):
@@ -232,19 +294,34 @@ def test_phases_and_networks_that_do_not_fit_are_refused(flags, message):
 @pytest.mark.parametrize(("diffusion", "word"), [("0", "0"), ("-1", "2"), ("1", "-0.5")])
 def test_a_cleaner_needs_something_to_learn_from(diffusion, word):
     with pytest.raises(ValueError, match="must not be negative, and one of them above 0"):
-        parse_config(train_cleaner.Config, [*RESTORER, "--diffusion_weight", diffusion, "--word_weight", word])
+        parse_config(
+            train_cleaner.Config,
+            [*RESTORER, "--diffusion_weight", diffusion, "--word_weight", word],
+        )
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--also_train", "vae"], "`--also_train` may name mapper and unet, got vae"),
-        (["--also_train", "mapper", "--word_weight", "1"], "which `--also_train mapper` would move"),
-        (["--also_train", "unet", "--diffusion_weight", "0", "--word_weight", "1"], "alone does not reach the UNet"),
+        (
+            ["--also_train", "mapper", "--word_weight", "1"],
+            "which `--also_train mapper` would move",
+        ),
+        (
+            ["--also_train", "unet", "--diffusion_weight", "0", "--word_weight", "1"],
+            "alone does not reach the UNet",
+        ),
         (["--guidance_init", "sketch"], "must be noise or image, got 'sketch'"),
         (["--init_strength", "0"], r"must lie in \(0, 1\]"),
-        (["--init_strength", "0.2", "--diffusion_weight", "0", "--word_weight", "1"], "with `--word_weight` alone nothing is"),
-        (["--snr_gamma", "5", "--diffusion_weight", "0", "--pixel_weight", "1"], "which is 0; leave it out"),
+        (
+            ["--init_strength", "0.2", "--diffusion_weight", "0", "--word_weight", "1"],
+            "with `--word_weight` alone nothing is",
+        ),
+        (
+            ["--snr_gamma", "5", "--diffusion_weight", "0", "--pixel_weight", "1"],
+            "which is 0; leave it out",
+        ),
     ],
 )
 def test_a_cleaner_is_not_asked_for_what_it_could_not_do(flags, message):
@@ -265,7 +342,9 @@ def test_guidance_that_cannot_be_painted_is_refused(flags, message):
         parse_config(make_guidance.Config, ["--data", "photos", "--output_dir", "x", *flags])
 
 
-@pytest.mark.parametrize("error", [ValueError("no such recipe"), PermissionError(13, "Permission denied", "/root/x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no such recipe"), PermissionError(13, "Permission denied", "/root/x")]
+)
 def test_an_error_that_can_be_mended_is_one_line_and_exit_code_1(monkeypatch, error):
     def fail(config):
         raise error
@@ -273,7 +352,8 @@ def test_an_error_that_can_be_mended_is_one_line_and_exit_code_1(monkeypatch, er
     monkeypatch.setattr(sys, "argv", ["train_x.py", "--output_dir", "x"])
     with pytest.raises(SystemExit) as caught:
         run_script(fail, TrainingConfig)
-    assert caught.value.code == f"error: {error}" and "\n" not in caught.value.code  # python prints a text and exits with 1
+    # Python prints a text and exits with 1.
+    assert caught.value.code == f"error: {error}" and "\n" not in caught.value.code
     assert caught.value.__suppress_context__ and caught.value.__cause__ is None
 
 
@@ -325,19 +405,31 @@ def test_checkpoints_are_ordered_by_their_numbers(tmp_path):
     accelerator, *_ = learner()
     for step in (100, 9, 10):
         save_checkpoint(accelerator, tmp_path, step)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "checkpoint-9",
+        "checkpoint-10",
+        "checkpoint-100",
+    ]
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-100"
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
-    for name in ("checkpoint-best", "checkpoint-", "old-checkpoint-3", ".checkpoint-4.part", "checkpoint-5x"):
+    for name in (
+        "checkpoint-best",
+        "checkpoint-",
+        "old-checkpoint-3",
+        ".checkpoint-4.part",
+        "checkpoint-5x",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-6").write_text("a file")
     assert list_checkpoints(tmp_path) == []
     assert find_checkpoint(tmp_path, "latest") is None
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1, [30]), (2, [20, 30]), (5, [5, 20, 30]), (None, [5, 20, 30])])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(1, [30]), (2, [20, 30]), (5, [5, 20, 30]), (None, [5, 20, 30])]
+)
 def test_the_oldest_checkpoints_make_room(tmp_path, limit, kept):
     accelerator, *_ = learner()
     for step in (5, 20, 30):
@@ -391,7 +483,10 @@ def test_a_checkpoint_can_be_named(tmp_path):
     accelerator, *_ = learner()
     for step in (1, 2):
         save_checkpoint(accelerator, tmp_path, step)
-    assert find_checkpoint(tmp_path / "elsewhere", str(tmp_path / "checkpoint-1")) == tmp_path / "checkpoint-1"
+    assert (
+        find_checkpoint(tmp_path / "elsewhere", str(tmp_path / "checkpoint-1"))
+        == tmp_path / "checkpoint-1"
+    )
 
 
 @pytest.mark.parametrize("name", ["checkpoint-8", "weights", "checkpoint-empty", "checkpoint-0"])
@@ -399,7 +494,10 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, name):
     for folder in ("weights", "checkpoint-empty", "checkpoint-0"):
         (tmp_path / folder).mkdir()
     (tmp_path / "weights" / "optimizer.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"{name} is not a checkpoint: a folder `checkpoint-STEP` with optimizer.bin"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{name} is not a checkpoint: a folder `checkpoint-STEP` with optimizer.bin",
+    ):
         find_checkpoint(tmp_path, str(tmp_path / name))
 
 
@@ -425,7 +523,10 @@ class Numbers(Dataset):
 
     def __getitem__(self, index):
         self.seen.append(index)
-        return {"x": torch.randn(3, generator=torch.Generator().manual_seed(index)), "index": torch.tensor(index)}
+        return {
+            "x": torch.randn(3, generator=torch.Generator().manual_seed(index)),
+            "index": torch.tensor(index),
+        }
 
 
 @dataclass(kw_only=True)
@@ -444,15 +545,21 @@ def squared(model, batch):
 
 
 def learn(folder, loss=squared, phases=None, **knobs) -> TrainingRun:
-    """Train a linear layer beside a frozen one; returns the finished run with what it `saw` and its `rates`, batch by batch."""
+    """Train a linear layer beside a frozen one; returns the finished run with what it `saw` and its
+    `rates`, batch by batch."""
     forget_processes()
     config = Knobs(output_dir=str(folder), **knobs)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, config.width), torch.nn.Linear(config.width, 2).requires_grad_(False))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, config.width), torch.nn.Linear(config.width, 2).requires_grad_(False)
+    )
     run = TrainingRun(config, {"model": model})
     run.saw, run.rates = [], []
     for batch in run.batches(
-        [(Numbers(), size, end) for size, end in phases or [(config.train_batch_size, config.max_train_steps)]]
+        [
+            (Numbers(), size, end)
+            for size, end in phases or [(config.train_batch_size, config.max_train_steps)]
+        ]
     ):
         with run.accumulate():
             run.saw.append(batch["index"].tolist())
@@ -496,7 +603,12 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
 
 
 def test_the_learning_rate_rises_in_the_warm_up_and_falls_at_the_end(tmp_path):
-    knobs = {"max_train_steps": 9, "lr_scheduler": "warmup_stable_decay", "lr_warmup_steps": 2, "lr_decay_steps": 3}
+    knobs = {
+        "max_train_steps": 9,
+        "lr_scheduler": "warmup_stable_decay",
+        "lr_warmup_steps": 2,
+        "lr_decay_steps": 3,
+    }
     rates = learn(tmp_path, **knobs).rates
     assert 0 <= rates[0] < rates[1] < 0.05
     assert rates[2:7] == pytest.approx([0.05] * 5)
@@ -509,14 +621,26 @@ def test_a_checkpoint_holds_the_trained_weights_and_no_others(tmp_path):
     assert sorted(saved) == ["model.0.bias", "model.0.weight"]
     assert torch.equal(saved["model.0.weight"], run.bare["model"][0].weight)
     files = {path.name for path in (tmp_path / "checkpoint-6").iterdir()}
-    assert files == {"trainable.safetensors", "optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"}
+    assert files == {
+        "trainable.safetensors",
+        "optimizer.bin",
+        "random_states_0.pkl",
+        "custom_checkpoint_0.pkl",
+    }
 
 
 def test_an_output_folder_with_checkpoints_is_refused_unless_resumed(tmp_path):
     learn(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run \(checkpoint-2\); pass `--resume_from_checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds checkpoints of an earlier run \(checkpoint-2\); pass "
+        r"`--resume_from_checkpoint",
+    ):
         learn(tmp_path, max_train_steps=4)
-    assert learn(tmp_path, max_train_steps=4, resume_from_checkpoint="latest").saw == [[4, 5], [6, 7]]
+    assert learn(tmp_path, max_train_steps=4, resume_from_checkpoint="latest").saw == [
+        [4, 5],
+        [6, 7],
+    ]
 
 
 def test_latest_in_a_fresh_folder_starts_at_the_beginning(tmp_path):
@@ -543,20 +667,27 @@ def test_a_folder_that_is_no_checkpoint_cannot_be_resumed(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_an_error_that_names_what_differs(tmp_path):
     learn(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match=r"checkpoint of another model; 2 weights do not fit.*\(2, 3\) instead of \(5, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint of another model; 2 weights do not fit.*\(2, 3\) instead of \(5, 3\)",
+    ):
         learn(tmp_path, width=5, resume_from_checkpoint="latest")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(ValueError, match="cannot be written: Permission denied; choose another `--output_dir`"):
+    with pytest.raises(
+        ValueError, match="cannot be written: Permission denied; choose another `--output_dir`"
+    ):
         learn(tmp_path / "run")
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_named(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(ValueError, match=r"run cannot be written: .*; choose another `--output_dir`"):
+    with pytest.raises(
+        ValueError, match=r"run cannot be written: .*; choose another `--output_dir`"
+    ):
         learn(tmp_path / "run")
 
 
@@ -565,9 +696,15 @@ def test_a_loss_that_is_not_finite_is_an_error_and_no_checkpoint_keeps_it(tmp_pa
     def burst(model, batch):
         return squared(model, batch) * (float("nan") if 6 in batch["index"] else 1.0)  # in step 4
 
-    with pytest.raises(ValueError, match=r"The loss is nan at step \d; take a lower `--learning_rate` and resume"):
+    with pytest.raises(
+        ValueError, match=r"The loss is nan at step \d; take a lower `--learning_rate` and resume"
+    ):
         learn(tmp_path, burst, checkpointing_steps=every)
-    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == {1: [1, 2, 3], 2: [2], 4: []}[every]
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == {
+        1: [1, 2, 3],
+        2: [2],
+        4: [],
+    }[every]
 
 
 @pytest.mark.parametrize("every", [1, 6])
@@ -581,12 +718,16 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, every):
     with pytest.raises(ValueError, match=r"finite|nan"):
         learn(tmp_path, cusp, checkpointing_steps=every)
     for checkpoint in list_checkpoints(tmp_path):
-        assert all(value.isfinite().all() for value in trained(checkpoint).values()), checkpoint.name
+        assert all(value.isfinite().all() for value in trained(checkpoint).values()), (
+            checkpoint.name
+        )
 
 
 def test_a_model_without_trainable_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Nothing to train"):
-        TrainingRun(Knobs(output_dir=str(tmp_path)), {"model": torch.nn.Linear(2, 2).requires_grad_(False)})
+        TrainingRun(
+            Knobs(output_dir=str(tmp_path)), {"model": torch.nn.Linear(2, 2).requires_grad_(False)}
+        )
 
 
 def test_settings_are_kept_without_the_token(tmp_path):

@@ -56,14 +56,23 @@ def test_what_hung_on_a_word_goes_with_it(caption, expected):
 
 @pytest.mark.parametrize(
     ("caption", "expected"),
-    [("a dog in the rain", "a dog"), ("a dog in rain", "a dog"), ("a house through the fog", "a house")],
+    [
+        ("a dog in the rain", "a dog"),
+        ("a dog in rain", "a dog"),
+        ("a house through the fog", "a house"),
+    ],
 )
 def test_a_preposition_does_not_dangle_at_the_end(caption, expected):
     assert without_degradations(caption) == expected
 
 
 @pytest.mark.parametrize(
-    "caption", ["a photo, blurry, noisy.", "a dim, out-of-focus, grainy photo", "hazy, a street, dark, at night"]
+    "caption",
+    [
+        "a photo, blurry, noisy.",
+        "a dim, out-of-focus, grainy photo",
+        "hazy, a street, dark, at night",
+    ],
 )
 def test_commas_are_not_left_alone(caption):
     kept = without_degradations(caption)
@@ -72,7 +81,13 @@ def test_commas_are_not_left_alone(caption):
 
 @pytest.mark.parametrize("word", EVERY_WORD)
 @pytest.mark.parametrize(
-    "caption", ["a {} dog, at night", "a dog, {}, at night.", "{} dog in the {}, at a lake", "a dog with {} and a cat"]
+    "caption",
+    [
+        "a {} dog, at night",
+        "a dog, {}, at night.",
+        "{} dog in the {}, at a lake",
+        "a dog with {} and a cat",
+    ],
 )
 def test_doing_it_twice_changes_nothing(caption, word):
     kept = without_degradations(caption.format(word, word))

@@ -26,7 +26,22 @@ from textir.models import (
 )
 
 WORD_DIM, IMAGE_DIM, NUM_WORDS = 16, 24, 4
-WORDS = ["a", "photo", "of", "the", "rainy", "hazy", "dark", "clean", "blurred", "noisy", "dog", "street", ",", "."]
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "the",
+    "rainy",
+    "hazy",
+    "dark",
+    "clean",
+    "blurred",
+    "noisy",
+    "dog",
+    "street",
+    ",",
+    ".",
+]
 
 
 def tokenizer(length: int = 24) -> CLIPTokenizer:
@@ -100,8 +115,8 @@ def vae_tiny() -> AutoencoderTiny:
 
 
 def restorer(guided: bool = True, open_gates: bool = True, told: bool = False) -> NAFNet:
-    """A NAFNet; with `open_gates` the zero-initialised gates are set so that blocks, guidance and, with `told`, the condition show in the
-    output."""
+    """A NAFNet; with `open_gates` the zero-initialised gates are set so that blocks, guidance and,
+    with `told`, the condition show in the output."""
     model = NAFNet(
         width=4,
         encoder_depths=(1, 1),
@@ -122,21 +137,37 @@ def transformer(
     if network is not DRSformer:
         shape["refinement_depth"] = 1
     if network is PromptIR:
-        shape |= {"prompt_channels": (4, 8), "prompt_sizes": (8, 4), "prompt_count": 2, "prompt_heads": 2}
-    model = network(**{**shape, "heads": (1, 2, 2), "guidance_channels": (4, 6, 8) if guided else None, **overrides})
+        shape |= {
+            "prompt_channels": (4, 8),
+            "prompt_sizes": (8, 4),
+            "prompt_count": 2,
+            "prompt_heads": 2,
+        }
+    model = network(
+        **{
+            **shape,
+            "heads": (1, 2, 2),
+            "guidance_channels": (4, 6, 8) if guided else None,
+            **overrides,
+        }
+    )
     return with_open_gates(model) if open_gates else model
 
 
 def sfnet(guided: bool = True, open_gates: bool = True, **overrides) -> SFNet:
     """An SFNet of two blocks a group, the second with dynamic filters."""
-    model = SFNet(**{"width": 16, "depth": 2, "guidance_channels": (4, 6, 8) if guided else None, **overrides})
+    model = SFNet(
+        **{"width": 16, "depth": 2, "guidance_channels": (4, 6, 8) if guided else None, **overrides}
+    )
     return with_open_gates(model) if open_gates else model
 
 
 def with_open_gates(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("alpha", "scale1", "scale2", "patch_selection.low", "patch_selection.high")):
+            if name.endswith(
+                ("alpha", "scale1", "scale2", "patch_selection.low", "patch_selection.high")
+            ):
                 parameter.fill_(0.5)
             if name.endswith(("expert_up", "modulate.weight", "condition_shift.weight")):
                 parameter.normal_(std=0.3)
@@ -148,11 +179,18 @@ def components(seed: int = 0, vae: str = "kl", **overrides) -> dict:
     torch.manual_seed(seed)
     words = tokenizer()
     vision = CLIPVisionConfig(
-        hidden_size=IMAGE_DIM, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=IMAGE_DIM,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     parts = {
         "image_encoder": CLIPVisionModel(vision),
-        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        "image_processor": CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
         "tokenizer": words,
         "text_encoder": text_encoder(len(words)),
         "mapper": ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16),
@@ -172,7 +210,9 @@ def components(seed: int = 0, vae: str = "kl", **overrides) -> dict:
 
 def pipeline(seed: int = 0, vae: str = "kl", **overrides) -> TextGuidedRestorationPipeline:
     """A whole pipeline of tiny components, two steps by default and quiet."""
-    pipe = TextGuidedRestorationPipeline(**{"default_num_inference_steps": 2, **components(seed, vae, **overrides)})
+    pipe = TextGuidedRestorationPipeline(
+        **{"default_num_inference_steps": 2, **components(seed, vae, **overrides)}
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,8 +1,9 @@
-"""What a restorer is told during training: which of the degradations in a photo shall go, and what the photo then looks like.
+"""What a restorer is told during training: which of the degradations in a photo shall go, and what
+the photo then looks like.
 
-A condition is a vector with an entry for each label, 1 where that degradation shall go, and a last one for "find out yourself".
-Samples whose wish is only a part of what is wrong, or something that is not there at all, teach a network to leave the rest alone.
-Ours; not in the paper.
+A condition is a vector with an entry for each label, 1 where that degradation shall go, and a last
+one for "find out yourself". Samples whose wish is only a part of what is wrong, or something that
+is not there at all, teach a network to leave the rest alone. Ours; not in the paper.
 """
 
 from collections.abc import Sequence
@@ -34,11 +35,14 @@ class Wish(NamedTuple):
 
 
 def condition_of(removed: Sequence[str] = (), blind: bool = False) -> torch.Tensor:
-    """The condition `(len(LABELS) + 1,)` that asks for labels to be removed, or for the network to find out."""
+    """The condition `(len(LABELS) + 1,)` that asks for labels to be removed, or for the network to
+    find out."""
     return torch.tensor([float(label in removed) for label in LABELS] + [float(blind)])
 
 
-def draw_wish(present: Sequence[str], told_share: float, generator: torch.Generator | None = None) -> Wish:
+def draw_wish(
+    present: Sequence[str], told_share: float, generator: torch.Generator | None = None
+) -> Wish:
     """Draw what to ask of a sample.
 
     Args:
@@ -55,7 +59,9 @@ def draw_wish(present: Sequence[str], told_share: float, generator: torch.Genera
     hidden = {"noise"} if HIDES_NOISE & set(present) else set()
     absent = [label for label in LABELS if label not in present and label not in hidden]
     if chance() < ABSENT_SHARE:
-        return Wish(condition_of(_some(absent, 1 + (chance() < 1 / 3), generator)), kept=len(present))
+        return Wish(
+            condition_of(_some(absent, 1 + (chance() < 1 / 3), generator)), kept=len(present)
+        )
     cuts = [cut for cut in range(1, len(present)) if _can_keep(present[:cut], present[cut:])]
     if cuts and chance() < PARTIAL_SHARE:
         cut = cuts[int(torch.randint(len(cuts), (), generator=generator))]
@@ -64,9 +70,12 @@ def draw_wish(present: Sequence[str], told_share: float, generator: torch.Genera
     return Wish(condition_of([*present, *extra]))
 
 
-def draw_wish_of_pair(present: Sequence[str], told_share: float, generator: torch.Generator | None = None) -> Wish:
-    """The same for a pair, whose degradations cannot be had apart: all of it shall go, or nothing. Of pairs that suffer from several,
-    half name the first alone: people say what they see first. `kept` is then 0 or all."""
+def draw_wish_of_pair(
+    present: Sequence[str], told_share: float, generator: torch.Generator | None = None
+) -> Wish:
+    """The same for a pair, whose degradations cannot be had apart: all of it shall go, or nothing.
+    Of pairs that suffer from several, half name the first alone: people say what they see first.
+    `kept` is then 0 or all."""
     wish = draw_wish(present[:1], told_share, generator)
     told = [label for label, entry in zip(LABELS, wish.condition) if entry]
     if wish.kept:

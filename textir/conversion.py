@@ -1,7 +1,8 @@
 """Published weights of the restoration networks, into the project's layout and back.
 
-The published files keep their weights under names of their own (also below `params`, `params_ema`, `state_dict` or Lightning's `net.`); the
-configuration follows from the shapes. Only tensors are read: a pickle with anything else in it is refused.
+The published files keep their weights under names of their own (also below `params`, `params_ema`,
+`state_dict` or Lightning's `net.`); the configuration follows from the shapes. Only tensors are
+read: a pickle with anything else in it is refused.
 """
 
 import re
@@ -21,9 +22,11 @@ class Format(NamedTuple):
 
     Attributes:
         network: the project's class.
-        renames: pairs of (published, ours); `#` stands for a number and keeps it, literal numbers are levels.
+        renames: pairs of (published, ours); `#` stands for a number and keeps it, literal numbers
+            are levels.
         telling: keys by which a file of this network is known.
-        unused: regular expression of published weights that no forward pass uses; they are left out, and made again on the way back.
+        unused: regular expression of published weights that no forward pass uses; they are left
+            out, and made again on the way back.
     """
 
     network: type
@@ -51,12 +54,20 @@ def _in_blocks(published: str, ours: str) -> tuple[tuple[str, str], ...]:
 
 _RESTORMER = (
     ("patch_embed.proj.", "embed."),
-    *(pair for level in (1, 2, 3) for pair in _in_blocks(f"encoder_level{level}.#.", f"encoders.{level - 1}.#.")),
+    *(
+        pair
+        for level in (1, 2, 3)
+        for pair in _in_blocks(f"encoder_level{level}.#.", f"encoders.{level - 1}.#.")
+    ),
     *((f"down{level}_{level + 1}.body.0.", f"downs.{level - 1}.0.") for level in (1, 2, 3)),
     *_in_blocks("latent.#.", "middle.#."),
     *((f"up{level + 1}_{level}.body.0.", f"ups.{3 - level}.0.") for level in (3, 2, 1)),
     *((f"reduce_chan_level{level}.", f"reduces.{3 - level}.") for level in (3, 2)),
-    *(pair for level in (3, 2, 1) for pair in _in_blocks(f"decoder_level{level}.#.", f"decoders.{3 - level}.#.")),
+    *(
+        pair
+        for level in (3, 2, 1)
+        for pair in _in_blocks(f"decoder_level{level}.#.", f"decoders.{3 - level}.#.")
+    ),
     *_in_blocks("refinement.#.", "refinement.#."),
     ("skip_conv.", "skip."),
     ("output.", "output."),
@@ -66,7 +77,11 @@ _PROMPTIR = (
     *((f"prompt{level}.prompt_param", f"prompts.{3 - level}.prompts") for level in (3, 2, 1)),
     *((f"prompt{level}.linear_layer.", f"prompts.{3 - level}.weigh.") for level in (3, 2, 1)),
     *((f"prompt{level}.conv3x3.", f"prompts.{3 - level}.smooth.") for level in (3, 2, 1)),
-    *(pair for level in (3, 2, 1) for pair in _in_blocks(f"noise_level{level}.", f"prompts.{3 - level}.block.")),
+    *(
+        pair
+        for level in (3, 2, 1)
+        for pair in _in_blocks(f"noise_level{level}.", f"prompts.{3 - level}.block.")
+    ),
     *((f"reduce_noise_level{level}.", f"prompts.{3 - level}.reduce.") for level in (3, 2, 1)),
 )
 _EXPERTS = (
@@ -144,12 +159,22 @@ _SFNET = (
     *((f"ConvsOut.{level}.main.0.", f"outputs.{level}.0.") for level in (0, 1)),
     ("feat_extract.5.main.0.", "outputs.2.0."),
     *((f"FAM{3 - level}.merge.main.0.", f"pyramid.{level - 1}.merge.0.") for level in (1, 2)),
-    *((f"SCM{3 - level}.main.{i}.main.0.", f"pyramid.{level - 1}.layers.{i}.0.") for level in (1, 2) for i in range(4)),
+    *(
+        (f"SCM{3 - level}.main.{i}.main.0.", f"pyramid.{level - 1}.layers.{i}.0.")
+        for level in (1, 2)
+        for i in range(4)
+    ),
     *((f"SCM{3 - level}.main.4.", f"pyramid.{level - 1}.layers.4.") for level in (1, 2)),
 )
 FORMATS = {
     "restormer": Format(
-        Restormer, _RESTORMER, ("patch_embed.proj.weight", "encoder_level1.0.attn.qkv.weight", "latent.0.ffn.dwconv.weight")
+        Restormer,
+        _RESTORMER,
+        (
+            "patch_embed.proj.weight",
+            "encoder_level1.0.attn.qkv.weight",
+            "latent.0.ffn.dwconv.weight",
+        ),
     ),
     "promptir": Format(
         PromptIR,
@@ -158,40 +183,71 @@ FORMATS = {
         r"chnl_reduce\d\.|reduce_noise_channel_\d\.",
     ),
     "drsformer": Format(
-        DRSformer, _DRSFORMER, ("patch_embed.proj.weight", "encoder_level1.0.attn.attn1", "latent.0.ffn.dwconv3x3.weight")
+        DRSformer,
+        _DRSFORMER,
+        ("patch_embed.proj.weight", "encoder_level1.0.attn.attn1", "latent.0.ffn.dwconv3x3.weight"),
     ),
-    "sfnet": Format(SFNet, _SFNET, ("feat_extract.0.main.0.weight", "SCM1.main.4.weight"), r".*\.dyna(_2)?\.lamb_[lh]$"),
-    "nafnet": Format(NAFNet, _NAFNET, ("intro.weight", "ending.weight", "middle_blks.0.sca.1.weight")),
+    "sfnet": Format(
+        SFNet,
+        _SFNET,
+        ("feat_extract.0.main.0.weight", "SCM1.main.4.weight"),
+        r".*\.dyna(_2)?\.lamb_[lh]$",
+    ),
+    "nafnet": Format(
+        NAFNet, _NAFNET, ("intro.weight", "ending.weight", "middle_blks.0.sca.1.weight")
+    ),
 }
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The tensors of a published file, whatever they are wrapped in, on the CPU and in single precision.
+    """The tensors of a published file, whatever they are wrapped in, on the CPU and in single
+    precision.
 
     Raises:
-        ValueError: if the file is absent or damaged, holds more than tensors, or no state dict is found in it.
+        ValueError: if the file is absent or damaged, holds more than tensors, or no state dict is
+            found in it.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; the published weights (.pth, .ckpt or .safetensors) were expected.")
+        raise ValueError(
+            f"{path} is not a file; the published weights (.pth, .ckpt or .safetensors) were "
+            "expected."
+        )
     try:
-        stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: a truncated file, a pickle with code in it, another format
+        stored = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (
+        Exception
+    ) as error:  # of many kinds: a truncated file, a pickle with code in it, another format
         text = str(error)
         if "Unsupported global" in text:
-            raise ValueError(f"{path} holds more than tensors, which could run code when it is opened; it is refused.") from None
-        raise ValueError(f"{path} cannot be read: {text.splitlines()[0] if text else type(error).__name__}") from None
+            raise ValueError(
+                f"{path} holds more than tensors, which could run code when it is opened; it is "
+                "refused."
+            ) from None
+        raise ValueError(
+            f"{path} cannot be read: {text.splitlines()[0] if text else type(error).__name__}"
+        ) from None
     for key in ("params_ema", "params", "state_dict", "model_state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             stored = stored[key]
             break
-    weights = {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)} if isinstance(stored, dict) else {}
+    weights = (
+        {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
+        if isinstance(stored, dict)
+        else {}
+    )
     if not weights:
         raise ValueError(f"{path} holds no state dict.")
     for prefix in ("module.", "net.", "model."):
         if all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in weights.items()
+    }
 
 
 def convert(weights: Weights, network: str):
@@ -202,7 +258,8 @@ def convert(weights: Weights, network: str):
         network: a key of `FORMATS`.
 
     Raises:
-        ValueError: if the weights are those of another network, some are missing, or some are left over; all are named.
+        ValueError: if the weights are those of another network, some are missing, or some are left
+            over; all are named.
     """
     if network not in FORMATS:
         raise ValueError(f"Unknown network {network!r}; known are {', '.join(FORMATS)}.")
@@ -210,23 +267,30 @@ def convert(weights: Weights, network: str):
     looks = looks_like(weights)
     if looks != network:
         raise ValueError(
-            f"These are not weights of {network}" + (f"; they look like {looks}." if looks else " nor of any known network.")
+            f"These are not weights of {network}"
+            + (f"; they look like {looks}." if looks else " nor of any known network.")
         )
     used = {key: value for key, value in weights.items() if not re.match(form.unused, key)}
     renamed = {rename(key, form.renames): value for key, value in used.items()}
     strange = sorted(key for key in used if rename(key, form.renames) is None)
     if strange:
-        raise ValueError(f"{len(strange)} weights are left over, which {network} does not have: {', '.join(strange[:10])}.")
+        raise ValueError(
+            f"{len(strange)} weights are left over, which {network} does not have: "
+            f"{', '.join(strange[:10])}."
+        )
     model = form.network(**infer_config(used, network))
     expected = model.state_dict()
     renamed = {key: _shaped(value, expected.get(key)) for key, value in renamed.items()}
     missing = sorted(expected.keys() - renamed.keys())
     if missing:
-        raise ValueError(f"{len(missing)} weights of {network} are missing: {', '.join(missing[:10])}.")
+        raise ValueError(
+            f"{len(missing)} weights of {network} are missing: {', '.join(missing[:10])}."
+        )
     left = sorted(renamed.keys() - expected.keys())
     if left:
         raise ValueError(
-            f"{len(left)} weights are left over, which {network} of this size does not have: {', '.join(left[:10])}."
+            f"{len(left)} weights are left over, which {network} of this size does not have: "
+            f"{', '.join(left[:10])}."
         )
     wrong = [
         f"{key} {tuple(renamed[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -240,11 +304,12 @@ def convert(weights: Weights, network: str):
 
 
 def convert_back(model, network: str) -> Weights:
-    """The weights of an unguided network in the published layout; what the publication has and never uses becomes zero.
+    """The weights of an unguided network in the published layout; what the publication has and
+    never uses becomes zero.
 
     Raises:
-        ValueError: if the model is another network, or a guided one or one that can be told what to remove, for which there is no
-            published layout.
+        ValueError: if the model is another network, or a guided one or one that can be told what to
+            remove, for which there is no published layout.
     """
     form = FORMATS[network]
     if not isinstance(model, form.network):
@@ -252,17 +317,28 @@ def convert_back(model, network: str) -> Weights:
     if model.config.guidance_channels is not None:
         raise ValueError("A guided network has weights that the published layout has no place for.")
     if model.config.get("labels"):
-        raise ValueError("A network that can be told what to remove has weights that the published layout has no place for.")
+        raise ValueError(
+            "A network that can be told what to remove has weights that the published layout has "
+            "no place for."
+        )
     backwards = tuple((ours, published) for published, ours in form.renames)
     weights = {rename(key, backwards): value.clone() for key, value in model.state_dict().items()}
     if network == "promptir":
-        weights |= {key: value[None] for key, value in weights.items() if key.endswith("prompt_param")}
+        weights |= {
+            key: value[None] for key, value in weights.items() if key.endswith("prompt_param")
+        }
         weights |= {key: torch.zeros(shape) for key, shape in _unused_shapes(model).items()}
     if network == "sfnet":
         filters = {
-            key.rsplit(".", 2)[0]: value for key, value in weights.items() if re.search(r"\.dyna(_2)?\.conv\.weight$", key)
+            key.rsplit(".", 2)[0]: value
+            for key, value in weights.items()
+            if re.search(r"\.dyna(_2)?\.conv\.weight$", key)
         }
-        weights |= {f"{name}.{lamb}": torch.zeros(v.shape[1]) for name, v in filters.items() for lamb in ("lamb_l", "lamb_h")}
+        weights |= {
+            f"{name}.{lamb}": torch.zeros(v.shape[1])
+            for name, v in filters.items()
+            for lamb in ("lamb_l", "lamb_h")
+        }
     return weights
 
 
@@ -291,9 +367,15 @@ def infer_config(weights: Weights, network: str) -> dict:
         return _nafnet_config(weights)
     if network == "sfnet":
         width, in_channels = weights["feat_extract.0.main.0.weight"].shape[:2]
-        return {"in_channels": in_channels, "width": width, "depth": count(weights, "Encoder.0.layers.#.")}
+        return {
+            "in_channels": in_channels,
+            "width": width,
+            "depth": count(weights, "Encoder.0.layers.#."),
+        }
     width, in_channels = weights["patch_embed.proj.weight"].shape[:2]
-    hidden = weights["encoder_level1.0.ffn.project_out.weight"].shape[1] // (2 if network == "drsformer" else 1)
+    hidden = weights["encoder_level1.0.ffn.project_out.weight"].shape[1] // (
+        2 if network == "drsformer" else 1
+    )
     names = ["encoder_level1", "encoder_level2", "encoder_level3", "latent"]
     config = {
         "in_channels": in_channels,
@@ -308,7 +390,11 @@ def infer_config(weights: Weights, network: str) -> dict:
         "bias": "encoder_level1.0.attn.qkv.bias" in weights,
     }
     if network == "restormer":
-        return {**config, "out_channels": len(weights["output.weight"]), "dual_pixel": "skip_conv.weight" in weights}
+        return {
+            **config,
+            "out_channels": len(weights["output.weight"]),
+            "dual_pixel": "skip_conv.weight" in weights,
+        }
     if network == "drsformer":
         del config["refinement_depth"]
         return {**config, "experts": "encoder_level0.layers.0.ca_fc.0.weight" in weights}
@@ -323,8 +409,13 @@ def infer_config(weights: Weights, network: str) -> dict:
 
 
 def _expansion(width: int, hidden: int) -> float:
-    """The factor between a width and its hidden width, which is rounded down; the published 2.66 where it fits."""
-    return 2.66 if int(width * 2.66) == hidden else next(f / 100 for f in range(100, 1000) if int(width * f / 100) == hidden)
+    """The factor between a width and its hidden width, which is rounded down; the published 2.66
+    where it fits."""
+    return (
+        2.66
+        if int(width * 2.66) == hidden
+        else next(f / 100 for f in range(100, 1000) if int(width * f / 100) == hidden)
+    )
 
 
 def _nafnet_config(weights: Weights) -> dict:
@@ -345,12 +436,19 @@ def count(weights: Weights, pattern: str) -> int:
 
 
 def _shaped(value: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
-    return value[0] if expected is not None and value.ndim == expected.ndim + 1 and len(value) == 1 else value
+    return (
+        value[0]
+        if expected is not None and value.ndim == expected.ndim + 1 and len(value) == 1
+        else value
+    )
 
 
 def _unused_shapes(model) -> dict[str, tuple[int, ...]]:
     width, prompts = model.config.width, model.config.prompt_channels
-    squares = {f"chnl_reduce{i}.weight": (c, prompts[i - 1], 1, 1) for i, c in ((1, prompts[0]), (2, prompts[1]), (3, 256))}
+    squares = {
+        f"chnl_reduce{i}.weight": (c, prompts[i - 1], 1, 1)
+        for i, c in ((1, prompts[0]), (2, prompts[1]), (3, 256))
+    }
     joined = {
         f"reduce_noise_channel_{i}.weight": (width * 2 ** (i - 1), width * 2 ** (i - 1) + p, 1, 1)
         for i, p in ((1, prompts[0]), (2, prompts[1]), (3, 256))

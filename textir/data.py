@@ -1,8 +1,9 @@
-"""Training and test pictures: clean photos degraded on the fly, pairs from two folders, published benchmarks, data sets of the Hub.
+"""Training and test pictures: clean photos degraded on the fly, pairs from two folders, published
+benchmarks, data sets of the Hub.
 
-A training sample is a pure function of `(seed, index)`: source, photo, crop, flip and degradation are all drawn from a generator
-with that seed. So a run resumed at step k sees just what the uninterrupted run would have seen, on any number of workers or
-processes.
+A training sample is a pure function of `(seed, index)`: source, photo, crop, flip and degradation
+are all drawn from a generator with that seed. So a run resumed at step k sees just what the
+uninterrupted run would have seen, on any number of workers or processes.
 """
 
 import json
@@ -33,12 +34,15 @@ logger = logging.getLogger(__name__)
 # ---- which files
 
 
-def find_entries(source: str | Path, split: str = "train", guidance_dir: str | Path | None = None) -> list[Entry]:
+def find_entries(
+    source: str | Path, split: str = "train", guidance_dir: str | Path | None = None
+) -> list[Entry]:
     """The images of a source, sorted.
 
     Args:
-        source: `gopro:/data/GoPro` (a published benchmark by name and root, see `textir.benchmarks`); a folder with `input/` and
-            `target/` (pairs by name, and `guidance/` if it is there); or a folder of clean photos, searched recursively.
+        source: `gopro:/data/GoPro` (a published benchmark by name and root, see
+            `textir.benchmarks`); a folder with `input/` and `target/` (pairs by name, and
+            `guidance/` if it is there); or a folder of clean photos, searched recursively.
         split: of a benchmark.
         guidance_dir: guidance images named like the degraded ones.
 
@@ -48,12 +52,16 @@ def find_entries(source: str | Path, split: str = "train", guidance_dir: str | P
     name, colon, root = str(source).partition(":")
     if colon and name in BENCHMARKS:
         entries = find_benchmark(name, root, split)
-    elif Path(source).is_dir() and ((Path(source) / "input").is_dir() or (Path(source) / "target").is_dir()):
+    elif Path(source).is_dir() and (
+        (Path(source) / "input").is_dir() or (Path(source) / "target").is_dir()
+    ):
         entries = _pairs(Path(source))
         beside = Path(source) / "guidance"
         guidance_dir = guidance_dir or (beside if beside.is_dir() else None)
     elif colon and re.fullmatch(r"\w{2,}", name) and not Path(source).exists():
-        raise ValueError(f"Unknown benchmark {name!r} in {source!r}; known are {', '.join(BENCHMARKS)}.")
+        raise ValueError(
+            f"Unknown benchmark {name!r} in {source!r}; known are {', '.join(BENCHMARKS)}."
+        )
     else:
         entries = [Entry(path) for path in list_images(source, recursive=True)]
     if not entries:
@@ -64,12 +72,16 @@ def find_entries(source: str | Path, split: str = "train", guidance_dir: str | P
     names = entry_names(entries)
     lonely = [name for name in names if name not in guidance]
     if lonely:
-        raise ValueError(f"{len(lonely)} images of {source} have no guidance in {guidance_dir}: {', '.join(lonely[:10])}.")
+        raise ValueError(
+            f"{len(lonely)} images of {source} have no guidance in {guidance_dir}: "
+            f"{', '.join(lonely[:10])}."
+        )
     return [entry._replace(guidance=guidance[name]) for entry, name in zip(entries, names)]
 
 
 def entry_names(entries: Sequence[Entry]) -> list[str]:
-    """A name of its own for each entry: that of its file, with its folders where files of several folders are called alike."""
+    """A name of its own for each entry: that of its file, with its folders where files of several
+    folders are called alike."""
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         files = [(entry.degraded or (entry.clean,))[0].resolve() for entry in entries]
@@ -92,7 +104,10 @@ def _pairs(folder: Path) -> list[Entry]:
         raise ValueError(f"No images in {folder / 'input'}.")
     lonely = sorted(degraded.keys() ^ clean.keys())
     if lonely:
-        raise ValueError(f"{len(lonely)} images of {folder} have no twin of the same name: {', '.join(lonely[:10])}.")
+        raise ValueError(
+            f"{len(lonely)} images of {folder} have no twin of the same name: "
+            f"{', '.join(lonely[:10])}."
+        )
     return [Entry(clean[name], (degraded[name],)) for name in sorted(degraded)]
 
 
@@ -101,7 +116,10 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     named = {path.stem: path for path in files}
     if len(named) < len(files):
         double = sorted(path.name for path in files if named[path.stem] != path)
-        raise ValueError(f"{folder} has several files of one name: {', '.join(double[:10])}; pairs go by name without extension.")
+        raise ValueError(
+            f"{folder} has several files of one name: {', '.join(double[:10])}; pairs go by name "
+            "without extension."
+        )
     return named
 
 
@@ -109,7 +127,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 class Images(NamedTuple):
-    """Pixels of an entry, integers `(H, W, C)` at the depth of their files; views of a degraded image are joined along C."""
+    """Pixels of an entry, integers `(H, W, C)` at the depth of their files; views of a degraded
+    image are joined along C."""
 
     clean: np.ndarray
     degraded: np.ndarray | None = None
@@ -117,18 +136,21 @@ class Images(NamedTuple):
 
 
 class Photos:
-    """The images behind entries, all checked when this is built; as many as fit into `memory` stay decoded.
+    """The images behind entries, all checked when this is built; as many as fit into `memory` stay
+    decoded.
 
     Args:
         entries: which files, see `find_entries`.
         min_size: smallest side that a photo may have.
         skip_bad: leave out entries that cannot be used (each is logged) instead of raising.
         memory: bytes that decoded photos may take; a quarter of the free memory by default.
-        record: a JSON file in which checks are remembered, so that a resumed run need not decode a large set again.
+        record: a JSON file in which checks are remembered, so that a resumed run need not decode a
+            large set again.
         labels: what the degraded images suffer from, where they are pairs and that is known.
 
     Raises:
-        ValueError: if a file is broken or too small or differs in size from its twin; all such files are named.
+        ValueError: if a file is broken or too small or differs in size from its twin; all such
+            files are named.
     """
 
     def __init__(
@@ -146,12 +168,17 @@ class Photos:
         self.kept: dict[Entry, Images] = {}
         known = _read_record(record)
         with ThreadPoolExecutor() as pool:
-            checks = pool.map(lambda entry: self._check(entry, self._stamp(entry) in known), entries)
-            problems = list(tqdm(checks, "checking images", len(entries), leave=False, disable=None))
+            checks = pool.map(
+                lambda entry: self._check(entry, self._stamp(entry) in known), entries
+            )
+            problems = list(
+                tqdm(checks, "checking images", len(entries), leave=False, disable=None)
+            )
         bad = {entry: problem for entry, problem in zip(entries, problems) if problem is not None}
         if bad and not skip_bad:
             raise ValueError(
-                f"{len(bad)} images cannot be used (`--skip_bad` leaves them out):\n" + "\n".join([*bad.values()][:20])
+                f"{len(bad)} images cannot be used (`--skip_bad` leaves them out):\n"
+                + "\n".join([*bad.values()][:20])
             )
         for message in bad.values():
             logger.warning("left out: %s", message)
@@ -169,7 +196,8 @@ class Photos:
         return self.kept[entry] if entry in self.kept else _decode(entry)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "lock"}  # workers only read
+        # Workers only read.
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
 
     def _check(self, entry: Entry, known_as_good: bool) -> str | None:
         """What is wrong with an entry; a good one is kept while there is room."""
@@ -184,7 +212,9 @@ class Photos:
             return f"{entry.clean} is {width} x {height}, smaller than {self.min_size}."
         if images.degraded is not None and images.degraded.shape[:2] != (height, width):
             size = f"{images.degraded.shape[1]} x {images.degraded.shape[0]}"
-            return f"{entry.degraded[0]} is {size} but its twin {entry.clean} is {width} x {height}."
+            return (
+                f"{entry.degraded[0]} is {size} but its twin {entry.clean} is {width} x {height}."
+            )
         size = sum(array.nbytes for array in images if array is not None)
         with self.lock:
             if size <= self.room:
@@ -197,7 +227,10 @@ class Photos:
     def _stamp(self, entry: Entry) -> str:
         files = [entry.clean, *entry.degraded, *([entry.guidance] if entry.guidance else [])]
         stats = [path.stat() if path.exists() else None for path in files]
-        return json.dumps([[str(path), s and s.st_size, s and s.st_mtime_ns] for path, s in zip(files, stats)] + [self.min_size])
+        return json.dumps(
+            [[str(path), s and s.st_size, s and s.st_mtime_ns] for path, s in zip(files, stats)]
+            + [self.min_size]
+        )
 
 
 def _decode(entry: Entry) -> Images:
@@ -217,7 +250,11 @@ def _integers(picture: Picture, bits: int | None = None) -> np.ndarray:
 
 def _read_record(record: str | Path | None) -> set[str]:
     try:
-        return set(json.loads(Path(record).read_text())) if record is not None and Path(record).is_file() else set()
+        return (
+            set(json.loads(Path(record).read_text()))
+            if record is not None and Path(record).is_file()
+            else set()
+        )
     except ValueError:
         return set()  # cut short by a crash: the images are checked again
 
@@ -228,14 +265,16 @@ def _write_record(record: str | Path, stamps: set[str]) -> None:
 
 
 class HubPhotos:
-    """A data set of the `datasets` library, from the Hub or a local folder that it understands (imagefolder), as photos.
+    """A data set of the `datasets` library, from the Hub or a local folder that it understands
+    (imagefolder), as photos.
 
     Args:
         name: Hub id, or a folder.
         split: of the data set.
         clean_column: holds the clean image.
         degraded_column: holds the degraded image; without one degradation is synthetic.
-        streaming: do not download it whole; then it is read in its order, and samples come from `StreamedCrops`.
+        streaming: do not download it whole; then it is read in its order, and samples come from
+            `StreamedCrops`.
         revision: of the Hub repository.
         labels: what its degraded images suffer from, where that is known.
 
@@ -257,16 +296,28 @@ class HubPhotos:
         try:
             import datasets
         except ImportError:
-            raise ValueError("Data sets of the Hub need the package `datasets`: pip install -r requirements-train.txt") from None
+            raise ValueError(
+                "Data sets of the Hub need the package `datasets`: pip install -r "
+                "requirements-train.txt"
+            ) from None
         self.name, self.clean_column, self.degraded_column = name, clean_column, degraded_column
         try:
-            self.rows = datasets.load_dataset(name, split=split, streaming=streaming, revision=revision)
-        except Exception as error:  # of many kinds: no network, no repository, no such split, bad metadata
+            self.rows = datasets.load_dataset(
+                name, split=split, streaming=streaming, revision=revision
+            )
+        except (
+            Exception
+        ) as error:  # of many kinds: no network, no repository, no such split, bad metadata
             raise ValueError(f"The data set {name} ({split}) cannot be loaded: {error}") from error
         columns = self.rows.column_names or list(next(iter(self.rows), {}))
-        missing = [column for column in (clean_column, degraded_column) if column and column not in columns]
+        missing = [
+            column for column in (clean_column, degraded_column) if column and column not in columns
+        ]
         if missing:
-            raise ValueError(f"The data set {name} has no column {', '.join(missing)}; it has {', '.join(columns)}.")
+            raise ValueError(
+                f"The data set {name} has no column {', '.join(missing)}; it has "
+                f"{', '.join(columns)}."
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -281,7 +332,8 @@ class HubPhotos:
         degraded = _integers(picture_from_pil(row[self.degraded_column]))
         if degraded.shape != clean.shape:
             sizes = " but ".join(
-                f"{c} is {x.shape[1]} x {x.shape[0]}" for c, x in ((self.degraded_column, degraded), (self.clean_column, clean))
+                f"{c} is {x.shape[1]} x {x.shape[0]}"
+                for c, x in ((self.degraded_column, degraded), (self.clean_column, clean))
             )
             raise ValueError(f"A pair of {self.name} differs in size: {sizes}.")
         return Images(clean, degraded)
@@ -294,19 +346,24 @@ class Sampler:
     """Turns the images of an entry into a training sample; a pure function of images and generator.
 
     Args:
-        recipes: weighted degradation recipes for clean photos, see `Mixture.parse`; pairs need none.
+        recipes: weighted degradation recipes for clean photos, see `Mixture.parse`; pairs need
+            none.
         crop_size: side of the square crop in pixels.
-        max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of the time not at all).
-        low_key: share of the clean photos that are darkened (gamma up to 2.5, up to a stop less light) before they are degraded, where
-            the recipe does not darken it: a dark photo need not be an under-exposed one.
-        min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
-            for networks that see whole photos in small.
-        told_share: share of the samples that name what shall go, see `textir.conditions`; of the others the network has to find out.
-            `None` makes samples without a condition.
+        max_reduction: a clean photo is reduced by up to this factor before it is cropped (half of
+            the time not at all).
+        low_key: share of the clean photos that are darkened (gamma up to 2.5, up to a stop less
+            light) before they are degraded, where the recipe does not darken it: a dark photo need
+            not be an under-exposed one.
+        min_share: take, instead of crops, most of a clean photo: a window of at least this share of
+            each side, squeezed into the square; for networks that see whole photos in small.
+        told_share: share of the samples that name what shall go, see `textir.conditions`; of the
+            others the network has to find out. `None` makes samples without a condition.
 
-    A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
-    one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known. With `told_share`
-    there is `"condition": (len(LABELS) + 1,)` too, and `clean` is what the photo looks like once that has been removed.
+    A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and
+    `"guidance": (3, S, S)` where there is one. `severity` is 0 for what a photo does not suffer
+    from and NaN throughout for pairs, of which it is not known. With `told_share` there is
+    `"condition": (len(LABELS) + 1,)` too, and `clean` is what the photo looks like once that has
+    been removed.
     """
 
     def __init__(
@@ -319,31 +376,55 @@ class Sampler:
         told_share: float | None = None,
     ):
         self.told_share = told_share
-        self.crop_size, self.max_reduction, self.low_key, self.min_share = crop_size, max_reduction, low_key, min_share
+        self.crop_size, self.max_reduction, self.low_key, self.min_share = (
+            crop_size,
+            max_reduction,
+            low_key,
+            min_share,
+        )
         self.mixture = Mixture.parse(recipes) if recipes else None
 
-    def __call__(self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, images: Images, generator: torch.Generator, pair_labels: Sequence[str] = ()
+    ) -> dict[str, torch.Tensor]:
         """Make a sample; `pair_labels` say what the degraded image of a pair suffers from."""
         if images.degraded is None and self.mixture is None:
-            raise ValueError("These are clean photos; pass `--degradations` to say how they are to be degraded.")
+            raise ValueError(
+                "These are clean photos; pass `--degradations` to say how they are to be degraded."
+            )
         clean, degraded, guidance = self._crop(images, generator)
         if torch.rand((), generator=generator) < 0.5:
-            clean, degraded, guidance = (x if x is None else x.flip(-1) for x in (clean, degraded, guidance))
+            clean, degraded, guidance = (
+                x if x is None else x.flip(-1) for x in (clean, degraded, guidance)
+            )
         severity = torch.full((len(LABELS),), float("nan"))
         if degraded is None:
             recipe = self.mixture.draw(generator)
-            if self.low_key and "lowlight" not in recipe.labels and torch.rand((), generator=generator) < self.low_key:
+            if (
+                self.low_key
+                and "lowlight" not in recipe.labels
+                and torch.rand((), generator=generator) < self.low_key
+            ):
                 clean = clean ** (1 + 1.5 * torch.rand((), generator=generator))
                 clean = clean * 2 ** (-torch.rand((), generator=generator) / 2.2)
             doses = recipe.draw(generator)
             severity = severities(doses)
-            photo, seeds = clean, [int(torch.randint(2**31, (), generator=generator)) for _ in doses]
+            photo, seeds = (
+                clean,
+                [int(torch.randint(2**31, (), generator=generator)) for _ in doses],
+            )
             degraded = apply_seeded(photo, doses, seeds)
             if self.told_share is not None:
                 wish = draw_wish(recipe.labels, self.told_share, generator)
-                clean = degraded if wish.kept == len(doses) else apply_seeded(photo, doses[: wish.kept], seeds)
+                clean = (
+                    degraded
+                    if wish.kept == len(doses)
+                    else apply_seeded(photo, doses[: wish.kept], seeds)
+                )
         elif self.told_share is not None:
-            wish = draw_wish_of_pair(pair_labels, self.told_share if pair_labels else 0.0, generator)
+            wish = draw_wish_of_pair(
+                pair_labels, self.told_share if pair_labels else 0.0, generator
+            )
             clean = degraded if wish.kept else clean
         sample = {"degraded": degraded, "clean": clean, "severity": severity}
         if self.told_share is not None:
@@ -353,13 +434,18 @@ class Sampler:
     def _crop(self, images: Images, generator: torch.Generator) -> list[torch.Tensor | None]:
         height, width = images.clean.shape[:2]
         if min(height, width) < self.crop_size:
-            raise ValueError(f"A photo of {width} x {height} is smaller than the crop of {self.crop_size}.")
+            raise ValueError(
+                f"A photo of {width} x {height} is smaller than the crop of {self.crop_size}."
+            )
         draw = torch.rand(3, generator=generator).tolist()
         if self.min_share is not None:
             shares = self.min_share + (1 - self.min_share) * torch.rand(2, generator=generator)
             tall, wide = int(height * shares[0]), int(width * shares[1])
         else:
-            largest = min(self.max_reduction if images.degraded is None else 1.0, min(height, width) / self.crop_size)
+            largest = min(
+                self.max_reduction if images.degraded is None else 1.0,
+                min(height, width) / self.crop_size,
+            )
             reduction = largest ** (2 * draw[0] - 1) if draw[0] > 0.5 else 1.0
             tall = wide = int(self.crop_size * reduction)
         top, left = int(draw[1] * (height - tall + 1)), int(draw[2] * (width - wide + 1))
@@ -367,16 +453,27 @@ class Sampler:
         def cut(array: np.ndarray | None) -> torch.Tensor | None:
             if array is None:
                 return None
-            if array.shape[:2] != (height, width):  # guidance has a size of its own and shows the whole image
+            if array.shape[:2] != (
+                height,
+                width,
+            ):  # guidance has a size of its own and shows the whole image
                 array = resize_pixels(array, height, width)
-            crop, size = to_tensor(array[top : top + tall, left : left + wide]), (self.crop_size, self.crop_size)
-            return crop if crop.shape[1:] == size else F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+            crop, size = (
+                to_tensor(array[top : top + tall, left : left + wide]),
+                (self.crop_size, self.crop_size),
+            )
+            return (
+                crop
+                if crop.shape[1:] == size
+                else F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+            )
 
         return [cut(array) for array in images]
 
 
 def apply_seeded(image: torch.Tensor, doses: Sequence[Dose], seeds: Sequence[int]) -> torch.Tensor:
-    """Degrade `(C, H, W)`, each time with a seed of its own: what one degradation draws does not depend on those before it."""
+    """Degrade `(C, H, W)`, each time with a seed of its own: what one degradation draws does not
+    depend on those before it."""
     image = image[None]
     for dose, seed in zip(doses, seeds):
         image = apply_doses(image, [dose], torch.Generator().manual_seed(seed))
@@ -384,7 +481,8 @@ def apply_seeded(image: torch.Tensor, doses: Sequence[Dose], seeds: Sequence[int
 
 
 def severities(doses: Sequence[Dose]) -> torch.Tensor:
-    """The severity `(len(LABELS),)` in [0, 1] of each degradation in what was drawn of a recipe; 0 where there is none."""
+    """The severity `(len(LABELS),)` in [0, 1] of each degradation in what was drawn of a recipe; 0
+    where there is none."""
     severity = torch.zeros(len(LABELS))
     for dose in doses:
         at = LABELS.index(dose.label)
@@ -394,19 +492,25 @@ def severities(doses: Sequence[Dose]) -> torch.Tensor:
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
     """Integers `(H, W, C)` -> `(C, H, W)` in [0, 1]."""
-    return torch.from_numpy(array.astype(np.float32) / np.iinfo(array.dtype).max).movedim(-1, 0).contiguous()
+    return (
+        torch.from_numpy(array.astype(np.float32) / np.iinfo(array.dtype).max)
+        .movedim(-1, 0)
+        .contiguous()
+    )
 
 
 def resize_pixels(array: np.ndarray, height: int, width: int) -> np.ndarray:
     """Integers `(h, w, C)` -> `(height, width, C)` of the same kind, bicubic."""
     largest = np.iinfo(array.dtype).max
-    resized = F.interpolate(to_tensor(array)[None], (height, width), mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(
+        to_tensor(array)[None], (height, width), mode="bicubic", antialias=True
+    )[0]
     return (resized.clamp(0, 1) * largest).round().movedim(0, -1).numpy().astype(array.dtype)
 
 
 def sample_generator(seed: int, index: int) -> torch.Generator:
-    """The source of all randomness of a sample. The CPU generator heeds 32 bits of its seed; the golden ratio spreads the streams of
-    neighbouring seeds over them."""
+    """The source of all randomness of a sample. The CPU generator heeds 32 bits of its seed; the
+    golden ratio spreads the streams of neighbouring seeds over them."""
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**32)
 
 
@@ -424,7 +528,12 @@ class TrainingCrops(Dataset):
     """
 
     def __init__(
-        self, sources: Sequence, sampler: Sampler, weights: Sequence[float] | None = None, length: int = 2**31, seed: int = 0
+        self,
+        sources: Sequence,
+        sampler: Sampler,
+        weights: Sequence[float] | None = None,
+        length: int = 2**31,
+        seed: int = 0,
     ):
         self.sources, self.sampler, self.length, self.seed = list(sources), sampler, length, seed
         self.weights = torch.tensor([float(w) for w in (weights or map(len, self.sources))])
@@ -434,7 +543,11 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = sample_generator(self.seed, index)
-        source = int(torch.multinomial(self.weights, 1, generator=generator)) if len(self.sources) > 1 else 0
+        source = (
+            int(torch.multinomial(self.weights, 1, generator=generator))
+            if len(self.sources) > 1
+            else 0
+        )
         photo = int(torch.randint(len(self.sources[source]), (), generator=generator))
         numbers = {"index": index, "source": source, "photo": photo}
         sample = self.sampler(self.sources[source][photo], generator, self.sources[source].labels)
@@ -452,8 +565,21 @@ class StreamedCrops(IterableDataset):
         seed: of crops and degradations.
     """
 
-    def __init__(self, source: HubPhotos, sampler: Sampler, start: int = 0, length: int = 2**31, seed: int = 0):
-        self.source, self.sampler, self.start, self.length, self.seed = source, sampler, start, length, seed
+    def __init__(
+        self,
+        source: HubPhotos,
+        sampler: Sampler,
+        start: int = 0,
+        length: int = 2**31,
+        seed: int = 0,
+    ):
+        self.source, self.sampler, self.start, self.length, self.seed = (
+            source,
+            sampler,
+            start,
+            length,
+            seed,
+        )
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         index = 0
@@ -465,7 +591,11 @@ class StreamedCrops(IterableDataset):
                     return
                 if index >= self.start:
                     yield {
-                        **self.sampler(self.source.read(row), sample_generator(self.seed, index), self.source.labels),
+                        **self.sampler(
+                            self.source.read(row),
+                            sample_generator(self.seed, index),
+                            self.source.labels,
+                        ),
                         "index": torch.tensor(index),
                     }
                 index += 1

@@ -1,8 +1,9 @@
 """What can be wrong with a photograph, as functions of a clean one.
 
-Every degradation takes images `(B, C, H, W)` in [0, 1], draws each random number from `generator` on the CPU (the same seed
-gives the same picture on every device) and gives every image of the batch its own draw. A *recipe* is text: `noise:25`,
-`rain:heavy+haze:0.8`, `noise:0..50` (a range: uniform per image). `degrade` applies one; `RECIPES` lists what can stand in it.
+Every degradation takes images `(B, C, H, W)` in [0, 1], draws each random number from `generator`
+on the CPU (the same seed gives the same picture on every device) and gives every image of the batch
+its own draw. A *recipe* is text: `noise:25`, `rain:heavy+haze:0.8`, `noise:0..50` (a range: uniform
+per image). `degrade` applies one; `RECIPES` lists what can stand in it.
 """
 
 import io
@@ -19,18 +20,23 @@ from kornia.geometry import rotate
 from PIL import Image
 
 Range = tuple[float, float]
-BILINEAR = torch.tensor([[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]) / 4  # weights of bilinear demosaicking
+# Weights of bilinear demosaicking.
+BILINEAR = torch.tensor([[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]) / 4
 
 
 def gaussian_noise(
-    image: torch.Tensor, sigma: float = 25.0, eight_bit: bool = False, generator: torch.Generator | None = None
+    image: torch.Tensor,
+    sigma: float = 25.0,
+    eight_bit: bool = False,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Additive white Gaussian noise, the standard of the denoising literature.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
         sigma: standard deviation on the 0-255 scale.
-        eight_bit: clip to [0, 1] and round to 8 bits, as a file would; otherwise values may leave [0, 1].
+        eight_bit: clip to [0, 1] and round to 8 bits, as a file would; otherwise values may leave
+            [0, 1].
         generator: source of randomness.
 
     Returns:
@@ -41,9 +47,13 @@ def gaussian_noise(
 
 
 def poisson_gaussian_noise(
-    image: torch.Tensor, peak: float = 100.0, read_sigma: float = 2.0, generator: torch.Generator | None = None
+    image: torch.Tensor,
+    peak: float = 100.0,
+    read_sigma: float = 2.0,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Signal-dependent sensor noise (Foi et al., *Practical Poissonian-Gaussian noise modeling*, 2008).
+    """Signal-dependent sensor noise (Foi et al., *Practical Poissonian-Gaussian noise modeling*,
+    2008).
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -51,16 +61,24 @@ def poisson_gaussian_noise(
         read_sigma: read-out noise on the 0-255 scale.
         generator: source of randomness.
     """
-    photons = torch.poisson((image.detach().float().cpu().clamp(0, 1) * peak), generator=generator) / peak
-    return (photons.to(image) + read_sigma / 255 * _normal(image.shape, generator).to(image)).clamp(0, 1)
+    photons = (
+        torch.poisson((image.detach().float().cpu().clamp(0, 1) * peak), generator=generator) / peak
+    )
+    return (photons.to(image) + read_sigma / 255 * _normal(image.shape, generator).to(image)).clamp(
+        0, 1
+    )
 
 
 def camera_noise(
-    image: torch.Tensor, peak: float = 100.0, read_sigma: float = 2.0, generator: torch.Generator | None = None
+    image: torch.Tensor,
+    peak: float = 100.0,
+    read_sigma: float = 2.0,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Sensor noise as a camera hands it on: shot and read noise in linear light on a Bayer mosaic, spread over neighbouring pixels by
-    demosaicking and stretched in the shadows by the display curve (after Brooks et al., *Unprocessing images for learned raw
-    denoising*, CVPR 2019). The picture itself is not demosaicked, so nothing but noise is added.
+    """Sensor noise as a camera hands it on: shot and read noise in linear light on a Bayer mosaic,
+    spread over neighbouring pixels by demosaicking and stretched in the shadows by the display
+    curve (after Brooks et al., *Unprocessing images for learned raw denoising*, CVPR 2019). The
+    picture itself is not demosaicked, so nothing but noise is added.
 
     Args:
         image: `(B, C, H, W)` in [0, 1]; with other than three channels the sensor has no mosaic.
@@ -74,16 +92,22 @@ def camera_noise(
 
 
 def developed_noise(
-    image: torch.Tensor, peak: float = 100.0, read_sigma: float = 0.7, generator: torch.Generator | None = None
+    image: torch.Tensor,
+    peak: float = 100.0,
+    read_sigma: float = 0.7,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Sensor noise as it stands in a developed photo: amplified by white balance, its colours smoothed more than its brightness,
-    in clumps of several sizes. What `camera_noise` hands on is only the first step of this.
+    """Sensor noise as it stands in a developed photo: amplified by white balance, its colours
+    smoothed more than its brightness, in clumps of several sizes. What `camera_noise` hands on is
+    only the first step of this.
 
-    In real pairs (Nam et al., *A holistic approach to cross-channel image noise modeling*, CVPR 2016) neighbouring pixels of the noise
-    correlate by 0.7, pixels three apart by 0.2, and its channels by 0.4: a network trained on independent pixels takes it for texture.
+    In real pairs (Nam et al., *A holistic approach to cross-channel image noise modeling*, CVPR
+    2016) neighbouring pixels of the noise correlate by 0.7, pixels three apart by 0.2, and its
+    channels by 0.4: a network trained on independent pixels takes it for texture.
 
     Args:
-        image: `(B, C, H, W)` in [0, 1]; with other than three channels there are no colours to smooth.
+        image: `(B, C, H, W)` in [0, 1]; with other than three channels there are no colours to
+            smooth.
         peak: photons that a white pixel collects; fewer is noisier.
         read_sigma: read-out noise on the 0-255 scale of linear light.
         generator: source of randomness.
@@ -93,12 +117,19 @@ def developed_noise(
         linear = single.detach().float().cpu().clamp(0, 1) ** 2.2
         gains = torch.ones(1, image.shape[1], 1, 1)
         if image.shape[1] == 3:
-            gains[:, 0], gains[:, 2] = _uniform((1.0, 2.2), generator), _uniform((1.0, 2.2), generator)
+            gains[:, 0], gains[:, 2] = (
+                _uniform((1.0, 2.2), generator),
+                _uniform((1.0, 2.2), generator),
+            )
         noise = gains * _sensor_noise(linear / gains, peak, read_sigma, generator)
         brightness = noise.mean(1, keepdim=True)
-        colours = _clumped(noise - brightness, _uniform((0.5, 2.5), generator)) * _uniform((0.3, 1.0), generator)
+        colours = _clumped(noise - brightness, _uniform((0.5, 2.5), generator)) * _uniform(
+            (0.3, 1.0), generator
+        )
         fine, coarse = _uniform((0.2, 1.0), generator), _uniform((0.2, 1.0), generator)
-        brightness = fine * brightness + coarse * _clumped(brightness, _uniform((0.6, 2.0), generator))
+        brightness = fine * brightness + coarse * _clumped(
+            brightness, _uniform((0.6, 2.0), generator)
+        )
         noisy.append((linear + brightness + colours).clamp(0, 1) ** (1 / 2.2))
     return torch.cat(noisy).to(image)
 
@@ -114,14 +145,17 @@ def rain(
 ) -> torch.Tensor:
     """Rain in several layers, from single drops to long streaks, under a veil of distant ones.
 
-    Near layers are sparse, long, wide and bright; far ones dense, short and faint; how far drops travel during the exposure (shutter
-    and zoom) is drawn for each image. A layer is sparse noise drawn out along the direction of fall (Garg and Nayar, *Vision and rain*,
-    2007); the veil is the accumulation term of Li et al. (*Heavy rain image restoration*, CVPR 2019). Drops cover the scene, or add their
-    light to it as in the sets that deraining is measured on (Yang et al., *Deep joint rain detection and removal*, CVPR 2017).
+    Near layers are sparse, long, wide and bright; far ones dense, short and faint; how far drops
+    travel during the exposure (shutter and zoom) is drawn for each image. A layer is sparse noise
+    drawn out along the direction of fall (Garg and Nayar, *Vision and rain*, 2007); the veil is the
+    accumulation term of Li et al. (*Heavy rain image restoration*, CVPR 2019). Drops cover the
+    scene, or add their light to it as in the sets that deraining is measured on (Yang et al., *Deep
+    joint rain detection and removal*, CVPR 2017).
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
-        intensity: 0 (none) to 1 (downpour): number and opacity of streaks and thickness of the veil.
+        intensity: 0 (none) to 1 (downpour): number and opacity of streaks and thickness of the
+            veil.
         layers: number of streak layers.
         direction: range of the angle of fall in degrees from the vertical.
         veil: range of the veil's opacity at intensity 1.
@@ -133,14 +167,20 @@ def rain(
         height, width = single.shape[-2:]
         adds = _uniform((0, 1), generator) < additive
         angle, travel = _uniform(direction, generator), 4 * 30 ** _uniform((0, 1), generator)
-        fog = intensity * _uniform(veil, generator) * (0.3 + 0.7 * smooth_field(height, width, generator)).to(image)
+        fog = (
+            intensity
+            * _uniform(veil, generator)
+            * (0.3 + 0.7 * smooth_field(height, width, generator)).to(image)
+        )
         single = single + _cast_light(single, fog, _uniform((0.6, 1.0), generator), adds)
         for layer in range(layers):
             nearness = (layer + _uniform((0.2, 1.0), generator)) / layers
             tilt = angle + _uniform((-4, 4), generator)
             streaks = _streak_layer(height, width, tilt, travel, nearness, intensity, generator)
             opacity = (streaks * (0.4 + 0.6 * smooth_field(height, width, generator))).to(image)
-            single = single + _cast_light(single, opacity, _uniform((0.75, 1.0), generator), adds).clamp(min=0)
+            single = single + _cast_light(
+                single, opacity, _uniform((0.75, 1.0), generator), adds
+            ).clamp(min=0)
         rainy.append(single)
     return torch.cat(rainy).clamp(0, 1)
 
@@ -152,14 +192,17 @@ def haze(
     depth: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Atmospheric scattering `I = J t + A (1 - t)`, `t = exp(-beta * depth)` (Koschmieder; He et al. 2009).
+    """Atmospheric scattering `I = J t + A (1 - t)`, `t = exp(-beta * depth)` (Koschmieder; He et
+    al. 2009).
 
-    Without `depth` a plausible one is made by `random_depth`: its edges follow the edges of the photo.
+    Without `depth` a plausible one is made by `random_depth`: its edges follow the edges of the
+    photo.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
         beta: scattering per unit of depth; 0.5 is a light mist, 3 hides most of the far scene.
-        airlight: range of the airlight A, clipped at 1, where the haze is overexposed; a slight tint is added per channel.
+        airlight: range of the airlight A, clipped at 1, where the haze is overexposed; a slight
+            tint is added per channel.
         depth: `(B, 1, H, W)`, 0 (camera) to 1 (horizon).
         generator: source of randomness.
     """
@@ -169,14 +212,20 @@ def haze(
         expected = (image.shape[0], 1, *image.shape[-2:])
         raise ValueError(f"`depth` must be {expected} for this image, got {tuple(depth.shape)}.")
     transmission = torch.exp(-beta * depth.to(image))
-    light = torch.stack([torch.full((image.shape[1], 1, 1), _uniform(airlight, generator)) for _ in image])
+    light = torch.stack(
+        [torch.full((image.shape[1], 1, 1), _uniform(airlight, generator)) for _ in image]
+    )
     tint = 0.015 * _normal(light.shape, generator)
-    return (image * transmission + (light + tint).clamp(0, 1).to(image) * (1 - transmission)).clamp(0, 1)
+    return (image * transmission + (light + tint).clamp(0, 1).to(image) * (1 - transmission)).clamp(
+        0, 1
+    )
 
 
-def motion_blur(image: torch.Tensor, length: float = 15.0, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Blur by a random path of the camera during the exposure (Boracchi and Foi, *Modeling the performance of image
-    restoration from motion blur*, 2012).
+def motion_blur(
+    image: torch.Tensor, length: float = 15.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Blur by a random path of the camera during the exposure (Boracchi and Foi, *Modeling the
+    performance of image restoration from motion blur*, 2012).
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -188,20 +237,27 @@ def motion_blur(image: torch.Tensor, length: float = 15.0, generator: torch.Gene
 
 
 def defocus(
-    image: torch.Tensor, radius: float = 4.0, varying: bool = True, generator: torch.Generator | None = None
+    image: torch.Tensor,
+    radius: float = 4.0,
+    varying: bool = True,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Blur by the circle of confusion of a lens out of focus (Potmesil and Chakravarty, 1981).
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
         radius: largest radius of the disc in pixels.
-        varying: let the radius follow a random depth between a sharp plane and `radius`; otherwise the same everywhere.
+        varying: let the radius follow a random depth between a sharp plane and `radius`; otherwise
+            the same everywhere.
         generator: source of randomness.
     """
     if not varying:
         return _blur(image, disc_kernel(radius).to(image))
     steps = 4
-    stack = torch.stack([image] + [_blur(image, disc_kernel(radius * (i + 1) / steps).to(image)) for i in range(steps)])
+    stack = torch.stack(
+        [image]
+        + [_blur(image, disc_kernel(radius * (i + 1) / steps).to(image)) for i in range(steps)]
+    )
     focus = torch.tensor([_uniform((0, 1), generator) for _ in image])[:, None, None, None]
     distance = (random_depth(image, generator).cpu() - focus).abs()
     position = (distance / distance.amax((1, 2, 3), keepdim=True).clamp(min=1e-6) * steps).to(image)
@@ -216,10 +272,11 @@ def low_light(
     cast: float = 0.08,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Under-exposure: less light on the sensor, a colour cast, shot and read noise, then the display curve (gamma 2.2).
+    """Under-exposure: less light on the sensor, a colour cast, shot and read noise, then the
+    display curve (gamma 2.2).
 
-    After the pipeline of Wei et al. (*A physics-based noise formation model for extreme low-light raw denoising*, 2020),
-    reduced to display-referred images.
+    After the pipeline of Wei et al. (*A physics-based noise formation model for extreme low-light
+    raw denoising*, 2020), reduced to display-referred images.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -232,15 +289,21 @@ def low_light(
     for single in image.split(1):
         gain = torch.exp(cast * _normal((1, image.shape[1], 1, 1), generator)).to(image)
         light = single.clamp(0, 1) ** 2.2 * gain * 2.0**-stops
-        noisy = poisson_gaussian_noise(light, peak=_uniform(peak, generator), read_sigma=0.2, generator=generator)
+        noisy = poisson_gaussian_noise(
+            light, peak=_uniform(peak, generator), read_sigma=0.2, generator=generator
+        )
         dark.append(noisy.clamp(min=0) ** (1 / 2.2))
     return torch.cat(dark).clamp(0, 1)
 
 
-def dim(image: torch.Tensor, amount: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Darkness as files show it, whatever made it: a gain and a gamma of display values, a colour cast, light shot and read noise.
+def dim(
+    image: torch.Tensor, amount: float = 0.5, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Darkness as files show it, whatever made it: a gain and a gamma of display values, a colour
+    cast, light shot and read noise.
 
-    `low_light` takes light away before the display curve; cameras, editors and screens darken what comes after it as well.
+    `low_light` takes light away before the display curve; cameras, editors and screens darken what
+    comes after it as well.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -260,9 +323,13 @@ def dim(image: torch.Tensor, amount: float = 0.5, generator: torch.Generator | N
 
 
 def room_haze(
-    image: torch.Tensor, beta: float = 1.0, airlight: Range = (0.7, 1.0), generator: torch.Generator | None = None
+    image: torch.Tensor,
+    beta: float = 1.0,
+    airlight: Range = (0.7, 1.0),
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Haze in a room, as in the indoor sets that dehazing is measured on: walls, floor and ceiling recede to a far wall.
+    """Haze in a room, as in the indoor sets that dehazing is measured on: walls, floor and ceiling
+    recede to a far wall.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -278,13 +345,17 @@ def room_haze(
 
 
 def mist(
-    image: torch.Tensor, beta: float = 0.5, airlight: Range = (0.75, 1.05), generator: torch.Generator | None = None
+    image: torch.Tensor,
+    beta: float = 0.5,
+    airlight: Range = (0.75, 1.05),
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Haze over a far scene: the distance hardly varies, so the whole picture is pale and flat.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
-        beta: scattering over the whole distance; 0.3 is a slight veil, 1.5 leaves a fifth of the contrast.
+        beta: scattering over the whole distance; 0.3 is a slight veil, 1.5 leaves a fifth of the
+            contrast.
         airlight: see `haze`.
         generator: source of randomness.
     """
@@ -294,8 +365,11 @@ def mist(
     return haze(image, beta, airlight, depth, generator)
 
 
-def jpeg(image: torch.Tensor, quality: float = 30.0, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Compression by the JPEG encoder of Pillow (libjpeg, 4:2:0 chroma): the artefacts of real files.
+def jpeg(
+    image: torch.Tensor, quality: float = 30.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Compression by the JPEG encoder of Pillow (libjpeg, 4:2:0 chroma): the artefacts of real
+    files.
 
     Args:
         image: `(B, C, H, W)` in [0, 1] with one or three channels.
@@ -305,7 +379,9 @@ def jpeg(image: torch.Tensor, quality: float = 30.0, generator: torch.Generator 
     if image.shape[1] not in (1, 3):
         raise ValueError(f"JPEG stores 1 or 3 channels, got {image.shape[1]}.")
     decoded = []
-    for array in (image.detach().float().clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy():
+    for array in (
+        (image.detach().float().clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    ):
         buffer = io.BytesIO()
         Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(
             buffer, "JPEG", quality=max(1, min(95, round(quality)))
@@ -314,8 +390,11 @@ def jpeg(image: torch.Tensor, quality: float = 30.0, generator: torch.Generator 
     return torch.from_numpy(np.stack(decoded)).movedim(-1, 1).to(image) / 255
 
 
-def down_up(image: torch.Tensor, factor: float = 2.0, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Loss of resolution: bicubic reduction with anti-aliasing, then bicubic enlargement to the old size.
+def down_up(
+    image: torch.Tensor, factor: float = 2.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Loss of resolution: bicubic reduction with anti-aliasing, then bicubic enlargement to the old
+    size.
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
@@ -323,15 +402,23 @@ def down_up(image: torch.Tensor, factor: float = 2.0, generator: torch.Generator
         generator: unused; every degradation takes one.
     """
     size = image.shape[-2:]
-    small = F.interpolate(image.float(), [max(1, round(side / factor)) for side in size], mode="bicubic", antialias=True)
-    return F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1).to(image.dtype)
+    small = F.interpolate(
+        image.float(),
+        [max(1, round(side / factor)) for side in size],
+        mode="bicubic",
+        antialias=True,
+    )
+    return (
+        F.interpolate(small, size, mode="bicubic", align_corners=False).clamp(0, 1).to(image.dtype)
+    )
 
 
 # ---- fields and kernels that the degradations are made of
 
 
 def smooth_field(height: int, width: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A smooth random field `(1, 1, height, width)` that spans [0, 1]: a coarse random grid, enlarged."""
+    """A smooth random field `(1, 1, height, width)` that spans [0, 1]: a coarse random grid,
+    enlarged."""
     cells = int(torch.randint(2, 6, (), generator=generator))
     coarse = torch.rand(1, 1, cells, cells, generator=generator)
     field = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
@@ -339,16 +426,19 @@ def smooth_field(height: int, width: int, generator: torch.Generator | None = No
 
 
 def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards, smooth masses and flat objects, with
-    the edges of the photo pressed into it by a guided filter (He et al., *Guided image filtering*, 2010). How sharply its objects stand
-    before each other differs from scene to scene."""
+    """A plausible depth map `(B, 1, H, W)` in [0, 1] for a photo: ground that recedes upwards,
+    smooth masses and flat objects, with the edges of the photo pressed into it by a guided filter
+    (He et al., *Guided image filtering*, 2010). How sharply its objects stand before each other
+    differs from scene to scene."""
     height, width = image.shape[-2:]
     depths = []
     for single in image.detach().float().cpu().split(1):
         guide = single.mean(1, keepdim=True)
         depth = torch.linspace(1, 0, height)[None, None, :, None] * _uniform((0, 1), generator)
         depth = depth + smooth_field(height, width, generator) * _uniform((0, 1), generator)
-        depth = depth + flat_objects(single, generator, int(_uniform((4, 48), generator))) * _uniform((0, 2), generator)
+        depth = depth + flat_objects(
+            single, generator, int(_uniform((4, 48), generator))
+        ) * _uniform((0, 2), generator)
         depth = depth + _uniform((-0.6, 0.6), generator) * guide
         size = max(3, round(min(height, width) * 2 ** -_uniform((3, 7), generator)) | 1)
         depth = guided_blur(guide, depth, size, 10 ** -_uniform((2, 4), generator))
@@ -359,11 +449,16 @@ def random_depth(image: torch.Tensor, generator: torch.Generator | None = None) 
 
 
 def room_depth(image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Depth `(1, 1, H, W)` in (0, 1] of a photo `(1, C, H, W)` as if of a room seen from inside: side walls, floor and ceiling run
-    towards a far wall, flat objects stand before them, and the edges of the photo are pressed into it by a guided filter."""
+    """Depth `(1, 1, H, W)` in (0, 1] of a photo `(1, C, H, W)` as if of a room seen from inside:
+    side walls, floor and ceiling run towards a far wall, flat objects stand before them, and the
+    edges of the photo are pressed into it by a guided filter."""
     height, width = image.shape[-2:]
     longer = max(height, width)
-    y = (torch.linspace(-1, 1, height) - _uniform((-0.4, 0.4), generator))[:, None] * height / longer
+    y = (
+        (torch.linspace(-1, 1, height) - _uniform((-0.4, 0.4), generator))[:, None]
+        * height
+        / longer
+    )
     x = (torch.linspace(-1, 1, width) - _uniform((-0.5, 0.5), generator))[None] * width / longer
     depth = torch.full((height, width), _uniform((1.5, 5.0), generator))
     for axis in (x, -x, y, -y):  # a plane at distance d fills what lies beyond d / |axis|
@@ -378,22 +473,35 @@ def room_depth(image: torch.Tensor, generator: torch.Generator | None = None) ->
     return (depth / depth.amax().clamp(min=1e-6)).clamp(0.02, 1)
 
 
-def flat_objects(image: torch.Tensor, generator: torch.Generator | None = None, count: int = 24) -> torch.Tensor:
-    """A field `(1, 1, H, W)` in [0, 1] of regions of one value each that follow the objects of a photo `(1, C, H, W)`: every pixel
-    belongs to the nearest of `count` random ones in place and colour (a step of SLIC, Achanta et al. 2012)."""
+def flat_objects(
+    image: torch.Tensor, generator: torch.Generator | None = None, count: int = 24
+) -> torch.Tensor:
+    """A field `(1, 1, H, W)` in [0, 1] of regions of one value each that follow the objects of a
+    photo `(1, C, H, W)`: every pixel belongs to the nearest of `count` random ones in place and
+    colour (a step of SLIC, Achanta et al. 2012)."""
     height, width = image.shape[-2:]
     scale = min(1.0, 96 / min(height, width))
-    small = F.interpolate(image, [max(1, round(side * scale)) for side in (height, width)], mode="bilinear", antialias=True)
+    small = F.interpolate(
+        image,
+        [max(1, round(side * scale)) for side in (height, width)],
+        mode="bilinear",
+        antialias=True,
+    )
     rows, columns = small.shape[-2:]
-    place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")) / max(rows, columns)
+    place = torch.stack(
+        torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    ) / max(rows, columns)
     pixels = torch.cat([place, _uniform((0.5, 2.0), generator) * small[0]]).flatten(1).T
     seeds = pixels[torch.randint(len(pixels), (count,), generator=generator)]
     values = torch.rand(count, generator=generator)[torch.cdist(pixels, seeds).argmin(1)]
-    return F.interpolate(values.reshape(1, 1, rows, columns), (height, width), mode="bilinear", align_corners=False)
+    return F.interpolate(
+        values.reshape(1, 1, rows, columns), (height, width), mode="bilinear", align_corners=False
+    )
 
 
 def camera_path_kernel(length: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A blur kernel `(1, K, K)` with sum 1: the trace of a point under a random smooth motion of about `length` pixels."""
+    """A blur kernel `(1, K, K)` with sum 1: the trace of a point under a random smooth motion of
+    about `length` pixels."""
     steps = 96
     turn = torch.cumsum(0.25 * torch.randn(steps, generator=generator), 0)
     heading = turn + 2 * math.pi * _uniform((0, 1), generator)
@@ -419,8 +527,11 @@ def disc_kernel(radius: float) -> torch.Tensor:
     return (disc / disc.sum())[None]
 
 
-def _sensor_noise(linear: torch.Tensor, peak: float, read_sigma: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Shot and read noise of linear light `(B, C, H, W)`; that of three channels lies on a Bayer mosaic and is demosaicked."""
+def _sensor_noise(
+    linear: torch.Tensor, peak: float, read_sigma: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Shot and read noise of linear light `(B, C, H, W)`; that of three channels lies on a Bayer
+    mosaic and is demosaicked."""
     noise = torch.poisson(linear * peak, generator=generator) / peak - linear
     noise = noise + read_sigma / 255 * _normal(linear.shape, generator)
     if linear.shape[1] != 3:
@@ -428,33 +539,59 @@ def _sensor_noise(linear: torch.Tensor, peak: float, read_sigma: float, generato
     rows, columns = (torch.arange(size) % 2 for size in linear.shape[-2:])
     red, blue = rows[:, None] + columns == 0, rows[:, None] + columns == 2
     mosaic = torch.stack([red, ~(red | blue), blue])[None].float()
-    noise, weights = (filter2d(x * mosaic, BILINEAR, border_type="reflect") for x in (noise, torch.ones_like(noise)))
+    noise, weights = (
+        filter2d(x * mosaic, BILINEAR, border_type="reflect")
+        for x in (noise, torch.ones_like(noise))
+    )
     return noise / weights
 
 
 def _clumped(noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Noise smoothed by a Gaussian of `sigma` pixels; half of what its deviation loses is given back."""
+    """Noise smoothed by a Gaussian of `sigma` pixels; half of what its deviation loses is given
+    back."""
     size = min(2 * math.ceil(2.5 * sigma) + 1, 2 * (min(noise.shape[-2:]) // 2) - 1)
     smooth = gaussian_blur2d(noise, (size, size), (sigma, sigma))
     return smooth * (noise.std() / smooth.std().clamp(min=1e-9)).sqrt()
 
 
-def _cast_light(image: torch.Tensor, opacity: torch.Tensor, light: float, adds: bool) -> torch.Tensor:
-    """How drops of that opacity and brightness change an image: they add their light, or cover it."""
+def _cast_light(
+    image: torch.Tensor, opacity: torch.Tensor, light: float, adds: bool
+) -> torch.Tensor:
+    """How drops of that opacity and brightness change an image: they add their light, or cover
+    it."""
     return 0.6 * light * opacity if adds else opacity * (light - image)
 
 
 def _streak_layer(
-    height: int, width: int, angle: float, travel: float, nearness: float, intensity: float, generator: torch.Generator | None
+    height: int,
+    width: int,
+    angle: float,
+    travel: float,
+    nearness: float,
+    intensity: float,
+    generator: torch.Generator | None,
 ) -> torch.Tensor:
-    """Opacity `(1, 1, height, width)` of streaks of about `travel` pixels: drops drawn out downwards, then turned by `angle` degrees."""
+    """Opacity `(1, 1, height, width)` of streaks of about `travel` pixels: drops drawn out
+    downwards, then turned by `angle` degrees."""
     length = max(3, round(travel * (0.4 + 0.6 * nearness) * _uniform((0.6, 1.4), generator)))
     thickness = 0.3 + 1.3 * nearness * _uniform((0.2, 1.0), generator)
-    covered = 0.8 * intensity * min(1, 10 * intensity) * (1.2 - nearness) * _uniform((0.1, 1.0), generator)
+    covered = (
+        0.8
+        * intensity
+        * min(1, 10 * intensity)
+        * (1.2 - nearness)
+        * _uniform((0.1, 1.0), generator)
+    )
     side = math.ceil(math.hypot(height, width)) + 2
-    drops = torch.rand(1, 1, side + length - 1, side, generator=generator) < covered / (length * max(1, 2 * thickness))
+    drops = torch.rand(1, 1, side + length - 1, side, generator=generator) < covered / (
+        length * max(1, 2 * thickness)
+    )
     drops = drops * torch.rand(drops.shape, generator=generator)
-    ends = _uniform((0, 1), generator), _uniform((0, 1), generator)  # brightness where a streak begins and ends
+    # Brightness where a streak begins and ends.
+    ends = (
+        _uniform((0, 1), generator),
+        _uniform((0, 1), generator),
+    )
     streaks = F.conv2d(drops, torch.linspace(*ends, length)[None, None, :, None] / max(ends))
     if thickness > 0.5:
         size = 2 * math.ceil(2 * thickness) + 1
@@ -483,7 +620,8 @@ def _uniform(bounds: Range, generator: torch.Generator | None) -> float:
 
 
 class Ingredient(NamedTuple):
-    """What a name in a recipe means: a degradation and the one parameter that the recipe's value sets."""
+    """What a name in a recipe means: a degradation and the one parameter that the recipe's value
+    sets."""
 
     function: Callable[..., torch.Tensor]
     parameter: str
@@ -494,13 +632,16 @@ class Ingredient(NamedTuple):
     label: str  # what a detector calls it
 
     def severity(self, value: float) -> float:
-        """A value on a common scale: light 0.25, medium 0.5, heavy 0.75, in between and beyond linear, within [0, 1]."""
+        """A value on a common scale: light 0.25, medium 0.5, heavy 0.75, in between and beyond
+        linear, within [0, 1]."""
         light, medium, heavy = self.levels.values()
         step = (medium - light) if (value < medium) == (light < medium) else (heavy - medium)
         return min(max(0.5 + 0.25 * (value - medium) / step, 0.0), 1.0)
 
 
-def _eight_bit_noise(image: torch.Tensor, sigma: float, generator: torch.Generator | None = None) -> torch.Tensor:
+def _eight_bit_noise(
+    image: torch.Tensor, sigma: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
     return gaussian_noise(image, sigma, eight_bit=True, generator=generator)
 
 
@@ -509,21 +650,49 @@ def _levels(light: float, medium: float, heavy: float) -> dict[str, float]:
 
 
 RECIPES = {
-    "noise": Ingredient(gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50), "noise"),
-    "noise8": Ingredient(_eight_bit_noise, "sigma", "0-255 scale, clipped to 8 bits", 0, 255, _levels(15, 25, 50), "noise"),
-    "poisson": Ingredient(poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30), "noise"),
-    "camera": Ingredient(camera_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"),
-    "developed": Ingredient(developed_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"),
+    "noise": Ingredient(
+        gaussian_noise, "sigma", "0-255 scale, unclipped", 0, 255, _levels(15, 25, 50), "noise"
+    ),
+    "noise8": Ingredient(
+        _eight_bit_noise,
+        "sigma",
+        "0-255 scale, clipped to 8 bits",
+        0,
+        255,
+        _levels(15, 25, 50),
+        "noise",
+    ),
+    "poisson": Ingredient(
+        poisson_gaussian_noise, "peak", "photons at white", 1, 1e6, _levels(300, 100, 30), "noise"
+    ),
+    "camera": Ingredient(
+        camera_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"
+    ),
+    "developed": Ingredient(
+        developed_noise, "peak", "photons at white", 1, 1e6, _levels(1000, 300, 100), "noise"
+    ),
     "rain": Ingredient(rain, "intensity", "0 to 1", 0, 1, _levels(0.3, 0.6, 1.0), "rain"),
-    "haze": Ingredient(haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0), "haze"),
-    "room": Ingredient(room_haze, "beta", "scattering per unit depth", 0, 10, _levels(0.6, 1.2, 2.4), "haze"),
-    "mist": Ingredient(mist, "beta", "scattering over the distance", 0, 10, _levels(0.3, 0.7, 1.5), "haze"),
-    "blur": Ingredient(motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31), "blur"),
+    "haze": Ingredient(
+        haze, "beta", "scattering per unit depth", 0, 10, _levels(0.8, 1.6, 3.0), "haze"
+    ),
+    "room": Ingredient(
+        room_haze, "beta", "scattering per unit depth", 0, 10, _levels(0.6, 1.2, 2.4), "haze"
+    ),
+    "mist": Ingredient(
+        mist, "beta", "scattering over the distance", 0, 10, _levels(0.3, 0.7, 1.5), "haze"
+    ),
+    "blur": Ingredient(
+        motion_blur, "length", "pixels of camera path", 0, 101, _levels(7, 15, 31), "blur"
+    ),
     "defocus": Ingredient(defocus, "radius", "pixels", 0, 50, _levels(2, 4, 8), "defocus"),
-    "lowlight": Ingredient(low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0), "lowlight"),
+    "lowlight": Ingredient(
+        low_light, "stops", "stops of missing light", 0, 10, _levels(1.5, 2.5, 4.0), "lowlight"
+    ),
     "dim": Ingredient(dim, "amount", "0 to 1", 0, 1, _levels(0.2, 0.5, 0.9), "lowlight"),
     "jpeg": Ingredient(jpeg, "quality", "libjpeg quality", 1, 95, _levels(50, 25, 10), "jpeg"),
-    "downup": Ingredient(down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4), "downup"),
+    "downup": Ingredient(
+        down_up, "factor", "reduction of each side", 1, 64, _levels(2, 3, 4), "downup"
+    ),
 }
 
 
@@ -586,7 +755,9 @@ class Recipe:
             ValueError: if a name or a value is not known, or a value lies outside its range.
         """
         parts = [part.strip() for part in text.split("+")]
-        return cls(text, tuple(_parse_step(part, text) for part in parts if part not in ("", "clean")))
+        return cls(
+            text, tuple(_parse_step(part, text) for part in parts if part not in ("", "clean"))
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -594,8 +765,12 @@ class Recipe:
         return tuple(step.label for step in self.steps)
 
     def draw(self, generator: torch.Generator | None = None) -> list[Dose]:
-        """Its degradations with one value each; where it gives a range, the value is drawn from that."""
-        return [Dose(name, _uniform((low, high), generator) if low != high else low) for name, low, high in self.steps]
+        """Its degradations with one value each; where it gives a range, the value is drawn from
+        that."""
+        return [
+            Dose(name, _uniform((low, high), generator) if low != high else low)
+            for name, low, high in self.steps
+        ]
 
     def __str__(self) -> str:
         return self.text
@@ -615,13 +790,17 @@ class Mixture:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Mixture":
-        """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]`; without a weight one weighs 1.
+        """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]`; without a weight one
+        weighs 1.
 
         Raises:
-            ValueError: if there is no recipe, a weight is not a positive number or a recipe is not understood.
+            ValueError: if there is no recipe, a weight is not a positive number or a recipe is not
+                understood.
         """
         if not texts:
-            raise ValueError("At least one degradation recipe is needed, for instance `noise:0..50`.")
+            raise ValueError(
+                "At least one degradation recipe is needed, for instance `noise:0..50`."
+            )
         recipes, weights = [], []
         for text in texts:
             recipe, at, weight = text.partition("@")
@@ -631,17 +810,24 @@ class Mixture:
             except ValueError:
                 weights.append(0.0)
             if not 0 < weights[-1] < float("inf"):
-                raise ValueError(f"The weight in {text!r} must be a positive number, as in `{recipe}@2`.")
+                raise ValueError(
+                    f"The weight in {text!r} must be a positive number, as in `{recipe}@2`."
+                )
         return cls(tuple(recipes), tuple(weight / sum(weights) for weight in weights))
 
     def draw(self, generator: torch.Generator | None = None) -> Recipe:
-        return self.recipes[int(torch.multinomial(torch.tensor(self.shares), 1, generator=generator))]
+        return self.recipes[
+            int(torch.multinomial(torch.tensor(self.shares), 1, generator=generator))
+        ]
 
 
 def _parse_step(text: str, recipe: str) -> Step:
     name, _, value = text.partition(":")
     if name not in RECIPES:
-        raise ValueError(f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, clean.")
+        raise ValueError(
+            f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, "
+            "clean."
+        )
     low, dots, high = (value or "medium").partition("..")
     low = _parse_value(name, low, recipe)
     return Step(name, low, _parse_value(name, high, recipe) if dots else low)
@@ -653,16 +839,20 @@ def _parse_value(name: str, text: str, recipe: str) -> float:
         value = ingredient.levels[text] if text in ingredient.levels else float(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} in recipe {recipe!r} is neither a number nor one of {', '.join(ingredient.levels)}."
+            f"{text!r} in recipe {recipe!r} is neither a number nor one of "
+            f"{', '.join(ingredient.levels)}."
         ) from None
     if not ingredient.low <= value <= ingredient.high:
         raise ValueError(
-            f"{name} takes {ingredient.parameter} from {ingredient.low:g} to {ingredient.high:g} ({ingredient.unit}), got {value:g}."
+            f"{name} takes {ingredient.parameter} from {ingredient.low:g} to {ingredient.high:g} "
+            f"({ingredient.unit}), got {value:g}."
         )
     return value
 
 
-def apply_doses(image: torch.Tensor, doses: Sequence[Dose], generator: torch.Generator | None = None) -> torch.Tensor:
+def apply_doses(
+    image: torch.Tensor, doses: Sequence[Dose], generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Degrade images `(B, C, H, W)` by what was drawn of a recipe, all alike."""
     for name, value in doses:
         ingredient = RECIPES[name]
@@ -670,7 +860,9 @@ def apply_doses(image: torch.Tensor, doses: Sequence[Dose], generator: torch.Gen
     return image
 
 
-def degrade(image: torch.Tensor, recipe: str | Recipe, generator: torch.Generator | None = None) -> torch.Tensor:
+def degrade(
+    image: torch.Tensor, recipe: str | Recipe, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Apply a recipe to images; each image draws its own values where the recipe gives ranges.
 
     Args:
@@ -687,4 +879,6 @@ def degrade(image: torch.Tensor, recipe: str | Recipe, generator: torch.Generato
     if image.ndim != 4:
         raise ValueError(f"`image` must be (B, C, H, W), got shape {tuple(image.shape)}.")
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    return torch.cat([apply_doses(single, recipe.draw(generator), generator) for single in image.split(1)])
+    return torch.cat(
+        [apply_doses(single, recipe.draw(generator), generator) for single in image.split(1)]
+    )

@@ -1,4 +1,5 @@
-"""What the frozen networks make of training samples, computed once where the samples repeat: image tokens, pseudo-words, latents."""
+"""What the frozen networks make of training samples, computed once where the samples repeat: image
+tokens, pseudo-words, latents."""
 
 import hashlib
 import json
@@ -16,7 +17,8 @@ from textir.data import sample_generator
 
 
 class EncodedSamples(Dataset):
-    """The first samples of a stream, encoded and kept on disk; served again and again, in another order each time.
+    """The first samples of a stream, encoded and kept on disk; served again and again, in another
+    order each time.
 
     Args:
         folder: of the files that `encode_samples` wrote.
@@ -24,7 +26,8 @@ class EncodedSamples(Dataset):
         shard_size: samples of a file.
         seed: of the orders.
 
-    Item `index` has the tensors that were kept and its `index`, so that noise drawn by index differs from pass to pass.
+    Item `index` has the tensors that were kept and its `index`, so that noise drawn by index
+    differs from pass to pass.
     """
 
     def __init__(self, folder: Path, count: int, shard_size: int, seed: int = 0):
@@ -37,9 +40,14 @@ class EncodedSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         turn, at = divmod(index, self.count)
         if self.order is None or self.order[0] != turn:
-            self.order = (turn, torch.randperm(self.count, generator=sample_generator(self.seed, turn)))
+            self.order = (
+                turn,
+                torch.randperm(self.count, generator=sample_generator(self.seed, turn)),
+            )
         shard, row = divmod(int(self.order[1][at]), self.shard_size)
-        with safe_open(shard_file(self.folder, shard), "pt") as file:  # memory-mapped: the system keeps hot pages
+        with safe_open(
+            shard_file(self.folder, shard), "pt"
+        ) as file:  # memory-mapped: the system keeps hot pages
             tensors = {name: file.get_slice(name)[row].float() for name in file.keys()}  # noqa: SIM118
         return {**tensors, "index": torch.tensor(index)}
 
@@ -56,7 +64,8 @@ def encode_samples(
     workers: int = 0,
     shard_size: int = 256,
 ) -> EncodedSamples:
-    """Encode the first `count` samples once; what an earlier run has finished is kept, processes share the work.
+    """Encode the first `count` samples once; what an earlier run has finished is kept, processes
+    share the work.
 
     Args:
         samples: the stream.
@@ -75,16 +84,28 @@ def encode_samples(
     folder = Path(folder) / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-count // shard_size))
-    mine = [s for s in shards[accelerator.process_index :: accelerator.num_processes] if not shard_file(folder, s).exists()]
-    for shard in tqdm(mine, "encoding", disable=None if accelerator.is_main_process else True, leave=False):
+    mine = [
+        s
+        for s in shards[accelerator.process_index :: accelerator.num_processes]
+        if not shard_file(folder, s).exists()
+    ]
+    for shard in tqdm(
+        mine, "encoding", disable=None if accelerator.is_main_process else True, leave=False
+    ):
         rows = range(shard * shard_size, min((shard + 1) * shard_size, count))
         loader = DataLoader(samples, batch_size, sampler=rows, num_workers=workers)
         parts = [
-            {name: value.to(torch.float16).cpu() for name, value in encode(to_device(batch, accelerator.device)).items()}
+            {
+                name: value.to(torch.float16).cpu()
+                for name, value in encode(to_device(batch, accelerator.device)).items()
+            }
             for batch in loader
         ]
         partial = shard_file(folder, shard).with_suffix(f".part{os.getpid()}")
-        save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, partial)
+        save_file(
+            {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]},
+            partial,
+        )
         os.replace(partial, shard_file(folder, shard))
     accelerator.wait_for_everyone()
     return EncodedSamples(folder, count, shard_size, made_with.get("seed", 0))
@@ -98,17 +119,23 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def draw_noise(index: torch.Tensor, shape: tuple[int, ...], scheduler, seed: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise `(B, *shape)` and timesteps of `scheduler` `(B,)` for the samples `index` `(B,)`; each depends on `(seed, index)` alone."""
+def draw_noise(
+    index: torch.Tensor, shape: tuple[int, ...], scheduler, seed: int, device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise `(B, *shape)` and timesteps of `scheduler` `(B,)` for the samples `index` `(B,)`; each
+    depends on `(seed, index)` alone."""
     timesteps = scheduler.config.num_train_timesteps
     generators = [sample_generator(seed ^ 0x5EED, int(i)) for i in index]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    steps = torch.stack([torch.randint(timesteps, (), generator=generator) for generator in generators])
+    steps = torch.stack(
+        [torch.randint(timesteps, (), generator=generator) for generator in generators]
+    )
     return noise.to(device), steps.to(device)
 
 
 def near_timesteps(chance: torch.Tensor, strength: float, scheduler) -> torch.Tensor:
-    """Timesteps of `scheduler` for painting from an image that was taken `strength` of the way to noise: evenly between half and one and a
-    half of it as `chance` `(B,)` goes from 0 to 1, never without any noise."""
+    """Timesteps of `scheduler` for painting from an image that was taken `strength` of the way to
+    noise: evenly between half and one and a half of it as `chance` `(B,)` goes from 0 to 1, never
+    without any noise."""
     last = scheduler.config.num_train_timesteps - 1
     return ((0.5 + chance) * strength * last).round().long().clamp(1, last)

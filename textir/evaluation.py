@@ -1,4 +1,5 @@
-"""Measure a pipeline: PSNR and SSIM of what goes in and what comes out, with everything written down that a number needs."""
+"""Measure a pipeline: PSNR and SSIM of what goes in and what comes out, with everything written
+down that a number needs."""
 
 import hashlib
 import platform
@@ -52,7 +53,8 @@ class Evaluation:
     scores: list[Score] = field(default_factory=list)
 
     def mean(self, name: str) -> float:
-        """Mean of a field of the scores; equal images count with 100 dB, so that one of them does not make the mean infinite."""
+        """Mean of a field of the scores; equal images count with 100 dB, so that one of them does
+        not make the mean infinite."""
         return float(np.mean([min(getattr(score, name), 100.0) for score in self.scores]))
 
     def summary(self) -> dict[str, float]:
@@ -65,17 +67,23 @@ class Evaluation:
 
 
 def load_pairs(
-    folder: str | Path, degradation: str | None = None, seed: int = 0, limit: int | None = None, kept: str | None = None
+    folder: str | Path,
+    degradation: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    kept: str | None = None,
 ) -> Iterator[Pair]:
     """The test images of a folder or a published benchmark, in sorted order.
 
-    Without `degradation` these are pairs: a folder with `input/` and `target/`, or `sots_indoor:/data/SOTS` (see `textir.benchmarks`).
-    With one they are the clean images, and each is degraded with a seed made of its file name, so that an image gets the same
-    degradation whatever else is in the folder. What `kept` says, a recipe too, is done to them before that, and belongs to the target:
-    a restorer that is told to leave it alone is measured so.
+    Without `degradation` these are pairs: a folder with `input/` and `target/`, or
+    `sots_indoor:/data/SOTS` (see `textir.benchmarks`). With one they are the clean images, and each
+    is degraded with a seed made of its file name, so that an image gets the same degradation
+    whatever else is in the folder. What `kept` says, a recipe too, is done to them before that, and
+    belongs to the target: a restorer that is told to leave it alone is measured so.
 
     Raises:
-        ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not understood.
+        ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not
+            understood.
     """
     if degradation is not None and (Path(folder) / "target").is_dir():
         folder = Path(folder) / "target"
@@ -83,7 +91,8 @@ def load_pairs(
     if degradation is None:
         if kept:
             raise ValueError(
-                "`kept` is done to clean images; say by `degradation` what is to be removed of them, or leave it out."
+                "`kept` is done to clean images; say by `degradation` what is to be removed of "
+                "them, or leave it out."
             )
         if not all(entry.degraded for entry in entries):
             raise ValueError(
@@ -94,7 +103,10 @@ def load_pairs(
             views = [read_picture(path).pixels for path in entry.degraded]
             degraded, clean = np.concatenate(views, axis=-1), read_picture(entry.clean).pixels
             if degraded.shape[:2] != clean.shape[:2]:
-                raise ValueError(f"{entry.degraded[0]} is {_size(degraded)} but its twin {entry.clean} is {_size(clean)}.")
+                raise ValueError(
+                    f"{entry.degraded[0]} is {_size(degraded)} but its twin {entry.clean} is "
+                    f"{_size(clean)}."
+                )
             yield Pair(entry.name, degraded, clean, _digest(degraded))
         return
     added, stays = Recipe.parse(degradation), Recipe.parse(kept or "")
@@ -160,17 +172,27 @@ def evaluate(
     return result
 
 
-def contact_sheet(photo: Picture, recipes: Sequence[str], width: int = 320, seed: int = 0) -> Picture:
-    """A figure of recipes: a row for each, the clean photo first, then its light, medium and heavy degradation (or four draws of a
-    recipe that names its own value)."""
+def contact_sheet(
+    photo: Picture, recipes: Sequence[str], width: int = 320, seed: int = 0
+) -> Picture:
+    """A figure of recipes: a row for each, the clean photo first, then its light, medium and heavy
+    degradation (or four draws of a recipe that names its own value)."""
     clean = photo.tensor()
     height = round(width * clean.shape[-2] / clean.shape[-1])
     rows = []
     for recipe in recipes:
         variants = (
-            [recipe] * 3 if ":" in recipe or "+" in recipe else [f"{recipe}:{level}" for level in ("light", "medium", "heavy")]
+            [recipe] * 3
+            if ":" in recipe or "+" in recipe
+            else [f"{recipe}:{level}" for level in ("light", "medium", "heavy")]
         )
-        cells = [clean] + [degrade(clean, text, torch.Generator().manual_seed(seed + i)) for i, text in enumerate(variants)]
-        cells = [torch.nn.functional.interpolate(cell.clamp(0, 1), (height, width), mode="area") for cell in cells]
+        cells = [clean] + [
+            degrade(clean, text, torch.Generator().manual_seed(seed + i))
+            for i, text in enumerate(variants)
+        ]
+        cells = [
+            torch.nn.functional.interpolate(cell.clamp(0, 1), (height, width), mode="area")
+            for cell in cells
+        ]
         rows.append(torch.cat(cells, dim=3))
     return Picture(to_pixels(torch.cat(rows, dim=2)))

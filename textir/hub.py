@@ -1,8 +1,11 @@
-"""Publishing: a folder becomes a repository of the Hub, with a card that says how it was made and what was measured.
+"""Publishing: a folder becomes a repository of the Hub, with a card that says how it was made and
+what was measured.
 
-A *result* is a folder in diffusers format (a whole checkpoint) or one with `pytorch_lora_weights.safetensors` (an adapter). Beside the
-weights it may hold `training.json` (written by the training scripts), `evaluations/*.json` (`python -m textir evaluate --json`) and
-`before_after.png`; the card is made from these. Scores that were measured with other weights do not enter it.
+A *result* is a folder in diffusers format (a whole checkpoint) or one with
+`pytorch_lora_weights.safetensors` (an adapter). Beside the weights it may hold `training.json`
+(written by the training scripts), `evaluations/*.json` (`python -m textir evaluate --json`) and
+`before_after.png`; the card is made from these. Scores that were measured with other weights do not
+enter it.
 """
 
 import hashlib
@@ -26,11 +29,32 @@ logger = logging.getLogger("textir.hub")
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TEMPLATES = Path(__file__).parents[1] / "model_cards"
-MARK = "<!-- made by textir from training.json and evaluations/; delete this line to keep your own edits -->"
-UNREACHABLE = (httpx2.HTTPError, OfflineModeIsEnabled, OSError)  # the first is the base of the client's errors
+MARK = (
+    "<!-- made by textir from training.json and evaluations/; delete this line to keep your "
+    "own edits -->"
+)
+# The first is the base of the client's errors.
+UNREACHABLE = (
+    httpx2.HTTPError,
+    OfflineModeIsEnabled,
+    OSError,
+)
 OF_THE_RUN = {  # settings that say nothing about the result, and stay out of its card
-    *("output_dir", "logging_dir", "logging_steps", "report_to", "tracker_project_name", "dataloader_num_workers"),
-    *("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_data_dir", "validation_steps"),
+    *(
+        "output_dir",
+        "logging_dir",
+        "logging_steps",
+        "report_to",
+        "tracker_project_name",
+        "dataloader_num_workers",
+    ),
+    *(
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "resume_from_checkpoint",
+        "validation_data_dir",
+        "validation_steps",
+    ),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "pretrained_model_name_or_path"),
 }
 LEFT_OUT = ["checkpoint-*", ".checkpoint-*", "*.part", "*.part[0-9]*", "cache/*", "logs/*"]
@@ -49,15 +73,22 @@ def result_kind(folder: str | Path) -> str:
         return "adapter"
     inside = [name for name in ("pipeline", "adapter") if (folder / name).is_dir()]
     hint = f" Did you mean {folder / inside[0]}?" if inside else ""
-    raise ValueError(f"{folder} is no result: a folder with model_index.json or {ADAPTER_FILE} was expected.{hint}")
+    raise ValueError(
+        f"{folder} is no result: a folder with model_index.json or {ADAPTER_FILE} was "
+        f"expected.{hint}"
+    )
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 over the weight files of a result as it is published; adapters that a checkpoint carries do not count."""
+    """SHA-256 over the weight files of a result as it is published; adapters that a checkpoint
+    carries do not count."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*.safetensors")):
         inside = path.relative_to(folder)
-        if inside.parts[0] == "adapters" or next(filter_repo_objects([str(inside)], ignore_patterns=LEFT_OUT), None) is None:
+        if (
+            inside.parts[0] == "adapters"
+            or next(filter_repo_objects([str(inside)], ignore_patterns=LEFT_OUT), None) is None
+        ):
             continue
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
@@ -74,14 +105,19 @@ def describe_training(
     processes: int = 1,
     sheet: Path | None = None,
 ) -> None:
-    """Note in a result how it was made, for its card; `sheet` is a picture of its last validation."""
+    """Note in a result how it was made, for its card; `sheet` is a picture of its last
+    validation."""
     folder = Path(folder)
     start = settings.get("pretrained_model_name_or_path")
     earlier = Path(str(start)) / "training.json"
     if earlier.is_file():
         base = json.loads(earlier.read_text()).get("base_model")
     else:
-        base = start if start and start != "mini" and not Path(start).exists() and start.count("/") == 1 else None
+        base = (
+            start
+            if start and start != "mini" and not Path(start).exists() and start.count("/") == 1
+            else None
+        )
     described = {
         "script": script,
         "command": command,
@@ -98,8 +134,8 @@ def describe_training(
 
 
 def licence_of(start: str | None) -> dict[str, str]:
-    """What the card of the checkpoint that a training starts from says of its licence: it holds for what comes of it. Empty where that
-    is on the Hub, whose card may change, or says nothing."""
+    """What the card of the checkpoint that a training starts from says of its licence: it holds for
+    what comes of it. Empty where that is on the Hub, whose card may change, or says nothing."""
     card = TEMPLATES / "mini.md" if start == "mini" else Path(str(start)) / "README.md"
     if not card.is_file():
         return {}
@@ -120,40 +156,64 @@ def read_evaluations(folder: str | Path) -> list[dict]:
             measured_with = dict(evaluation["weights"])
             eval_results(evaluation)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not an evaluation (`python -m textir evaluate --json`): {error!r}.") from None
-        if measured_with.get(kind) == digest and (kind == "adapter" or "adapter" not in measured_with):
+            raise ValueError(
+                f"{path} is not an evaluation (`python -m textir evaluate --json`): {error!r}."
+            ) from None
+        if measured_with.get(kind) == digest and (
+            kind == "adapter" or "adapter" not in measured_with
+        ):
             kept.append(evaluation)
         else:
-            logger.warning("%s was measured with other weights and is left out of the card; measure again.", path)
+            logger.warning(
+                "%s was measured with other weights and is left out of the card; measure again.",
+                path,
+            )
     return kept
 
 
-def build_card(folder: str | Path, repo: str | None = None, license_name: str | None = None) -> ModelCard:
+def build_card(
+    folder: str | Path, repo: str | None = None, license_name: str | None = None
+) -> ModelCard:
     """The card of a result.
 
     Args:
         folder: the result.
         repo: its name on the Hub, for the example.
-        license_name: of the weights; by default that of the checkpoint that the training started from, `other` where that is on
-            the Hub, `apache-2.0` where it started from nothing.
+        license_name: of the weights; by default that of the checkpoint that the training started
+            from, `other` where that is on the Hub, `apache-2.0` where it started from nothing.
     """
     folder, kind = Path(folder), result_kind(folder)
     note = folder / "training.json"
     training = json.loads(note.read_text()) if note.is_file() else {}
     settings, base = training.get("settings", {}), training.get("base_model")
     evaluations = read_evaluations(folder)
-    recipes = Mixture.parse(settings["degradations"]).recipes if settings.get("degradations") else ()
+    recipes = (
+        Mixture.parse(settings["degradations"]).recipes if settings.get("degradations") else ()
+    )
     tasks = sorted({label for recipe in recipes for label in recipe.labels})
-    relation = {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"} if base else {}
+    relation = (
+        {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
+        if base
+        else {}
+    )
     licence = {"license": license_name} if license_name else training.get("license") or {}
     data = ModelCardData(
         **({"license": "other" if base else "apache-2.0"} | licence),
         library_name="diffusers",
         pipeline_tag="image-to-image",
-        tags=["image-restoration", "textir", *tasks, *(["lora"] if kind == "adapter" else []), "diffusers-training"],
-        datasets=[settings["dataset_name"]] if str(settings.get("dataset_name") or "").count("/") == 1 else None,
+        tags=[
+            "image-restoration",
+            "textir",
+            *tasks,
+            *(["lora"] if kind == "adapter" else []),
+            "diffusers-training",
+        ],
+        datasets=[settings["dataset_name"]]
+        if str(settings.get("dataset_name") or "").count("/") == 1
+        else None,
         model_name=repo or folder.name,
-        eval_results=[result for evaluation in evaluations for result in eval_results(evaluation)] or None,
+        eval_results=[result for evaluation in evaluations for result in eval_results(evaluation)]
+        or None,
         **relation,
     )
     return ModelCard.from_template(
@@ -164,7 +224,11 @@ def build_card(folder: str | Path, repo: str | None = None, license_name: str | 
         repo=repo or str(folder),
         start=settings.get("pretrained_model_name_or_path"),
         training=training,
-        settings={key: value for key, value in settings.items() if value not in (None, [], "none") and key not in OF_THE_RUN},
+        settings={
+            key: value
+            for key, value in settings.items()
+            if value not in (None, [], "none") and key not in OF_THE_RUN
+        },
         evaluations=evaluations,
         has_picture=(folder / "before_after.png").is_file(),
         parts=components(folder),
@@ -177,19 +241,26 @@ def components(folder: Path) -> list[str]:
         with safe_open(folder / ADAPTER_FILE, "pt") as file:
             return sorted({key.split(".", 1)[0] for key in file.keys()})  # noqa: SIM118
     index = json.loads((folder / "model_index.json").read_text())
-    return sorted(name for name, value in index.items() if not name.startswith("_") and isinstance(value, list) and value[0])
+    return sorted(
+        name
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, list) and value[0]
+    )
 
 
 def eval_results(evaluation: dict) -> list[EvalResult]:
     """PSNR and SSIM of an evaluation in the form that the Hub reads."""
-    name = Path(evaluation["data"]).name + (f", {evaluation['degradation']}" if evaluation["degradation"] else "")
+    name = Path(evaluation["data"]).name + (
+        f", {evaluation['degradation']}" if evaluation["degradation"] else ""
+    )
     return [
         EvalResult(
             task_type="image-to-image",
             task_name="Image restoration",
             dataset_type="image-restoration",
             dataset_name=name,
-            dataset_config=f"{name} ({evaluation['protocol']}; seed {evaluation['seed']}; {evaluation['settings']})",
+            dataset_config=f"{name} ({evaluation['protocol']}; seed {evaluation['seed']}; "
+            f"{evaluation['settings']})",
             dataset_args={"protocol": evaluation["protocol"], "command": evaluation["command"]},
             metric_type=metric,
             metric_name=f"{metric.upper()} ({evaluation['protocol']})",
@@ -199,8 +270,11 @@ def eval_results(evaluation: dict) -> list[EvalResult]:
     ]
 
 
-def write_card(folder: str | Path, repo: str | None = None, license_name: str | None = None) -> Path:
-    """Write `README.md` of a result; one that was edited by hand (its mark is gone) stays as it is."""
+def write_card(
+    folder: str | Path, repo: str | None = None, license_name: str | None = None
+) -> Path:
+    """Write `README.md` of a result; one that was edited by hand (its mark is gone) stays as it
+    is."""
     path = Path(folder) / "README.md"
     if path.is_file() and MARK not in path.read_text():
         logger.info("%s was written by hand and stays as it is.", path)
@@ -218,7 +292,9 @@ def check_access(token: str | None = None) -> str:
     try:
         return HfApi(token=token).whoami()["name"]
     except LocalTokenNotFoundError:
-        raise ValueError("No Hub token: run `hf auth login`, set HF_TOKEN, or pass a token.") from None
+        raise ValueError(
+            "No Hub token: run `hf auth login`, set HF_TOKEN, or pass a token."
+        ) from None
     except UNREACHABLE as error:
         raise ValueError(f"The Hub refuses or cannot be reached: {error}") from None
 
@@ -237,8 +313,8 @@ def push(
         the address of the repository.
 
     Raises:
-        ValueError: if the folder is no result, there is no token, or the Hub refuses or cannot be reached; the folder stays complete,
-            and the message says how to push it later.
+        ValueError: if the folder is no result, there is no token, or the Hub refuses or cannot be
+            reached; the folder stays complete, and the message says how to push it later.
     """
     folder = Path(folder)
     result_kind(folder)
@@ -248,7 +324,9 @@ def push(
         write_card(folder, repo, license_name)
         api = HfApi(token=token)
         url = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=LEFT_OUT)
+        api.upload_folder(
+            folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=LEFT_OUT
+        )
     except (*UNREACHABLE, ValueError) as error:
         raise ValueError(
             f"{error}\nNothing was lost: the result is complete in {folder}. Push it later with\n"

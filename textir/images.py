@@ -1,7 +1,8 @@
-"""Image files in, image files out, with nothing lost on the way: size, orientation, alpha, ICC profile, EXIF, 16-bit depth.
+"""Image files in, image files out, with nothing lost on the way: size, orientation, alpha, ICC
+profile, EXIF, 16-bit depth.
 
-Pillow reads and writes what it can; it has no 16-bit colour, so those PNG and TIFF files go through imagecodecs and tifffile
-(of which the TIFF files lose their EXIF block).
+Pillow reads and writes what it can; it has no 16-bit colour, so those PNG and TIFF files go through
+imagecodecs and tifffile (of which the TIFF files lose their EXIF block).
 """
 
 import io
@@ -24,12 +25,14 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 MAX_PIXELS = 100_000_000
 BITS_TAG, ICC_TAG = 258, 34675
 DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# What a TIFF file's tags say of the picture (description, camera, resolution, author, ...) and not of how its bytes are stored.
+# What a TIFF file's tags say of the picture (description, camera, resolution, author, ...) and not
+# of how its bytes are stored.
 DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
 
 
 class UnusableImageError(ValueError):
-    """A file is understood, but is not a picture that can be restored; the message names it and says why."""
+    """A file is understood, but is not a picture that can be restored; the message names it and
+    says why."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Picture:
     """A decoded image and what has to survive its restoration.
 
     Attributes:
-        pixels: `(H, W, 3)` float32 in [0, 1], upright (EXIF orientation applied); gray images repeat their channel.
+        pixels: `(H, W, 3)` float32 in [0, 1], upright (EXIF orientation applied); gray images
+            repeat their channel.
         alpha: `(H, W)` float32 in [0, 1], or `None`.
         bits: depth of the file's channels: 8, 16, or 32 for floating point.
         is_gray: whether the file has a single colour channel.
@@ -63,7 +67,8 @@ class Picture:
         return to_tensor(self.pixels)
 
     def with_tensor(self, image: torch.Tensor) -> "Picture":
-        """The same picture with the colours of an image `(1, 3, H, W)` or `(3, H, W)` of its size."""
+        """The same picture with the colours of an image `(1, 3, H, W)` or `(3, H, W)` of its
+        size."""
         return self.with_pixels(to_pixels(image))
 
 
@@ -80,7 +85,8 @@ def to_pixels(image: torch.Tensor, clip: bool = True) -> np.ndarray:
 
 
 def list_images(path: str | Path, recursive: bool = False) -> list[Path]:
-    """Image files of a folder in sorted order (a file is a list of itself); hidden files are left out.
+    """Image files of a folder in sorted order (a file is a list of itself); hidden files are left
+    out.
 
     Raises:
         ValueError: if `path` does not exist.
@@ -107,7 +113,8 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
         name: how messages call it; the path by default.
 
     Raises:
-        ValueError: if the file is empty, truncated, animated, too large or not an image; the message names it and says why.
+        ValueError: if the file is empty, truncated, animated, too large or not an image; the
+            message names it and says why.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
     try:
@@ -121,9 +128,13 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that can be read ({', '.join(sorted(EXTENSIONS))}).") from error
+        raise ValueError(
+            f"{name} is not an image that can be read ({', '.join(sorted(EXTENSIONS))})."
+        ) from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; reduce it first.") from error
+        raise ValueError(
+            f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; reduce it first."
+        ) from error
     except Exception as error:  # on damaged bytes decoders raise nearly anything
         raise ValueError(f"{name} is damaged or truncated: {error}.") from error
 
@@ -134,17 +145,35 @@ def _decode(data: bytes, name: str) -> Picture:
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
-            if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # such as floating-point colour, which Pillow cannot open
+            if data[:4] in (
+                b"II*\0",
+                b"MM\0*",
+                b"II+\0",
+                b"MM\0+",
+            ):  # such as floating-point colour, which Pillow cannot open
                 return _decode_tiff(data, name)
             raise
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
-            raise UnusableImageError(f"{name} has {image.n_frames} frames; save the one to be restored as a file of its own.")
+        if (
+            getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+        ):  # a phone's JPEG with a preview behind the picture
+            raise UnusableImageError(
+                f"{name} has {image.n_frames} frames; save the one to be restored as a file of its "
+                "own."
+            )
         if image.format == "PNG" and data[24] == 16:
             array = imagecodecs.png_decode(data)
-            return _from_array(array, name, image.info.get("icc_profile"), _upright_exif(image), _orientation(image))
-        if image.format == "TIFF" and max(image.tag_v2.get(BITS_TAG, (1,))) > 8:  # Pillow reads 16-bit colour as 8-bit
+            return _from_array(
+                array,
+                name,
+                image.info.get("icc_profile"),
+                _upright_exif(image),
+                _orientation(image),
+            )
+        if (
+            image.format == "TIFF" and max(image.tag_v2.get(BITS_TAG, (1,))) > 8
+        ):  # Pillow reads 16-bit colour as 8-bit
             return _decode_tiff(data, name)
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             array = np.asarray(image)
@@ -177,19 +206,27 @@ def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile is None:
         return image.convert("RGB")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return ImageCms.profileToProfile(
+        image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
 
 
 def _decode_tiff(data: bytes, name: str) -> Picture:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > 1:
-            raise UnusableImageError(f"{name} has {len(file.pages)} pages; save the one to be restored as a file of its own.")
+            raise UnusableImageError(
+                f"{name} has {len(file.pages)} pages; save the one to be restored as a file of its "
+                "own."
+            )
         page = file.pages[0]
         if page.imagewidth * page.imagelength > MAX_PIXELS or page.size > 4 * MAX_PIXELS:
             raise Image.DecompressionBombError
         if page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16, 32, 64):
             kind = getattr(page.photometric, "name", page.photometric)
-            raise UnusableImageError(f"{name} is a {page.bitspersample}-bit {kind} TIFF; convert it to 16-bit gray or RGB first.")
+            raise UnusableImageError(
+                f"{name} is a {page.bitspersample}-bit {kind} TIFF; convert it to 16-bit gray or "
+                "RGB first."
+            )
         profile = page.tags[ICC_TAG].value if ICC_TAG in page.tags else None
         orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         array = page.asarray()
@@ -201,7 +238,11 @@ def _decode_tiff(data: bytes, name: str) -> Picture:
 
 
 def _from_array(
-    array: np.ndarray, name: str, profile: bytes | None = None, exif: bytes | None = None, orientation: int = 1
+    array: np.ndarray,
+    name: str,
+    profile: bytes | None = None,
+    exif: bytes | None = None,
+    orientation: int = 1,
 ) -> Picture:
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype == np.uint8 or array.dtype == np.uint16:
@@ -210,13 +251,21 @@ def _from_array(
     elif array.dtype.kind == "f":
         bits, array = 32, array.astype(np.float32)
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise UnusableImageError(f"{name} holds floating-point values outside [0, 1]; scale them to that range first.")
+            raise UnusableImageError(
+                f"{name} holds floating-point values outside [0, 1]; scale them to that range "
+                "first."
+            )
     else:
-        raise UnusableImageError(f"{name} stores {array.dtype} values; 8-bit, 16-bit and floating-point images can be read.")
+        raise UnusableImageError(
+            f"{name} stores {array.dtype} values; 8-bit, 16-bit and floating-point images can be "
+            "read."
+        )
     array = _transpose(array, orientation)
     channels = array.shape[-1]
     if channels not in (1, 2, 3, 4):
-        raise UnusableImageError(f"{name} has {channels} channels; 1 (gray) to 4 (RGB and alpha) can be read.")
+        raise UnusableImageError(
+            f"{name} has {channels} channels; 1 (gray) to 4 (RGB and alpha) can be read."
+        )
     alpha = array[..., -1] if channels in (2, 4) else None
     color = array[..., :3] if channels >= 3 else array[..., :1].repeat(3, axis=-1)
     return Picture(np.ascontiguousarray(color), alpha, bits, channels < 3, profile, exif)
@@ -246,7 +295,9 @@ def _upright_exif(image: Image.Image) -> bytes | None:
             exif[tag] = original[tag]
     for directory in DIRECTORIES:
         if content := original.get_ifd(directory):
-            exif[directory] = {tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop}
+            exif[directory] = {
+                tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop
+            }
     if not len(exif):
         return None
     exif[ExifTags.Base.Orientation] = 1
@@ -254,7 +305,8 @@ def _upright_exif(image: Image.Image) -> bytes | None:
 
 
 def output_name(path: Path, picture: Picture) -> str:
-    """The name under which a restored picture is written: the same, or `.png` where the old format cannot hold the result."""
+    """The name under which a restored picture is written: the same, or `.png` where the old format
+    cannot hold the result."""
     suffix = path.suffix.lower()
     fits = {
         ".jpg": picture.alpha is None and picture.bits == 8,
@@ -275,7 +327,8 @@ def output_name(path: Path, picture: Picture) -> str:
 def write_picture(path: str | Path, picture: Picture) -> Path:
     """Write a picture in the format of the file name; the file appears whole or not at all.
 
-    JPEG is written at quality 97 without chroma subsampling, WebP lossless; PNG and TIFF keep 16 bits.
+    JPEG is written at quality 97 without chroma subsampling, WebP lossless; PNG and TIFF keep 16
+    bits.
 
     Raises:
         ValueError: if the format is not known or the folder cannot be written to.
@@ -302,12 +355,18 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         raise ValueError(f"{suffix} cannot hold floating-point pixels; write a .tif.")
     array = (channels.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    compression = "raw" if _has_directories(picture.exif) else "tiff_deflate"  # libtiff cannot write EXIF directories
+    # Libtiff cannot write EXIF directories.
+    compression = "raw" if _has_directories(picture.exif) else "tiff_deflate"
     options = {
         ".jpg": {"format": "JPEG", "quality": 97, "subsampling": 0},
         ".jpeg": {"format": "JPEG", "quality": 97, "subsampling": 0},
         ".png": {"format": "PNG"},
-        ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact: also under transparent pixels
+        # Exact: also under transparent pixels.
+        ".webp": {
+            "format": "WEBP",
+            "lossless": True,
+            "exact": True,
+        },
         ".bmp": {"format": "BMP"},
         ".ppm": {"format": "PPM"},
         ".pgm": {"format": "PPM"},
@@ -315,7 +374,9 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         ".tiff": {"format": "TIFF", "compression": compression},
     }
     if suffix not in options:
-        raise ValueError(f"Images cannot be written as {suffix!r}; use one of {', '.join(options)}.")
+        raise ValueError(
+            f"Images cannot be written as {suffix!r}; use one of {', '.join(options)}."
+        )
     extra = {"icc_profile": picture.icc_profile, "exif": picture.exif}
     buffer = io.BytesIO()
     image.save(buffer, **options[suffix], **{key: value for key, value in extra.items() if value})
@@ -347,13 +408,17 @@ def _has_directories(exif: bytes | None) -> bool:
 
 
 def _insert_metadata(png: bytes, picture: Picture) -> bytes:
-    """Put iCCP and eXIf chunks behind the header of a PNG (PNG specification, sections 11.3.2.3 and 11.3.4.5)."""
+    """Put iCCP and eXIf chunks behind the header of a PNG (PNG specification, sections 11.3.2.3 and
+    11.3.4.5)."""
     bodies = []
     if picture.icc_profile:
         bodies.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
     if picture.exif:
         bodies.append(b"eXIf" + picture.exif.removeprefix(b"Exif\0\0"))
-    chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies]
+    chunks = [
+        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        for body in bodies
+    ]
     header_end = 8 + 25  # signature, IHDR chunk
     return png[:header_end] + b"".join(chunks) + png[header_end:]
 
@@ -369,9 +434,13 @@ def writing(path: Path):
         raise ValueError(f"{path} is a folder; a file is to be written there.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:32]}-", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.stem[:32]}-", suffix=".part", dir=path.parent
+        )
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{path.parent} is a file; a folder is needed to write {path.name} to.") from error
+        raise ValueError(
+            f"{path.parent} is a file; a folder is needed to write {path.name} to."
+        ) from error
     except OSError as error:
         raise ValueError(f"{path.parent} cannot be written to: {error.strerror}.") from error
     os.close(handle)

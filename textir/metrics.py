@@ -1,4 +1,5 @@
-"""PSNR and SSIM as the field reports them, on 8-bit rounded images (scikit-image does the arithmetic)."""
+"""PSNR and SSIM as the field reports them, on 8-bit rounded images (scikit-image does the
+arithmetic)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ class Protocol:
     Attributes:
         color: `rgb`, or `y` for the luma of ITU-R BT.601 in [16, 235].
         border: pixels left out on every side.
-        multiple: crop the centre to a multiple of this many pixels (16 in the PromptIR family); 1 keeps everything.
+        multiple: crop the centre to a multiple of this many pixels (16 in the PromptIR family); 1
+            keeps everything.
     """
 
     color: str = "rgb"
@@ -25,7 +27,10 @@ class Protocol:
         if self.color not in ("rgb", "y"):
             raise ValueError(f"`color` must be rgb or y, got {self.color!r}.")
         if self.border < 0 or self.multiple < 1:
-            raise ValueError(f"`border` must be at least 0 and `multiple` at least 1, got {self.border} and {self.multiple}.")
+            raise ValueError(
+                f"`border` must be at least 0 and `multiple` at least 1, got {self.border} and "
+                f"{self.multiple}."
+            )
 
     def __str__(self) -> str:
         crop = f", centre crop to a multiple of {self.multiple}" if self.multiple > 1 else ""
@@ -33,7 +38,8 @@ class Protocol:
         return f"{self.color.upper()} PSNR/SSIM of 8-bit images, mean over images{border}{crop}"
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """`(H, W, 3)` in [0, 1] -> what is compared, `(H', W', C)` in [0, 1], rounded to 8 bits before conversion to luma.
+        """`(H, W, 3)` in [0, 1] -> what is compared, `(H', W', C)` in [0, 1], rounded to 8 bits
+        before conversion to luma.
 
         Raises:
             ValueError: if nothing is left of the image.
@@ -44,7 +50,10 @@ class Protocol:
         if self.border:
             image = image[self.border : -self.border, self.border : -self.border]
         if not image.size:
-            raise ValueError(f"Nothing of a {size[1]} x {size[0]} image is left to compare under the protocol: {self}.")
+            raise ValueError(
+                f"Nothing of a {size[1]} x {size[0]} image is left to compare under the protocol: "
+                f"{self}."
+            )
         return rgb2ycbcr(image)[..., :1] / 255 if self.color == "y" else image
 
 
@@ -56,7 +65,8 @@ def center_crop(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def psnr(restored: np.ndarray, clean: np.ndarray, protocol: Protocol = Protocol()) -> float:
-    """Peak signal-to-noise ratio in dB of two `(H, W, 3)` images in [0, 1]; infinite if they are equal."""
+    """Peak signal-to-noise ratio in dB of two `(H, W, 3)` images in [0, 1]; infinite if they are
+    equal."""
     restored, clean = _prepared(restored, clean, protocol)
     if np.array_equal(restored, clean):
         return float("inf")
@@ -64,21 +74,30 @@ def psnr(restored: np.ndarray, clean: np.ndarray, protocol: Protocol = Protocol(
 
 
 def ssim(restored: np.ndarray, clean: np.ndarray, protocol: Protocol = Protocol()) -> float:
-    """Structural similarity (Wang et al. 2004: Gaussian window of sigma 1.5) of two `(H, W, 3)` images in [0, 1]."""
+    """Structural similarity (Wang et al. 2004: Gaussian window of sigma 1.5) of two `(H, W, 3)`
+    images in [0, 1]."""
     restored, clean = _prepared(restored, clean, protocol)
     return float(
         structural_similarity(
-            clean, restored, channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            clean,
+            restored,
+            channel_axis=-1,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
         )
     )
 
 
 def mean_average_precision(scores, present) -> float:
-    """Mean over labels of the average precision: of how many images ranked as high as each true one the label is true.
+    """Mean over labels of the average precision: of how many images ranked as high as each true one
+    the label is true.
 
     Args:
         scores: `(images, labels)`, higher where a label is more likely.
-        present: `(images, labels)`, whether it is true; labels without a true image, or with no other, are left out.
+        present: `(images, labels)`, whether it is true; labels without a true image, or with no
+            other, are left out.
 
     Returns:
         a value in [0, 1], NaN if no label is left.
@@ -87,12 +106,15 @@ def mean_average_precision(scores, present) -> float:
     values = []
     for score, true in zip(scores.T, present.T):
         if 0 < true.sum() < len(true):
-            at_least = score[None] >= score[true][:, None]  # for each true image those ranked as high
+            # For each true image those ranked as high.
+            at_least = score[None] >= score[true][:, None]
             values.append(((at_least & true).sum(1) / at_least.sum(1)).mean())
     return float(np.mean(values)) if values else float("nan")
 
 
-def _prepared(restored: np.ndarray, clean: np.ndarray, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+def _prepared(
+    restored: np.ndarray, clean: np.ndarray, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray]:
     if restored.shape != clean.shape:
         raise ValueError(f"Images of one size are needed, got {restored.shape} and {clean.shape}.")
     return protocol.prepare(restored), protocol.prepare(clean)

@@ -1,11 +1,16 @@
-"""Restorer and matcher as ONNX files, for runtimes without torch, and a pipeline that restores with them through onnxruntime.
+"""Restorer and matcher as ONNX files, for runtimes without torch, and a pipeline that restores with
+them through onnxruntime.
 
-The files lie in the folder of their checkpoint. Batch, height and width are free; images are `(batch, C, height, width)`, float32 in [0, 1]:
+The files lie in the folder of their checkpoint. Batch, height and width are free; images are
+`(batch, C, height, width)`, float32 in [0, 1]:
 
-- `restorer.onnx`: `degraded`, and `condition` `(batch, labels + 1)` where the restorer can be told what to remove -> `restored` (not
+- `restorer.onnx`: `degraded`, and `condition` `(batch, labels + 1)` where the restorer can be told
+  what to remove -> `restored` (not
   clipped), without guidance;
-- `matcher.onnx`: `degraded`, `guidance` (of one size) -> `features_0`, `features_1`, ... (finest first), `confidence`;
-- `guided_restorer.onnx`: `degraded`, `strength` `(batch, 1, 1, 1)`, those features, `condition` as above -> `restored`.
+- `matcher.onnx`: `degraded`, `guidance` (of one size) -> `features_0`, `features_1`, ... (finest
+  first), `confidence`;
+- `guided_restorer.onnx`: `degraded`, `strength` `(batch, 1, 1, 1)`, those features, `condition` as
+  above -> `restored`.
 """
 
 import importlib.util
@@ -35,7 +40,8 @@ def require(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(
-            f"ONNX needs {' and '.join(missing)}; run `pip install {' '.join(missing)}` (requirements-onnx.txt has the tested versions)."
+            f"ONNX needs {' and '.join(missing)}; run `pip install {' '.join(missing)}` "
+            "(requirements-onnx.txt has the tested versions)."
         )
 
 
@@ -43,46 +49,64 @@ def require(*packages: str) -> None:
 
 
 def export_onnx(pipe, folder: str | Path) -> list[Path]:
-    """Write the restorer and the matcher of a pipeline as ONNX files into the folder of its checkpoint.
+    """Write the restorer and the matcher of a pipeline as ONNX files into the folder of its
+    checkpoint.
 
     Args:
         pipe: a restoration pipeline in float32 on the CPU.
-        folder: a new one, where the pipeline is saved first, or the one that it was loaded from, with the weights it still has.
+        folder: a new one, where the pipeline is saved first, or the one that it was loaded from,
+            with the weights it still has.
 
     Returns:
         the files written.
 
     Raises:
-        ValueError: if a package is missing, the pipeline has no restorer or carries adapters, or `folder` is that of the installed
-            package or holds something else.
+        ValueError: if a package is missing, the pipeline has no restorer or carries adapters, or
+            `folder` is that of the installed package or holds something else.
     """
     require("onnx")
     folder = Path(folder)
     if pipe.restorer is None:
-        raise ValueError("This checkpoint has no restorer; what is exported are restorers and their matchers.")
+        raise ValueError(
+            "This checkpoint has no restorer; what is exported are restorers and their matchers."
+        )
     if pipe.get_list_adapters():
         raise ValueError(
-            "Adapters are attached; make them permanent with `fuse_lora()` and `unload_lora_weights()`, then export."
+            "Adapters are attached; make them permanent with `fuse_lora()` and "
+            "`unload_lora_weights()`, then export."
         )
     if Path(__file__).parent in folder.resolve().parents:
-        raise ValueError(f"{folder} belongs to the installed package, which stays as it is; choose a new folder.")
+        raise ValueError(
+            f"{folder} belongs to the installed package, which stays as it is; choose a new folder."
+        )
     if Path(pipe.name_or_path or "").resolve() != folder.resolve():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is not empty; choose a new folder, or the checkpoint's own.")
+            raise ValueError(
+                f"{folder} is not empty; choose a new folder, or the checkpoint's own."
+            )
         pipe.save_pretrained(folder)
 
     degraded, told = example(pipe.restorer), {}
     if pipe.restorer.config.get("labels"):
         told = {"condition": torch.rand(2, len(pipe.restorer.config.labels) + 1)}
-    written = [write_onnx(pipe.restorer, unguided, {"degraded": degraded, **told}, ["restored"], folder / RESTORER)]
+    written = [
+        write_onnx(
+            pipe.restorer, unguided, {"degraded": degraded, **told}, ["restored"], folder / RESTORER
+        )
+    ]
     if takes_guidance(pipe):
         _, _, height, width = degraded.shape
         channels = pipe.restorer.config.guidance_channels
-        features = {f"features_{i}": torch.zeros(2, c, height // 2**i, width // 2**i) for i, c in enumerate(channels)}
+        features = {
+            f"features_{i}": torch.zeros(2, c, height // 2**i, width // 2**i)
+            for i, c in enumerate(channels)
+        }
         inputs = {"degraded": degraded, "strength": torch.ones(2, 1, 1, 1), **features, **told}
         written.append(write_onnx(pipe.restorer, guided, inputs, ["restored"], folder / GUIDED))
         inputs = {"degraded": degraded, "guidance": torch.zeros_like(degraded)}
-        written.append(write_onnx(pipe.matcher, matched, inputs, [*features, "confidence"], folder / MATCHER))
+        written.append(
+            write_onnx(pipe.matcher, matched, inputs, [*features, "confidence"], folder / MATCHER)
+        )
     return written
 
 
@@ -94,14 +118,18 @@ def unguided(restorer: nn.Module, degraded: torch.Tensor, *condition: torch.Tens
     return restorer(degraded, condition=condition[0]) if condition else restorer(degraded)
 
 
-def guided(restorer: nn.Module, degraded: torch.Tensor, strength: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+def guided(
+    restorer: nn.Module, degraded: torch.Tensor, strength: torch.Tensor, *others: torch.Tensor
+) -> torch.Tensor:
     count = len(restorer.config.guidance_channels)
     features, condition = others[:count], others[count:]
     told = {"condition": condition[0]} if condition else {}
     return restorer(degraded, list(features), strength, **told)
 
 
-def matched(matcher: nn.Module, degraded: torch.Tensor, guidance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def matched(
+    matcher: nn.Module, degraded: torch.Tensor, guidance: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     match = matcher(degraded, guidance)
     return (*match.features, match.confidence)
 
@@ -123,11 +151,19 @@ class Traced(nn.Module):
         return self.call(self.network, *inputs)
 
 
-def write_onnx(network: nn.Module, call: Callable, inputs: dict[str, torch.Tensor], outputs: list[str], file: Path) -> Path:
-    """Export one call of a network, free in every size of its inputs and outputs `(B, C, H, W)` but the channels.
+def write_onnx(
+    network: nn.Module,
+    call: Callable,
+    inputs: dict[str, torch.Tensor],
+    outputs: list[str],
+    file: Path,
+) -> Path:
+    """Export one call of a network, free in every size of its inputs and outputs `(B, C, H, W)` but
+    the channels.
 
-    The call is traced (`dynamo=False`): torch's newer exporter reasons about every size symbolically, which takes minutes for networks
-    as deep as these. It is traced as in training, with gradients, because inference may go tile by tile, as many as the traced image has.
+    The call is traced (`dynamo=False`): torch's newer exporter reasons about every size
+    symbolically, which takes minutes for networks as deep as these. It is traced as in training,
+    with gradients, because inference may go tile by tile, as many as the traced image has.
     """
     import onnx
 
@@ -135,14 +171,16 @@ def write_onnx(network: nn.Module, call: Callable, inputs: dict[str, torch.Tenso
     sizes = {name: named_sizes(name) for name in (*inputs, *outputs)}
     with writing(file) as temporary:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, wherever Python looks at a size; and that it is the older one
+            # Of the tracer, wherever Python looks at a size; and that it is the older one.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 traced,
                 tuple(inputs.values()),
                 str(temporary),
                 dynamo=False,
                 opset_version=OPSET,
-                training=torch.onnx.TrainingMode.PRESERVE,  # else it takes equal weights for one, and loses some
+                # Else it takes equal weights for one, and loses some.
+                training=torch.onnx.TrainingMode.PRESERVE,
                 do_constant_folding=False,  # the runtime's
                 input_names=list(inputs),
                 output_names=outputs,
@@ -151,8 +189,11 @@ def write_onnx(network: nn.Module, call: Callable, inputs: dict[str, torch.Tenso
         model = onnx.load(temporary)
         with torch.no_grad():
             results = traced(*inputs.values())
-        for value, result in zip(model.graph.output, results if isinstance(results, tuple) else (results,)):
-            value.type.tensor_type.shape.dim[1].dim_value = result.shape[1]  # which the tracer leaves open
+        for value, result in zip(
+            model.graph.output, results if isinstance(results, tuple) else (results,)
+        ):
+            # Which the tracer leaves open.
+            value.type.tensor_type.shape.dim[1].dim_value = result.shape[1]
         part = "matcher" if file.name == MATCHER else "restorer"
         onnx.helper.set_model_props(model, {DIGEST: weights_digest(file.parent / part)})
         onnx.save(model, temporary)
@@ -171,22 +212,28 @@ def named_sizes(name: str) -> dict[int, str]:
 
 
 def use_onnx(pipe, folder: str | Path) -> None:
-    """Let a pipeline restore with the ONNX files of its checkpoint; the torch weights of restorer and matcher are let go.
+    """Let a pipeline restore with the ONNX files of its checkpoint; the torch weights of restorer
+    and matcher are let go.
 
     Args:
         pipe: the pipeline of the checkpoint in `folder`; what paints its guidance stays in torch.
         folder: where `export_onnx` wrote to.
 
     Raises:
-        ValueError: if a package is missing, there is no restorer, adapters are attached, files are missing, or they were made of other
-            weights.
+        ValueError: if a package is missing, there is no restorer, adapters are attached, files are
+            missing, or they were made of other weights.
     """
     require("onnxruntime")
     folder = Path(folder)
     if pipe.restorer is None:
-        raise ValueError("This checkpoint has no restorer; there is nothing that could run in onnxruntime.")
+        raise ValueError(
+            "This checkpoint has no restorer; there is nothing that could run in onnxruntime."
+        )
     if pipe.get_list_adapters():
-        raise ValueError("Adapters do not reach exported networks; export with the adapter instead: `export onnx --adapter`.")
+        raise ValueError(
+            "Adapters do not reach exported networks; export with the adapter instead: `export "
+            "onnx --adapter`."
+        )
     names = [RESTORER, GUIDED, MATCHER] if takes_guidance(pipe) else [RESTORER]
     sessions = [Session(folder / name, pipe.device) for name in names]
     device = pipe.device
@@ -196,7 +243,8 @@ def use_onnx(pipe, folder: str | Path) -> None:
 
 
 class Session:
-    """An ONNX file that is called with tensors; it runs on the CPU, or on the GPU where onnxruntime can."""
+    """An ONNX file that is called with tensors; it runs on the CPU, or on the GPU where onnxruntime
+    can."""
 
     def __init__(self, file: Path, device: torch.device):
         import onnxruntime
@@ -204,15 +252,26 @@ class Session:
         part = "matcher" if file.name == MATCHER else "restorer"
         if not file.is_file():
             raise ValueError(
-                f"{file} does not exist; run `python -m textir export onnx CHECKPOINT --output FOLDER`, then use FOLDER as the checkpoint."
+                f"{file} does not exist; run `python -m textir export onnx CHECKPOINT --output "
+                "FOLDER`, then use FOLDER as the checkpoint."
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         known = onnxruntime.get_available_providers()
-        gpu = ["CUDAExecutionProvider"] if device.type == "cuda" and "CUDAExecutionProvider" in known else []
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=[*gpu, "CPUExecutionProvider"])
-        if self.session.get_modelmeta().custom_metadata_map.get(DIGEST) != weights_digest(file.parent / part):
-            raise ValueError(f"{file} was not made of the weights in {file.parent / part}; export it again.")
+        gpu = (
+            ["CUDAExecutionProvider"]
+            if device.type == "cuda" and "CUDAExecutionProvider" in known
+            else []
+        )
+        self.session = onnxruntime.InferenceSession(
+            str(file), options, providers=[*gpu, "CPUExecutionProvider"]
+        )
+        if self.session.get_modelmeta().custom_metadata_map.get(DIGEST) != weights_digest(
+            file.parent / part
+        ):
+            raise ValueError(
+                f"{file} was not made of the weights in {file.parent / part}; export it again."
+            )
 
     def __call__(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
         arrays = {name: value.detach().float().cpu().numpy() for name, value in inputs.items()}
@@ -223,8 +282,8 @@ class Session:
 class OnnxNetwork(nn.Module):
     """What a pipeline asks of a component, answered for a network that runs in onnxruntime.
 
-    The network itself stays as a shape without weights: it has the config, and it answers for tensors on the meta device, so that tiling
-    can measure it.
+    The network itself stays as a shape without weights: it has the config, and it answers for
+    tensors on the meta device, so that tiling can measure it.
     """
 
     def __init__(self, network: nn.Module, device: torch.device):
@@ -240,7 +299,13 @@ class OnnxNetwork(nn.Module):
 class OnnxRestorer(OnnxNetwork):
     """A restorer that runs in onnxruntime, called like the one in torch."""
 
-    def __init__(self, network: nn.Module, device: torch.device, unguided: Session, guided: Session | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        unguided: Session,
+        guided: Session | None = None,
+    ):
         super().__init__(network, device)
         self.unguided, self.guided = unguided, guided
 
@@ -267,15 +332,20 @@ class OnnxRestorer(OnnxNetwork):
         features = {f"features_{level}": value for level, value in enumerate(guidance_features)}
         return self.guided(degraded=degraded, strength=strength, **features, **told)[0]
 
-    def _told(self, condition: torch.Tensor | None, degraded: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The condition of each image, "find out yourself" where none is given; nothing for a blind network."""
+    def _told(
+        self, condition: torch.Tensor | None, degraded: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The condition of each image, "find out yourself" where none is given; nothing for a blind
+        network."""
         labels = self.config.get("labels")
         if not labels:
             if condition is not None:
                 raise ValueError("This restorer is blind: it cannot be told what to remove.")
             return {}
         if condition is None:
-            condition = F.one_hot(torch.tensor([len(labels)], device=degraded.device), len(labels) + 1)
+            condition = F.one_hot(
+                torch.tensor([len(labels)], device=degraded.device), len(labels) + 1
+            )
         return {"condition": condition.to(degraded).expand(len(degraded), -1)}
 
 
@@ -287,8 +357,11 @@ class OnnxMatcher(OnnxNetwork):
         self.session = session
 
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:
-        """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes and aspects."""
+        """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes
+        and aspects."""
         if guidance.shape[-2:] != degraded.shape[-2:]:
-            guidance = F.interpolate(guidance, degraded.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+            guidance = F.interpolate(
+                guidance, degraded.shape[-2:], mode="bicubic", antialias=True
+            ).clamp(0, 1)
         *features, confidence = self.session(degraded=degraded, guidance=guidance)
         return MatchedGuidance(features=features, confidence=confidence)

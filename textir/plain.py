@@ -1,8 +1,10 @@
-"""The published arithmetic of the restoration networks, on the same weights: what the benchmark compares ours with.
+"""The published arithmetic of the restoration networks, on the same weights: what the benchmark
+compares ours with.
 
-`plain(model)` swaps, within the block, the forward passes of layers for straightforward ones: images channels first in memory, layer
-normalisation that reshuffles them to tokens and back, variance computed apart, attention as four (or one) products of whole maps, no tiles,
-experts weighed one by one, grouped convolutions as they are. Outputs agree.
+`plain(model)` swaps, within the block, the forward passes of layers for straightforward ones:
+images channels first in memory, layer normalisation that reshuffles them to tokens and back,
+variance computed apart, attention as four (or one) products of whole maps, no tiles, experts
+weighed one by one, grouped convolutions as they are. Outputs agree.
 """
 
 import contextlib
@@ -16,14 +18,17 @@ from textir.models import drsformer, nafnet, restormer
 
 
 def token_norm(self, x: torch.Tensor) -> torch.Tensor:
-    """Layer normalisation of Restormer and DRSformer: to tokens, mean and variance apart, back to an image."""
+    """Layer normalisation of Restormer and DRSformer: to tokens, mean and variance apart, back to
+    an image."""
     height, width = x.shape[-2:]
     tokens = x.flatten(2).transpose(1, 2).contiguous()
     variance = tokens.var(-1, keepdim=True, unbiased=False)
     if self.bias is None:
         tokens = tokens / torch.sqrt(variance + 1e-5) * self.weight
     else:
-        tokens = (tokens - tokens.mean(-1, keepdim=True)) / torch.sqrt(variance + 1e-5) * self.weight + self.bias
+        tokens = (tokens - tokens.mean(-1, keepdim=True)) / torch.sqrt(
+            variance + 1e-5
+        ) * self.weight + self.bias
     return tokens.transpose(1, 2).contiguous().unflatten(2, (height, width))
 
 
@@ -37,7 +42,8 @@ def image_norm(self, x: torch.Tensor) -> torch.Tensor:
 def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(B, heads, c, c)` and values `(B, heads, c, HW)` of attention over channels."""
     q, k, v = (
-        part.unflatten(1, (self.heads, -1)).flatten(3).contiguous() for part in self.depthwise(self.qkv(x)).chunk(3, dim=1)
+        part.unflatten(1, (self.heads, -1)).flatten(3).contiguous()
+        for part in self.depthwise(self.qkv(x)).chunk(3, dim=1)
     )
     return (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * self.temperature, v
 
@@ -78,12 +84,16 @@ def gated_feed_forward(self, x: torch.Tensor) -> torch.Tensor:
 def expert_layer(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     results = [operation(x) for operation in self.experts]
     results.append(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
-    weighed = [result * weight[:, None, None, None] for result, weight in zip(results, weights.unbind(1))]
+    weighed = [
+        result * weight[:, None, None, None] for result, weight in zip(results, weights.unbind(1))
+    ]
     return F.relu(self.mix(torch.cat(weighed, dim=1)))
 
 
 def paired_conv(self, x: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2, groups=len(self.weight))
+    return F.conv2d(
+        x, self.weight, self.bias, padding=self.weight.shape[-1] // 2, groups=len(self.weight)
+    )
 
 
 PLAIN = {
@@ -108,10 +118,15 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
     kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
     weights = [kernel.data for kernel in kernels]
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    channels_first = first.register_forward_pre_hook(lambda module, inputs: tuple(x.contiguous() for x in inputs))
+    channels_first = first.register_forward_pre_hook(
+        lambda module, inputs: tuple(x.contiguous() for x in inputs)
+    )
     try:
-        for kernel in kernels:  # anew: `contiguous()` leaves kernels of one pixel or one channel as they are, channels last
-            kernel.data = torch.empty(kernel.shape, dtype=kernel.dtype, device=kernel.device).copy_(kernel.data)
+        # Anew: `contiguous()` leaves kernels of one pixel or one channel as they are.
+        for kernel in kernels:
+            kernel.data = torch.empty(kernel.shape, dtype=kernel.dtype, device=kernel.device).copy_(
+                kernel.data
+            )
         for module in swapped:
             module.forward = PLAIN[type(module)].__get__(module)
         yield model

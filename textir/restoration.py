@@ -1,4 +1,5 @@
-"""Files in, files out: a picture through a pipeline with nothing lost, and many pictures one after the other."""
+"""Files in, files out: a picture through a pipeline with nothing lost, and many pictures one after
+the other."""
 
 import json
 import time
@@ -9,17 +10,28 @@ from pathlib import Path
 
 import torch
 
-from textir.images import Picture, list_images, output_name, read_picture, to_pixels, write_picture, writing
+from textir.images import (
+    Picture,
+    list_images,
+    output_name,
+    read_picture,
+    to_pixels,
+    write_picture,
+    writing,
+)
 from textir.tiling import choose_tile
 
 
-def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **options) -> tuple[Picture, object]:
+def restore_picture(
+    pipe, picture: Picture, tile: int | str | None = "auto", **options
+) -> tuple[Picture, object]:
     """Restore a picture at its own depth; alpha, profile and EXIF stay.
 
     Args:
         pipe: a restoration pipeline.
         picture: what to restore.
-        tile: side of the tiles in pixels, `None` for the whole image at once, or `auto`: tiles only where memory asks for them.
+        tile: side of the tiles in pixels, `None` for the whole image at once, or `auto`: tiles only
+            where memory asks for them.
         options: further arguments of the pipeline.
 
     Returns:
@@ -33,7 +45,9 @@ def restore_picture(pipe, picture: Picture, tile: int | str | None = "auto", **o
         tile = choose_tile(*image.shape[-2:], pipe.restorer) if pipe.restorer is not None else None
     output = pipe(image, tile=tile, output_type="pt", **options)
     restored = to_pixels(output.images[0])
-    if restored.shape != picture.pixels.shape:  # a pipeline without restorer returns the guidance itself, in its own size
+    if (
+        restored.shape != picture.pixels.shape
+    ):  # a pipeline without restorer returns the guidance itself, in its own size
         return Picture(restored), output
     return picture.with_pixels(restored), output
 
@@ -43,7 +57,8 @@ SURE = 0.05  # probabilities above this are worth telling
 
 
 def what_was_done(output, hint: str = "task") -> str:
-    """A line on what a pipeline removed from an image and how far it went; where that is next to nothing, with the way out.
+    """A line on what a pipeline removed from an image and how far it went; where that is next to
+    nothing, with the way out.
 
     Args:
         output: of a pipeline, of one image.
@@ -61,7 +76,10 @@ def what_was_done(output, hint: str = "task") -> str:
     if output.change is not None:
         parts.append(f"mean change {output.change[0]:.1f} of 255")
         if output.change[0] < HARDLY:
-            parts.append(f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, lowlight)")
+            parts.append(
+                f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, "
+                "lowlight)"
+            )
     return "; ".join(parts)
 
 
@@ -80,13 +98,17 @@ STAGES = {  # what a user may be told while a component works
 
 @contextmanager
 def stage_clock(
-    pipe, on_stage: Callable[[str], None] = lambda stage: None, on_block: Callable[[], None] = lambda: None
+    pipe,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_block: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, float]]:
-    """Within the block, note how many seconds each component of a pipeline works, in the order in which they begin.
+    """Within the block, note how many seconds each component of a pipeline works, in the order in
+    which they begin.
 
     Args:
         pipe: the pipeline.
-        on_stage: called with a component's name whenever it begins; what it raises ends the call of the pipeline.
+        on_stage: called with a component's name whenever it begins; what it raises ends the call of
+            the pipeline.
         on_block: called before each block of UNet and restorer, likewise; a way to stop soon.
     """
     seconds: dict[str, float] = {}
@@ -130,11 +152,14 @@ class Job:
     target_folder: Path
 
 
-def plan_jobs(inputs: Sequence[str | Path], output: str | Path, recursive: bool = False) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[str | Path], output: str | Path, recursive: bool = False
+) -> list[Job]:
     """The files behind some paths; a folder keeps its tree below `output`.
 
     Raises:
-        ValueError: if a path does not exist, holds no image, or two files would get the same name, or one would be overwritten.
+        ValueError: if a path does not exist, holds no image, or two files would get the same name,
+            or one would be overwritten.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -145,14 +170,22 @@ def plan_jobs(inputs: Sequence[str | Path], output: str | Path, recursive: bool 
         if not files:
             hint = "" if recursive else "; use --recursive to look into its sub-folders"
             raise ValueError(f"No images in {path}{hint}.")
-        jobs += [Job(file, output / (file.parent.relative_to(path) if path.is_dir() else "")) for file in files]
+        jobs += [
+            Job(file, output / (file.parent.relative_to(path) if path.is_dir() else ""))
+            for file in files
+        ]
     targets = {}
     for job in jobs:
         target = (job.target_folder / job.source.name).resolve()
         if target == job.source.resolve():
-            raise ValueError(f"{job.source} would be overwritten by its own result; choose another `--output`.")
+            raise ValueError(
+                f"{job.source} would be overwritten by its own result; choose another `--output`."
+            )
         if target in targets:
-            raise ValueError(f"{targets[target]} and {job.source} would both be written to {target}; restore them apart.")
+            raise ValueError(
+                f"{targets[target]} and {job.source} would both be written to {target}; restore "
+                "them apart."
+            )
         targets[target] = job.source
     return jobs
 
@@ -174,7 +207,9 @@ def restore_files(
             picture = read_picture(job.source)
             target = job.target_folder / output_name(job.source, picture)
             if sources.setdefault(target, job.source) != job.source:
-                raise ValueError(f"its result {target} is that of {sources[target]} already; restore them apart.")
+                raise ValueError(
+                    f"its result {target} is that of {sources[target]} already; restore them apart."
+                )
             if not (skip_existing and target.exists()):
                 restored, output = restore(picture)
                 write_picture(target, restored)
@@ -186,17 +221,23 @@ def restore_files(
 
 
 def write_intermediates(folder: Path, output) -> None:
-    """Everything that a pipeline's output (of one image, as tensors) shows, as PNG files and `words.json`."""
+    """Everything that a pipeline's output (of one image, as tensors) shows, as PNG files and
+    `words.json`."""
     pictures = {
         "guidance": output.guidance_images[0] if output.guidance_images is not None else None,
-        "match_confidence": output.match_confidence[0] if output.match_confidence is not None else None,
+        "match_confidence": output.match_confidence[0]
+        if output.match_confidence is not None
+        else None,
         "influence": output.influence[0] if output.influence is not None else None,
     }
     for name, tensor in pictures.items():
         if tensor is not None:
             pixels = to_pixels(tensor)
             is_gray = pixels.shape[-1] == 1
-            write_picture(folder / f"{name}.png", Picture(pixels.repeat(3, -1) if is_gray else pixels, is_gray=is_gray))
+            write_picture(
+                folder / f"{name}.png",
+                Picture(pixels.repeat(3, -1) if is_gray else pixels, is_gray=is_gray),
+            )
     words = {
         "guidance": output.guidance,
         "guidance_strength": output.guidance_strength and output.guidance_strength[0],

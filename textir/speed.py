@@ -1,4 +1,5 @@
-"""How fast the restoration networks are on this machine: time, peak memory, work, and how near to its matrix multiplication they come."""
+"""How fast the restoration networks are on this machine: time, peak memory, work, and how near to
+its matrix multiplication they come."""
 
 import contextlib
 import ctypes
@@ -17,12 +18,17 @@ from textir.models import DRSformer, GuidanceMatcher, NAFNet, PromptIR, Restorme
 from textir.onnx_export import RESTORER, Session, example, require, unguided, write_onnx
 from textir.plain import plain
 
-# As published; NAFNet with 32 channels as for GoPro. Guidance channels as the training scripts build them.
+# As published; NAFNet with 32 channels as for GoPro. Guidance channels as the training scripts
+# build them.
 RESTORERS: dict[str, Callable[..., torch.nn.Module]] = {
     "restormer": Restormer,
     "promptir": PromptIR,
     "nafnet": lambda **options: NAFNet(
-        width=32, encoder_depths=(1, 1, 1, 28), middle_depth=1, decoder_depths=(1, 1, 1, 1), **options
+        width=32,
+        encoder_depths=(1, 1, 1, 28),
+        middle_depth=1,
+        decoder_depths=(1, 1, 1, 1),
+        **options,
     ),
     "sfnet": SFNet,
     "drsformer": DRSformer,
@@ -38,9 +44,11 @@ class Timing:
         network: name, or `matcher of ...`.
         size: height and width in pixels.
         dtype: of weights and images.
-        way: `ours`, `plain` (published arithmetic), `guided` (ours with guidance features) or `onnx` (ours in onnxruntime).
+        way: `ours`, `plain` (published arithmetic), `guided` (ours with guidance features) or
+            `onnx` (ours in onnxruntime).
         milliseconds: median of the runs.
-        memory: highest memory in MiB above what was in use before, NaN where the system does not tell.
+        memory: highest memory in MiB above what was in use before, NaN where the system does not
+            tell.
         gmac: 10^9 multiply-adds of convolutions and matrix products.
         of_peak: share of the matrix multiplication's speed that this comes to.
     """
@@ -57,7 +65,8 @@ class Timing:
     def __str__(self) -> str:
         height, width = self.size
         return (
-            f"{self.network:22} {height:>4} x {width:<4} {self.dtype:8} {self.way:6} {self.milliseconds:9.0f} ms {self.memory:7.0f} MiB "
+            f"{self.network:22} {height:>4} x {width:<4} {self.dtype:8} {self.way:6} "
+            f"{self.milliseconds:9.0f} ms {self.memory:7.0f} MiB "
             f"{self.gmac:7.1f} GMAC {self.of_peak:6.2f} of peak"
         )
 
@@ -76,7 +85,8 @@ def time_restorers(
         names: keys of `RESTORERS`.
         sizes: height and width in pixels.
         dtypes: `float32`, `bfloat16`, `float16`.
-        ways: `ours`, `plain`, `guided`, which also times the matcher, and `onnx`: in onnxruntime, in float32 only.
+        ways: `ours`, `plain`, `guided`, which also times the matcher, and `onnx`: in onnxruntime,
+            in float32 only.
         runs: measured runs, behind one that is not.
         device: where to.
 
@@ -100,24 +110,46 @@ def time_restorers(
             for size in sizes:
                 for label, way, call, counted in calls(name, networks, size, ways):
                     with plain(networks["bare"]) if way == "plain" else contextlib.nullcontext():
-                        (milliseconds, memory), gmac = measure(call, runs, device), count_gmac(counted)
-                    yield Timing(label, size, dtype, way, milliseconds, memory, gmac, 2 * gmac / milliseconds / speed)
+                        (milliseconds, memory), gmac = (
+                            measure(call, runs, device),
+                            count_gmac(counted),
+                        )
+                    yield Timing(
+                        label,
+                        size,
+                        dtype,
+                        way,
+                        milliseconds,
+                        memory,
+                        gmac,
+                        2 * gmac / milliseconds / speed,
+                    )
 
 
 def build(name: str, dtype: torch.dtype, device: str, guided: bool) -> dict[str, torch.nn.Module]:
-    """A network with random weights, and where asked for its guided form with the matcher that feeds it."""
+    """A network with random weights, and where asked for its guided form with the matcher that
+    feeds it."""
     torch.manual_seed(0)
     networks = {"bare": RESTORERS[name]()}
     if guided:
         levels = len(networks["bare"].config.get("encoder_depths", (1, 1))) + 1
         widths = networks["bare"].guidance_widths[:levels]
-        networks |= {"guided": RESTORERS[name](guidance_channels=widths), "matcher": GuidanceMatcher(widths=widths)}
-    return {part: network.eval().requires_grad_(False).to(device, dtype) for part, network in networks.items()}
+        networks |= {
+            "guided": RESTORERS[name](guidance_channels=widths),
+            "matcher": GuidanceMatcher(widths=widths),
+        }
+    return {
+        part: network.eval().requires_grad_(False).to(device, dtype)
+        for part, network in networks.items()
+    }
 
 
 @torch.no_grad()
-def calls(name: str, networks: dict[str, torch.nn.Module], size: tuple[int, int], ways: Sequence[str]) -> Iterator[tuple]:
-    """`(label, way, call, counted)` of what is timed at a size; `counted` is a call in torch that does the same work."""
+def calls(
+    name: str, networks: dict[str, torch.nn.Module], size: tuple[int, int], ways: Sequence[str]
+) -> Iterator[tuple]:
+    """`(label, way, call, counted)` of what is timed at a size; `counted` is a call in torch that
+    does the same work."""
     bare = networks["bare"]
     parameter = next(bare.parameters())
     image = torch.rand(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
@@ -138,13 +170,16 @@ def in_onnxruntime(network: torch.nn.Module) -> Session:
     require("onnx", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(Path(folder) / "restorer")
-        file = write_onnx(network, unguided, {"degraded": example(network)}, ["restored"], Path(folder) / RESTORER)
+        file = write_onnx(
+            network, unguided, {"degraded": example(network)}, ["restored"], Path(folder) / RESTORER
+        )
         return Session(file, torch.device("cpu"))
 
 
 def matmul_speed(dtype: torch.dtype, device: str = "cpu", side: int = 2048, runs: int = 5) -> float:
-    """10^9 operations a millisecond of one large matrix product, the best of some runs, be it as such or as a convolution of single pixels,
-    which on some processors is twice as fast: what this machine can do at most."""
+    """10^9 operations a millisecond of one large matrix product, the best of some runs, be it as
+    such or as a convolution of single pixels, which on some processors is twice as fast: what this
+    machine can do at most."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     image = a.T.contiguous().view(1, side, 32, -1).contiguous(memory_format=torch.channels_last)
     ways = (lambda: a @ b, lambda: F.conv2d(image, b[..., None, None]))
@@ -172,7 +207,8 @@ def count_gmac(call: Callable[[], object]) -> float:
 
 
 def measure(call: Callable[[], object], runs: int, device: str) -> tuple[float, float]:
-    """Median milliseconds of some runs behind one that is not measured, and the highest memory in MiB above what was in use."""
+    """Median milliseconds of some runs behind one that is not measured, and the highest memory in
+    MiB above what was in use."""
     seconds(call, device)
     before = reset_peak(device)
     times = [seconds(call, device) for _ in range(runs)]
@@ -180,7 +216,8 @@ def measure(call: Callable[[], object], runs: int, device: str) -> tuple[float, 
 
 
 def reset_peak(device: str) -> float:
-    """Start to watch the highest memory; returns what is in use in MiB, NaN where the system does not tell."""
+    """Start to watch the highest memory; returns what is in use in MiB, NaN where the system does
+    not tell."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
@@ -193,13 +230,16 @@ def reset_peak(device: str) -> float:
 
 
 def give_back_memory() -> None:
-    """Let the allocator return to the system what is free, where it can (glibc): what earlier runs left behind would hide the next peak."""
+    """Let the allocator return to the system what is free, where it can (glibc): what earlier runs
+    left behind would hide the next peak."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else status("VmHWM")
+    return (
+        torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else status("VmHWM")
+    )
 
 
 def status(name: str) -> float:

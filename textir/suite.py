@@ -1,9 +1,10 @@
 """Suites of test sets: what a checkpoint restores, and what guidance is worth to it.
 
-A row of restoration has three arms: *blind* (the restorer finds out by itself), *auto* (a call that says nothing) and *told* (the task that
-fits), beside another checkpoint and methods without learning where they are asked for. A row of guidance compares no guidance, guidance
-from degraded words, from cleaned words, and from a clean thumbnail: an oracle, which bounds what a perfect painter of that size could
-give. Lin et al. compare the first three in their Table 11.
+A row of restoration has three arms: *blind* (the restorer finds out by itself), *auto* (a call that
+says nothing) and *told* (the task that fits), beside another checkpoint and methods without
+learning where they are asked for. A row of guidance compares no guidance, guidance from degraded
+words, from cleaned words, and from a clean thumbnail: an oracle, which bounds what a perfect
+painter of that size could give. Lin et al. compare the first three in their Table 11.
 """
 
 from collections.abc import Callable, Sequence
@@ -108,8 +109,9 @@ class RowScores:
         images: their names.
         psnr: PSNR in dB by arm, `(seeds, images)`.
         ssim: SSIM likewise.
-        guidance_psnr: PSNR of thumbnails by source, `(seeds, images)`: at the guidance's own size (`cleaned`) and at 8 x 8
-            (`cleaned, coarse`), beside those of the input and of what the restorer makes alone.
+        guidance_psnr: PSNR of thumbnails by source, `(seeds, images)`: at the guidance's own size
+            (`cleaned`) and at 8 x 8 (`cleaned, coarse`), beside those of the input and of what the
+            restorer makes alone.
     """
 
     row: str
@@ -123,8 +125,8 @@ class RowScores:
         return float(np.minimum(getattr(self, measure)[arm], 100).mean())
 
     def difference(self, arm: str, other: str) -> tuple[float, float, float]:
-        """How many dB `arm` is above `other`: the mean over images of their mean over seeds, and its 95 % interval (bootstrap over
-        images)."""
+        """How many dB `arm` is above `other`: the mean over images of their mean over seeds, and
+        its 95 % interval (bootstrap over images)."""
         gains = (np.minimum(self.psnr[arm], 100) - np.minimum(self.psnr[other], 100)).mean(0)
         draws = np.random.default_rng(0).choice(gains, (10_000, len(gains))).mean(1)
         low, high = np.quantile(draws, (0.025, 0.975))
@@ -145,11 +147,13 @@ def run_suite(
     """Measure a pipeline on every row.
 
     Args:
-        pipe: a restoration pipeline; without a guidance chain only the arms that it has are measured.
+        pipe: a restoration pipeline; without a guidance chain only the arms that it has are
+            measured.
         root: folder of the test sets.
         rows: of the suite.
         seeds: of degradation and painting; more than one where a claim is about guidance.
-        tile: side of tiles in pixels, none by default; guidance is painted of the whole image in any case.
+        tile: side of tiles in pixels, none by default; guidance is painted of the whole image in
+            any case.
         limit: at most so many images of a row.
         with_baselines: measure methods without learning too.
         against: another pipeline, measured beside this one with its own defaults.
@@ -160,7 +164,9 @@ def run_suite(
     """
     missing = sorted({row.data for row in rows if not (Path(root) / row.data).is_dir()})
     if missing:
-        raise ValueError(f"{root} lacks the sets {', '.join(missing)}; pass the folder that holds them.")
+        raise ValueError(
+            f"{root} lacks the sets {', '.join(missing)}; pass the folder that holds them."
+        )
     results = []
     for row in rows:
         scores = RowScores(row.name)
@@ -187,27 +193,43 @@ Arms = dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def restoration_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row) -> Arms:
-    """What a pipeline makes of an image blind, by itself, told what shall go and, where there is such, what shall stay, `(H, W, 3)`
-    each."""
+def restoration_arms(
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
+) -> Arms:
+    """What a pipeline makes of an image blind, by itself, told what shall go and, where there is
+    such, what shall stay, `(H, W, 3)` each."""
     arms = {"input": pair.degraded.clip(0, 1)}
     if pipe.can_remove:
-        arms["blind"] = to_pixels(pipe.restore(to_tensor(pair.degraded).to(pipe.device), tile=tile)[0])
+        arms["blind"] = to_pixels(
+            pipe.restore(to_tensor(pair.degraded).to(pipe.device), tile=tile)[0]
+        )
     arms["auto"] = default_of(pipe, pair, seed, tile)
     if pipe.can_remove:
         arms["told"] = default_of(pipe, pair, seed, tile, task=row.told)
         if row.kept:
-            arms["keep"] = default_of(pipe, pair, seed, tile, keep=list(Recipe.parse(row.kept).labels))
+            arms["keep"] = default_of(
+                pipe, pair, seed, tile, keep=list(Recipe.parse(row.kept).labels)
+            )
     return arms
 
 
-def guidance_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row) -> Arms:
-    """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance itself to `scores`."""
+def guidance_arms(
+    scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
+) -> Arms:
+    """What a pipeline makes of an image with each kind of guidance; adds the PSNR of the guidance
+    itself to `scores`."""
     degraded, clean = (to_tensor(pixels).to(pipe.device) for pixels in (pair.degraded, pair.clean))
 
     def call(**options):
         generator = torch.Generator().manual_seed(seed)
-        return pipe(degraded, tile=tile, output_type="pt", return_influence=False, generator=generator, **options)
+        return pipe(
+            degraded,
+            tile=tile,
+            output_type="pt",
+            return_influence=False,
+            generator=generator,
+            **options,
+        )
 
     unguided = call(guidance="none")
     arms = {"input": degraded, "none": unguided.images}
@@ -217,13 +239,22 @@ def guidance_arms(scores: RowScores, place: int, pipe, pair: Pair, seed: int, ti
             output = call(guidance=kind, guidance_strength=1.0)
             arms[kind], thumbnails[kind] = output.images, output.guidance_images
         thumbnails["oracle"] = small(clean, thumbnails["cleaned"].shape[-2:])
-        reference = F.interpolate(thumbnails["oracle"], degraded.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
-        arms["oracle"] = call(guidance="none", guidance_image=reference, guidance_strength=1.0).images
+        reference = F.interpolate(
+            thumbnails["oracle"], degraded.shape[-2:], mode="bicubic", antialias=True
+        ).clamp(0, 1)
+        arms["oracle"] = call(
+            guidance="none", guidance_image=reference, guidance_strength=1.0
+        ).images
         thumbnails |= {"input": degraded, "none": unguided.images}
         size = thumbnails["cleaned"].shape[-2:]
         for name, image in thumbnails.items():
             for label, side in ((name, size), (f"{name}, coarse", (COARSE, COARSE))):
-                add(scores.guidance_psnr, label, place, psnr(to_pixels(small(image, side)), to_pixels(small(clean, side))))
+                add(
+                    scores.guidance_psnr,
+                    label,
+                    place,
+                    psnr(to_pixels(small(image, side)), to_pixels(small(clean, side))),
+                )
         if pipe.config.guided_degradations is not None:
             guided = pipe.default_strengths(unguided.removed, unguided.degradation, 1)[0]
             arms["default"] = arms["cleaned" if guided else "none"]
@@ -234,7 +265,9 @@ def default_of(pipe, pair: Pair, seed: int, tile: int | None, **options) -> np.n
     """What a call with the pipeline's own defaults returns, `(H, W, 3)`."""
     generator = torch.Generator().manual_seed(seed)
     image = to_tensor(pair.degraded).to(pipe.device)
-    output = pipe(image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options)
+    output = pipe(
+        image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options
+    )
     return to_pixels(output.images)
 
 
@@ -249,7 +282,8 @@ def add(table: dict[str, list[list[float]]], name: str, place: int, value: float
 
 
 def table(results: Sequence[RowScores]) -> str:
-    """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its interval."""
+    """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its
+    interval."""
     arms = list(dict.fromkeys(arm for scores in results for arm in scores.psnr))
     pairs = [
         ("default", "none"),
@@ -273,7 +307,8 @@ def table(results: Sequence[RowScores]) -> str:
 
 
 def guidance_table(results: Sequence[RowScores]) -> str:
-    """PSNR of the guidance itself in Markdown, beside the input and what the restorer makes alone, at its own size and at 8 x 8."""
+    """PSNR of the guidance itself in Markdown, beside the input and what the restorer makes alone,
+    at its own size and at 8 x 8."""
     sources = list(dict.fromkeys(name for scores in results for name in scores.guidance_psnr))
     if not sources:
         return ""

@@ -1,4 +1,5 @@
-"""How large a tile of an image a restorer can take at once; the pipeline does the tiling itself (`tile=`)."""
+"""How large a tile of an image a restorer can take at once; the pipeline does the tiling itself
+(`tile=`)."""
 
 import math
 from weakref import WeakKeyDictionary
@@ -6,13 +7,15 @@ from weakref import WeakKeyDictionary
 import psutil
 import torch
 
-LIVE_TENSORS = 8  # feature maps of the largest kind alive at once in a residual block: input, norm, branch, gate, ...
+# Feature maps of the largest kind alive at once in a residual block: input, norm, branch, gate.
+LIVE_TENSORS = 8
 
 measured: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()
 
 
 def bytes_per_pixel(restorer: torch.nn.Module) -> float:
-    """Memory that a restorer needs for each pixel, from the largest feature map that it makes of a small image; measured once."""
+    """Memory that a restorer needs for each pixel, from the largest feature map that it makes of a
+    small image; measured once."""
     if restorer not in measured:
         measured[restorer] = measure(restorer)
     return measured[restorer]
@@ -32,7 +35,10 @@ def measure(restorer: torch.nn.Module) -> float:
     parameter = next(restorer.parameters())
     side = 64
     try:
-        restorer.forward(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))  # no hooks of others
+        # No hooks of others.
+        restorer.forward(
+            torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -42,11 +48,18 @@ def measure(restorer: torch.nn.Module) -> float:
 def free_memory(device: torch.device | str = "cpu") -> int:
     """Bytes that are free on a device."""
     device = torch.device(device)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
 
 
-def choose_tile(height: int, width: int, restorer: torch.nn.Module, available: int | None = None) -> int | None:
-    """Side of the tiles that fit into half of the memory, a multiple of 64; `None` if the image fits as a whole.
+def choose_tile(
+    height: int, width: int, restorer: torch.nn.Module, available: int | None = None
+) -> int | None:
+    """Side of the tiles that fit into half of the memory, a multiple of 64; `None` if the image
+    fits as a whole.
 
     Args:
         height: of the image in pixels.

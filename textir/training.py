@@ -1,6 +1,8 @@
-"""What every training stage shares: its command line, and a run that can be killed at any time and goes on to the same bits.
+"""What every training stage shares: its command line, and a run that can be killed at any time and
+goes on to the same bits.
 
-The stages themselves, one script and one visible loop each, are in `train_lora/`; what they minimise is in `textir/losses.py`.
+The stages themselves, one script and one visible loop each, are in `train_lora/`; what they
+minimise is in `textir/losses.py`.
 """
 
 import contextlib
@@ -38,7 +40,8 @@ WEIGHTS = "trainable.safetensors"
 
 
 def knob(default, text: str, **metadata):
-    """A field of a configuration with its help text; lists and other mutable defaults are copied."""
+    """A field of a configuration with its help text; lists and other mutable defaults are
+    copied."""
     metadata = {"help": text, **metadata}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -54,11 +57,18 @@ class TrainingConfig:
     max_train_steps: int = knob(10_000, "optimizer steps")
     train_batch_size: int = knob(4, "samples for each process and forward pass")
     gradient_accumulation_steps: int = knob(1, "forward passes for each optimizer step")
-    gradient_checkpointing: bool = knob(False, "recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = knob(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
     learning_rate: float = knob(1e-4, "of AdamW, after warm-up")
-    lr_scheduler: str = knob("constant_with_warmup", "of transformers: constant, cosine, linear, warmup_stable_decay, ...")
+    lr_scheduler: str = knob(
+        "constant_with_warmup",
+        "of transformers: constant, cosine, linear, warmup_stable_decay, ...",
+    )
     lr_warmup_steps: int = knob(0, "steps of linear warm-up")
-    lr_decay_steps: int | None = knob(None, "final steps of the decay of warmup_stable_decay; a third of the run by default")
+    lr_decay_steps: int | None = knob(
+        None, "final steps of the decay of warmup_stable_decay; a third of the run by default"
+    )
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
@@ -66,26 +76,40 @@ class TrainingConfig:
     max_grad_norm: float = knob(1.0, "gradients are clipped to this norm")
     use_ema: bool = knob(False, "keep and publish a moving average of the weights")
     ema_decay: float = 0.999
-    rank: int | None = knob(None, "train LoRA layers of this rank instead of the weights themselves")
-    lora_alpha: float | None = knob(None, "LoRA is scaled by alpha / rank; alpha is the rank by default")
+    rank: int | None = knob(
+        None, "train LoRA layers of this rank instead of the weights themselves"
+    )
+    lora_alpha: float | None = knob(
+        None, "LoRA is scaled by alpha / rank; alpha is the rank by default"
+    )
     mixed_precision: str = knob(
-        "auto", "no, bf16, fp16 (GPU only), or auto: bf16 where this machine is fast at it; what trains stays fp32"
+        "auto",
+        "no, bf16, fp16 (GPU only), or auto: bf16 where this machine is fast at it; what trains "
+        "stays fp32",
     )
     allow_tf32: bool = knob(False, "faster, less exact matrix products on Ampere GPUs and later")
     dataloader_num_workers: int = knob(1, "processes that prepare samples")
     checkpointing_steps: int = knob(500, "a run that is killed loses at most so many steps")
     checkpoints_total_limit: int | None = knob(2, "the oldest checkpoints make room")
     resume_from_checkpoint: str | None = knob(None, "latest, or a checkpoint folder")
-    validation_data_dir: str | None = knob(None, "photos that are not trained on: clean ones, or input/ and target/")
-    validation_degradations: list[str] = knob(["noise:25"], "what is done to clean ones, one recipe after the other")
+    validation_data_dir: str | None = knob(
+        None, "photos that are not trained on: clean ones, or input/ and target/"
+    )
+    validation_degradations: list[str] = knob(
+        ["noise:25"], "what is done to clean ones, one recipe after the other"
+    )
     validation_steps: int = knob(500, "steps between validations")
     num_validation_images: int = knob(8, "of each validation")
-    report_to: str = knob("none", "tensorboard, trackio, wandb or none; one that is not installed is an error")
+    report_to: str = knob(
+        "none", "tensorboard, trackio, wandb or none; one that is not installed is an error"
+    )
     tracker_project_name: str = "textir"
     logging_dir: str = knob("logs", "of trackers, below the output folder")
     logging_steps: int = 50
     push_to_hub: bool = knob(False, "publish the result")
-    hub_model_id: str | None = knob(None, "where: user/name; the name of the output folder by default")
+    hub_model_id: str | None = knob(
+        None, "where: user/name; the name of the output folder by default"
+    )
     hub_token: str | None = knob(None, "instead of the one that `hf auth login` has stored")
     hub_private_repo: bool = False
 
@@ -100,29 +124,41 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"`--rank` must be at least 1, got {self.rank}; leave it out to train the weights themselves.")
+            raise ValueError(
+                f"`--rank` must be at least 1, got {self.rank}; leave it out to train the weights "
+                "themselves."
+            )
         if self.lr_decay_steps is not None and self.lr_scheduler != "warmup_stable_decay":
-            raise ValueError(f"`--lr_decay_steps` belongs to `--lr_scheduler warmup_stable_decay`, got {self.lr_scheduler!r}.")
+            raise ValueError(
+                "`--lr_decay_steps` belongs to `--lr_scheduler warmup_stable_decay`, got "
+                f"{self.lr_scheduler!r}."
+            )
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise ValueError(f"`--mixed_precision` must be auto, no, bf16 or fp16, got {self.mixed_precision!r}.")
+            raise ValueError(
+                f"`--mixed_precision` must be auto, no, bf16 or fp16, got {self.mixed_precision!r}."
+            )
         if self.mixed_precision == "auto":
             self.mixed_precision = "bf16" if is_fast_at_bf16() else "no"
         if self.mixed_precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("`--mixed_precision fp16` needs a GPU; take bf16.")
         if self.report_to == "wandb" and self.hub_token:
-            raise ValueError("`--hub_token` would be logged to wandb; log in with `hf auth login` instead.")
+            raise ValueError(
+                "`--hub_token` would be logged to wandb; log in with `hf auth login` instead."
+            )
         available = [str(tracker.value) for tracker in get_available_trackers()]
         if self.report_to != "none" and self.report_to not in available:
             raise ValueError(
-                f"The tracker {self.report_to!r} is not installed: pip install {self.report_to}, or pass `--report_to none`."
+                f"The tracker {self.report_to!r} is not installed: pip install {self.report_to}, "
+                "or pass `--report_to none`."
                 f" Installed: {', '.join(available) or 'none'}."
             )
 
 
 @functools.cache
 def is_fast_at_bf16() -> bool:
-    """Whether this machine gains by bf16: a GPU that has it, a CPU whose products of bf16 matrices are clearly faster than of single
-    precision. That is measured, since on some CPUs the instructions for bf16 take longer than the ordinary ones."""
+    """Whether this machine gains by bf16: a GPU that has it, a CPU whose products of bf16 matrices
+    are clearly faster than of single precision. That is measured, since on some CPUs the
+    instructions for bf16 take longer than the ordinary ones."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
@@ -132,10 +168,12 @@ def is_fast_at_bf16() -> bool:
 
 
 def parse_config(kind: type, arguments: Sequence[str] | None = None):
-    """A configuration from the command line; `--config recipe.yaml` (or `recipe.yaml#section`) gives defaults that flags override.
+    """A configuration from the command line; `--config recipe.yaml` (or `recipe.yaml#section`)
+    gives defaults that flags override.
 
     Raises:
-        ValueError: if the file cannot be read or has a key that `kind` lacks, or the configuration contradicts itself.
+        ValueError: if the file cannot be read or has a key that `kind` lacks, or the configuration
+            contradicts itself.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--config" in arguments:
@@ -144,12 +182,15 @@ def parse_config(kind: type, arguments: Sequence[str] | None = None):
         if not path:
             raise ValueError("`--config` needs a YAML file.")
         arguments = recipe_arguments(path[0], kind) + arguments[:at] + arguments[at + 2 :]
-    parser = HfArgumentParser(kind, description=(sys.modules[kind.__module__].__doc__ or "").strip().split("\n")[0])
+    parser = HfArgumentParser(
+        kind, description=(sys.modules[kind.__module__].__doc__ or "").strip().split("\n")[0]
+    )
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
 
 
 def recipe_arguments(path: str, kind: type) -> list[str]:
-    """The flags that a YAML file stands for; `recipe.yaml#guided` names a section of a file that holds several stages.
+    """The flags that a YAML file stands for; `recipe.yaml#guided` names a section of a file that
+    holds several stages.
 
     Raises:
         ValueError: if the file cannot be read, lacks the section or has a key that `kind` lacks.
@@ -164,13 +205,17 @@ def recipe_arguments(path: str, kind: type) -> list[str]:
     if section:
         sections = [name for name, value in values.items() if isinstance(value, dict)]
         if section not in sections:
-            raise ValueError(f"{file} has no section {section!r}; it has {', '.join(sections) or 'none'}.")
+            raise ValueError(
+                f"{file} has no section {section!r}; it has {', '.join(sections) or 'none'}."
+            )
         values = values[section]
     known = {item.name for item in fields(kind)}
     unknown = sorted(str(name) for name in values.keys() - known)
     if unknown:
         hint = "" if section else f" A section is chosen by {file}#SECTION."
-        raise ValueError(f"{path} sets {', '.join(unknown)}, which this script does not know.{hint}")
+        raise ValueError(
+            f"{path} sets {', '.join(unknown)}, which this script does not know.{hint}"
+        )
     arguments = []
     for name, value in values.items():
         if value is None or value == []:
@@ -183,7 +228,9 @@ def recipe_arguments(path: str, kind: type) -> list[str]:
 
 def run_script(main: Callable, kind: type) -> None:
     """Run a training script: errors that a user can mend are one line, without a trace."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    )
     for noisy in ("accelerate", "httpx", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for library in (diffusers.utils.logging, transformers.utils.logging):
@@ -199,21 +246,27 @@ class TrainingRun:
 
     Args:
         config: the knobs.
-        models: what trains, by the name of the pipeline's component; of their parameters those with `requires_grad`.
+        models: what trains, by the name of the pipeline's component; of their parameters those with
+            `requires_grad`.
         learning_rates: of components that differ from `config.learning_rate`.
 
     Attributes:
         models: the same, ready for several processes and mixed precision; call these in the loop.
-        trainable: the one list of parameters that optimizer, clipping, averaging and checkpoints go by.
+        trainable: the one list of parameters that optimizer, clipping, averaging and checkpoints go
+            by.
         step: optimizer steps done.
         rate: samples a second, over the steps of the last log line.
 
     Raises:
-        ValueError: if nothing trains, the output folder cannot be written, or the checkpoint to resume from does not fit.
+        ValueError: if nothing trains, the output folder cannot be written, or the checkpoint to
+            resume from does not fit.
     """
 
     def __init__(
-        self, config: TrainingConfig, models: dict[str, torch.nn.Module], learning_rates: dict[str, float] | None = None
+        self,
+        config: TrainingConfig,
+        models: dict[str, torch.nn.Module],
+        learning_rates: dict[str, float] | None = None,
     ):
         self.config, self.output_dir = config, Path(config.output_dir)
         make_folder(self.output_dir)
@@ -225,7 +278,8 @@ class TrainingRun:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=tracker,
             project_config=ProjectConfiguration(
-                project_dir=str(self.output_dir), logging_dir=str(self.output_dir / config.logging_dir)
+                project_dir=str(self.output_dir),
+                logging_dir=str(self.output_dir / config.logging_dir),
             ),
             cpu=not torch.cuda.is_available(),
         )
@@ -245,12 +299,23 @@ class TrainingRun:
         if not self.trainable:
             raise ValueError("Nothing to train: no parameter requires a gradient.")
         self.optimizer = torch.optim.AdamW(
-            groups, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+            groups,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
         )
         self.scheduler = get_scheduler(
-            config.lr_scheduler, self.optimizer, config.lr_warmup_steps, config.max_train_steps, self._decay()
+            config.lr_scheduler,
+            self.optimizer,
+            config.lr_warmup_steps,
+            config.max_train_steps,
+            self._decay(),
         )
-        self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
+        self.ema = (
+            EMAModel(self.trainable, decay=config.ema_decay, foreach=True)
+            if config.use_ema
+            else None
+        )
         for model in models.values():
             model.train()
         prepared = self.accelerator.prepare(*models.values(), self.optimizer)
@@ -263,34 +328,59 @@ class TrainingRun:
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
         self.accelerator.register_load_state_pre_hook(self._load_trainable)
 
-        self.step, self.saved, self.samples, self.losses, self.clock = 0, None, 0, [], time.perf_counter()
+        self.step, self.saved, self.samples, self.losses, self.clock = (
+            0,
+            None,
+            0,
+            [],
+            time.perf_counter(),
+        )
         self.rate = 0.0
         self._resume()
         if self.is_main:
-            (self.output_dir / "config.json").write_text(json.dumps(public(config), indent=2) + "\n")
-            self.accelerator.init_trackers(config.tracker_project_name, {k: str(v) for k, v in public(config).items()})
+            (self.output_dir / "config.json").write_text(
+                json.dumps(public(config), indent=2) + "\n"
+            )
+            self.accelerator.init_trackers(
+                config.tracker_project_name, {k: str(v) for k, v in public(config).items()}
+            )
         count = sum(parameter.numel() for parameter in self.trainable)
         logger.info(
-            "%s train: %.3f M parameters, steps %d to %d", ", ".join(models), count / 1e6, self.step, config.max_train_steps
+            "%s train: %.3f M parameters, steps %d to %d",
+            ", ".join(models),
+            count / 1e6,
+            self.step,
+            config.max_train_steps,
         )
 
     def _decay(self) -> dict | None:
         if self.config.lr_scheduler != "warmup_stable_decay":
             return None
-        steps = self.config.max_train_steps // 3 if self.config.lr_decay_steps is None else self.config.lr_decay_steps
+        steps = (
+            self.config.max_train_steps // 3
+            if self.config.lr_decay_steps is None
+            else self.config.lr_decay_steps
+        )
         return {"num_decay_steps": steps, "min_lr_ratio": 0.01}
 
     # ---- the loop
 
-    def batches(self, phases: Sequence[tuple[torch.utils.data.Dataset, int, int]]) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(
+        self, phases: Sequence[tuple[torch.utils.data.Dataset, int, int]]
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """Batches from the present step to the end.
 
         Args:
-            phases: `(samples, batch size, last step)`, one after the other; sample indices go on where the phase before ended.
+            phases: `(samples, batch size, last step)`, one after the other; sample indices go on
+                where the phase before ended.
         """
         first, begin = 0, 0
         for samples, batch_size, end in phases:
-            taken = batch_size * self.accelerator.num_processes * self.config.gradient_accumulation_steps
+            taken = (
+                batch_size
+                * self.accelerator.num_processes
+                * self.config.gradient_accumulation_steps
+            )
             todo = range(first + max(self.step - begin, 0) * taken, first + (end - begin) * taken)
             first, begin = first + (end - begin) * taken, end
             if len(todo):
@@ -302,11 +392,18 @@ class TrainingRun:
             samples.start, samples.length = todo.start, len(todo)
             loader = DataLoader(samples, batch_size, num_workers=min(workers, 1))
         else:
-            loader = DataLoader(samples, batch_size, sampler=todo, num_workers=workers, prefetch_factor=8 if workers else None)
+            loader = DataLoader(
+                samples,
+                batch_size,
+                sampler=todo,
+                num_workers=workers,
+                prefetch_factor=8 if workers else None,
+            )
         return self.accelerator.prepare(loader)
 
     def accumulate(self):
-        """Around one forward and backward pass: gradients of processes and passes are joined when a step is complete."""
+        """Around one forward and backward pass: gradients of processes and passes are joined when a
+        step is complete."""
         return self.accelerator.accumulate(*self.models.values())
 
     def update(self, loss: torch.Tensor, count: int) -> None:
@@ -341,7 +438,8 @@ class TrainingRun:
         mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         if not abs(mean) < float("inf"):
             raise ValueError(
-                f"The loss is {mean} at step {self.step}; take a lower `--learning_rate` and resume from {self.output_dir}, "
+                f"The loss is {mean} at step {self.step}; take a lower `--learning_rate` and "
+                f"resume from {self.output_dir}, "
                 "whose checkpoints are from before."
             )
         return mean
@@ -350,13 +448,21 @@ class TrainingRun:
         self.rate = self.samples / (time.perf_counter() - self.clock)
         loss, lr = self._mean_loss(), self.scheduler.get_last_lr()[0]
         logger.info("step %d loss %.4f lr %.2e %.1f samples/s", self.step, loss, lr, self.rate)
-        self.accelerator.log({"loss": loss, "lr": lr, "samples_per_second": self.rate}, step=self.step)
+        self.accelerator.log(
+            {"loss": loss, "lr": lr, "samples_per_second": self.rate}, step=self.step
+        )
         self.samples, self.losses, self.clock = 0, [], time.perf_counter()
 
     def report(self, scores: dict[str, float]) -> None:
         """Log validation scores."""
-        logger.info("step %d validation %s", self.step, " ".join(f"{name} {value:.2f}" for name, value in scores.items()))
-        self.accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=self.step)
+        logger.info(
+            "step %d validation %s",
+            self.step,
+            " ".join(f"{name} {value:.2f}" for name, value in scores.items()),
+        )
+        self.accelerator.log(
+            {f"validation/{name}": value for name, value in scores.items()}, step=self.step
+        )
         self.samples, self.clock = 0, time.perf_counter()
 
     def save(self) -> None:
@@ -367,10 +473,13 @@ class TrainingRun:
             self._mean_loss()
         if not all(parameter.isfinite().all() for parameter in self.trainable):
             raise ValueError(
-                f"Weights are no longer finite at step {self.step} and are not saved; take a lower `--learning_rate` or "
+                f"Weights are no longer finite at step {self.step} and are not saved; take a lower "
+                "`--learning_rate` or "
                 f"`--max_grad_norm` and resume from {self.output_dir}."
             )
-        save_checkpoint(self.accelerator, self.output_dir, self.step, self.config.checkpoints_total_limit)
+        save_checkpoint(
+            self.accelerator, self.output_dir, self.step, self.config.checkpoints_total_limit
+        )
         self.saved = self.step
 
     @contextlib.contextmanager
@@ -396,13 +505,19 @@ class TrainingRun:
 
     def _named(self) -> dict[str, torch.nn.Parameter]:
         return {
-            f"{part}.{name}": p for part, model in self.bare.items() for name, p in model.named_parameters() if p.requires_grad
+            f"{part}.{name}": p
+            for part, model in self.bare.items()
+            for name, p in model.named_parameters()
+            if p.requires_grad
         }
 
     def _save_trainable(self, models, weights, folder) -> None:
         weights.clear()  # the frozen networks are not written again and again
         if self.is_main:
-            save_file({name: p.detach().cpu().contiguous() for name, p in self._named().items()}, Path(folder) / WEIGHTS)
+            save_file(
+                {name: p.detach().cpu().contiguous() for name, p in self._named().items()},
+                Path(folder) / WEIGHTS,
+            )
 
     def _load_trainable(self, models, folder) -> None:
         models.clear()
@@ -414,8 +529,10 @@ class TrainingRun:
         ]
         if different:
             raise ValueError(
-                f"{folder} is a checkpoint of another model; {len(different)} weights do not fit, such as {different[0]}. "
-                "Resume with the settings it was made with (config.json), or choose another `--output_dir`."
+                f"{folder} is a checkpoint of another model; {len(different)} weights do not fit, "
+                f"such as {different[0]}. "
+                "Resume with the settings it was made with (config.json), or choose another "
+                "`--output_dir`."
             )
         with torch.no_grad():
             for name, p in named.items():
@@ -427,7 +544,8 @@ class TrainingRun:
             found = list_checkpoints(self.output_dir)
             if found:
                 raise ValueError(
-                    f"{self.output_dir} holds checkpoints of an earlier run ({found[-1].name}); pass `--resume_from_checkpoint latest` "
+                    f"{self.output_dir} holds checkpoints of an earlier run ({found[-1].name}); "
+                    "pass `--resume_from_checkpoint latest` "
                     "to go on, or choose another `--output_dir`."
                 )
             return
@@ -435,7 +553,9 @@ class TrainingRun:
         if before.is_file() and self.is_main:
             old = json.loads(before.read_text())
             changed = [
-                f"{k} {old[k]} -> {now[k]}" for k in now if k in old and old[k] != now[k] and k != "resume_from_checkpoint"
+                f"{k} {old[k]} -> {now[k]}"
+                for k in now
+                if k in old and old[k] != now[k] and k != "resume_from_checkpoint"
             ]
             if changed:
                 logger.info("changed since the checkpoint was made: %s", "; ".join(changed))
@@ -445,7 +565,9 @@ class TrainingRun:
         self.step = self.saved = checkpoint_step(checkpoint)
         logger.info("resumed from %s", checkpoint)
         if self.step > self.config.max_train_steps:
-            raise ValueError(f"{checkpoint} is beyond `--max_train_steps` {self.config.max_train_steps}.")
+            raise ValueError(
+                f"{checkpoint} is beyond `--max_train_steps` {self.config.max_train_steps}."
+            )
 
 
 def public(config) -> dict:
@@ -459,14 +581,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()  # of its own name in each process
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}; choose another `--output_dir`.") from None
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror}; choose another `--output_dir`."
+        ) from None
 
 
 # ---- checkpoints: whole or absent
 
 
 def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
-    """The checkpoint to resume from: `latest` in `output_dir` (`None` if there is none yet), or the folder named.
+    """The checkpoint to resume from: `latest` in `output_dir` (`None` if there is none yet), or the
+    folder named.
 
     Raises:
         ValueError: if the folder named is no checkpoint.
@@ -478,13 +603,20 @@ def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
         return found[-1] if found else None
     path = Path(resume)
     if checkpoint_step_or_none(path) is None or not (path / "optimizer.bin").is_file():
-        raise ValueError(f"{path} is not a checkpoint: a folder `checkpoint-STEP` with optimizer.bin was expected.")
+        raise ValueError(
+            f"{path} is not a checkpoint: a folder `checkpoint-STEP` with optimizer.bin was "
+            "expected."
+        )
     return path
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if checkpoint_step_or_none(path) is not None]
+    folders = [
+        path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if checkpoint_step_or_none(path) is not None
+    ]
     return sorted(folders, key=checkpoint_step)
 
 
@@ -498,8 +630,11 @@ def checkpoint_step_or_none(path: Path) -> int | None:
     return int(match[1]) if match and path.is_dir() else None
 
 
-def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit: int | None = None) -> Path:
-    """Save the whole state of a run as `checkpoint-STEP`: written beside, then moved into place; older ones make room."""
+def save_checkpoint(
+    accelerator, output_dir: str | Path, step: int, total_limit: int | None = None
+) -> Path:
+    """Save the whole state of a run as `checkpoint-STEP`: written beside, then moved into place;
+    older ones make room."""
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f".checkpoint-{step}.part"
     if accelerator.is_main_process:
@@ -513,7 +648,8 @@ def save_checkpoint(accelerator, output_dir: str | Path, step: int, total_limit:
         os.replace(partial, final)
         others = [path for path in list_checkpoints(output_dir) if path != final]
         for old in others[: max(len(others) + 1 - total_limit, 0)] if total_limit else []:
-            fading = old.with_name(f".{old.name}.part")  # half deleted, it must not look like a checkpoint
+            # Half deleted, it must not look like a checkpoint.
+            fading = old.with_name(f".{old.name}.part")
             os.replace(old, fading)
             shutil.rmtree(fading)
     accelerator.wait_for_everyone()

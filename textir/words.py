@@ -1,6 +1,7 @@
 """Words for degradations: what a caption says of them, and a caption without them.
 
-The paper compares its implicit words with explicit ones: a caption whose words for the degradation are deleted (section 4.4).
+The paper compares its implicit words with explicit ones: a caption whose words for the degradation
+are deleted (section 4.4).
 """
 
 import re
@@ -15,20 +16,35 @@ DEGRADATION_WORDS = {
     "jpeg": ("compressed", "blocky", "pixelated", "pixellated"),
 }
 
-_ANY = "|".join(re.escape(w) for w in sorted((w for ws in DEGRADATION_WORDS.values() for w in ws), key=len, reverse=True))
-_WORD = rf"(?:(?:very|quite|slightly|heavy|heavily|thick|dense|pouring) )?(?:{_ANY})(?:-\w+)?(?![\w-])"
+_ANY = "|".join(
+    re.escape(w)
+    for w in sorted((w for ws in DEGRADATION_WORDS.values() for w in ws), key=len, reverse=True)
+)
+_WORD = (
+    rf"(?:(?:very|quite|slightly|heavy|heavily|thick|dense|pouring) )?(?:{_ANY})(?:-\w+)?(?![\w-])"
+)
 _GONE = "\0"
 
 
 def without_degradations(caption: str) -> str:
-    """A caption without the words for degradations: "a rainy photo of a dog" -> "a photo of a dog"."""
-    nouns = rf"(?:in|on|with|through|under|during|by) (?:the |a |some )?{_WORD}(?=[\s,.;)]|$)(?! \w+ of\b)"
+    """A caption without the words for degradations: "a rainy photo of a dog" -> "a photo of a
+    dog"."""
+    nouns = (
+        rf"(?:in|on|with|through|under|during|by) (?:the |a |some )?{_WORD}(?=[\s,.;)]|$)(?! "
+        r"\w+ of\b)"
+    )
     kept = re.sub(rf"(?<![\w-]){nouns}", "", caption, flags=re.IGNORECASE)
-    kept = re.sub(rf"(?<![\w-]){_WORD}(?:,? (?:and|or) (?={_WORD}))?", _GONE, kept, flags=re.IGNORECASE)
+    kept = re.sub(
+        rf"(?<![\w-]){_WORD}(?:,? (?:and|or) (?={_WORD}))?", _GONE, kept, flags=re.IGNORECASE
+    )
     if kept == caption:
         return caption
     kept = re.sub(rf"{_GONE}(?:\s*,?\s*{_GONE})*", _GONE, kept)  # a list of such words is one gap
-    kept = re.sub(rf"\b([Aa])n? {_GONE},? *(?=(\w))", lambda m: f"{m[1]}{'n' if m[2] in 'aeiouAEIOU' else ''} ", kept)
+    kept = re.sub(
+        rf"\b([Aa])n? {_GONE},? *(?=(\w))",
+        lambda m: f"{m[1]}{'n' if m[2] in 'aeiouAEIOU' else ''} ",
+        kept,
+    )
     kept = re.sub(rf",\s*{_GONE}(?=\s*[,.;)]|$)|{_GONE},|{_GONE}", "", kept)
     kept = re.sub(r"\(\s*\)", "", re.sub(r"\s+", " ", kept))
     kept = re.sub(r"(?:\s*,)+(?=\s*(?:[.;)]|$))", "", re.sub(r"\s+([,.;)])", r"\1", kept))

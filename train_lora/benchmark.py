@@ -1,8 +1,11 @@
-"""How fast each stage trains on this machine: samples per second, plain and in bf16, fresh and from the cache.
+"""How fast each stage trains on this machine: samples per second, plain and in bf16, fresh and from
+the cache.
 
-    python -m train_lora.benchmark --pretrained_model_name_or_path CHECKPOINT --train_data_dir PHOTOS
+    python -m train_lora.benchmark --pretrained_model_name_or_path CHECKPOINT --train_data_dir \
+        PHOTOS
 
-Stages that the checkpoint has no components for are left out; with `mini` as it comes only the restorer is measured.
+Stages that the checkpoint has no components for are left out; with `mini` as it comes only the
+restorer is measured.
 """
 
 import multiprocessing
@@ -33,7 +36,10 @@ class Config:
 
 STAGES = {
     "mapper": (train_mapper, ("mapper", "unet", "vae", "image_encoder", "text_encoder")),
-    "cleaner": (train_cleaner, ("mapper", "cleaner", "unet", "vae", "image_encoder", "text_encoder")),
+    "cleaner": (
+        train_cleaner,
+        ("mapper", "cleaner", "unet", "vae", "image_encoder", "text_encoder"),
+    ),
     "detector": (train_detector, ("detector", "image_encoder")),
     "restorer": (train_restorer, ("restorer",)),
 }
@@ -49,10 +55,15 @@ def main(config: Config) -> list[tuple[str, str, str, float]]:
             continue
         for precision in config.precisions:
             for cached in (0,) if stage == "restorer" else (0, 2 * config.train_batch_size):
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # one precision a process
+                with ProcessPoolExecutor(
+                    1, multiprocessing.get_context("spawn")
+                ) as fresh:  # one precision a process
                     rate = fresh.submit(measure, stage, config, precision, cached).result()
                 rows.append((stage, precision, "cached" if cached else "fresh", rate))
-                print(f"{stage:10} {precision.replace('no', 'fp32'):10} {rows[-1][2]:10} {rate:.1f}", flush=True)
+                print(
+                    f"{stage:10} {precision.replace('no', 'fp32'):10} {rows[-1][2]:10} {rate:.1f}",
+                    flush=True,
+                )
     return rows
 
 
@@ -60,7 +71,11 @@ def measure(stage: str, config: Config, precision: str, cached: int) -> float:
     """Samples a second of one stage."""
     script, restorer = STAGES[stage][0], stage == "restorer"
     size = {"resolution": [config.resolution], "train_batch_size": [config.train_batch_size]}
-    plain = {"resolution": config.resolution, "train_batch_size": config.train_batch_size, "num_cached_samples": cached}
+    plain = {
+        "resolution": config.resolution,
+        "train_batch_size": config.train_batch_size,
+        "num_cached_samples": cached,
+    }
     with tempfile.TemporaryDirectory() as folder:
         settings = script.Config(
             pretrained_model_name_or_path=config.pretrained_model_name_or_path,

@@ -1,11 +1,13 @@
 """Paint the guidance of a data set once, for stage 3 to read.
 
-    accelerate launch -m train_lora.make_guidance --pretrained_model_name_or_path runs/cleaner/pipeline \
+    accelerate launch -m train_lora.make_guidance --pretrained_model_name_or_path \
+        runs/cleaner/pipeline \
         --data PHOTOS --degradations noise:0..50 rain:0.2..1 --variants 4 --output_dir runs/guidance
 
-Clean photos are degraded (`--variants` times each) and written to `OUTPUT_DIR/input` and `target`, their guidance to `guidance`: a
-folder that `train_restorer.py` takes as it is. Of pairs only the guidance is written; pass it with `--guidance_dir`. Processes share
-the work, and a run that was killed goes on where it was.
+Clean photos are degraded (`--variants` times each) and written to `OUTPUT_DIR/input` and `target`,
+their guidance to `guidance`: a folder that `train_restorer.py` takes as it is. Of pairs only the
+guidance is written; pass it with `--guidance_dir`. Processes share the work, and a run that was
+killed goes on where it was.
 """
 
 import json
@@ -31,7 +33,10 @@ logger = logging.getLogger("textir.training")
 @dataclass(kw_only=True)
 class Config:
     data: str = field(
-        metadata={"help": "clean photos, a folder with input/ and target/, or a benchmark such as gopro:/data/GoPro"}
+        metadata={
+            "help": "clean photos, a folder with input/ and target/, or a benchmark such as "
+            "gopro:/data/GoPro"
+        }
     )
     output_dir: str = field(metadata={"help": "where the pictures go"})
     split: str = "train"
@@ -41,12 +46,20 @@ class Config:
     revision: str | None = None
     variant: str | None = None
     adapter: str | None = knob(None, "LoRA to be used: a folder or a Hub id")
-    guidance: str = knob("cleaned", "painted from cleaned words, degraded words, or a prompt (see --captions)")
-    captions: str | None = knob(
-        None, "JSON lines with file_name and text: explicit words, of which those for degradations are deleted"
+    guidance: str = knob(
+        "cleaned", "painted from cleaned words, degraded words, or a prompt (see --captions)"
     )
-    guidance_init: str | None = knob(None, "noise (the paper) or image; the checkpoint's default otherwise")
-    init_strength: float | None = knob(None, "how far towards noise an image is taken; the checkpoint's default otherwise")
+    captions: str | None = knob(
+        None,
+        "JSON lines with file_name and text: explicit words, of which those for degradations are "
+        "deleted",
+    )
+    guidance_init: str | None = knob(
+        None, "noise (the paper) or image; the checkpoint's default otherwise"
+    )
+    init_strength: float | None = knob(
+        None, "how far towards noise an image is taken; the checkpoint's default otherwise"
+    )
     num_inference_steps: int | None = knob(None, "the checkpoint's default otherwise")
     guidance_scale: float | None = knob(None, "the checkpoint's default otherwise")
     mixed_precision: str = knob("no", "no, bf16 or fp16 (GPU only)")
@@ -75,21 +88,33 @@ def main(config: Config) -> None:
     captions = read_captions(config.captions)
     pipe = load_chain(config)
     pipe.register_modules(detector=None, matcher=None, restorer=None)
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        config.mixed_precision
+    ]
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, state.device, dtype)
 
     if clean_only:
-        jobs = [(entry, photo, f"{photo}-{k}") for entry, photo in zip(entries, names) for k in range(config.variants)]
+        jobs = [
+            (entry, photo, f"{photo}-{k}")
+            for entry, photo in zip(entries, names)
+            for k in range(config.variants)
+        ]
     else:
         jobs = [(entry, photo, photo) for entry, photo in zip(entries, names)]
-    todo = [(*job, name) for *job, name in jobs if not (output / "guidance" / f"{name}.png").exists()]
+    todo = [
+        (*job, name) for *job, name in jobs if not (output / "guidance" / f"{name}.png").exists()
+    ]
     logger.info("%d pictures, %d of them done", len(jobs), len(jobs) - len(todo))
     state.wait_for_everyone()  # all have listed the same work before the first picture is written
     with state.split_between_processes(todo) as mine:
         for entry, photo, name in tqdm(mine, disable=None if state.is_main_process else True):
-            degraded = degrade_entry(entry, name, config, output) if clean_only else read_pixels(entry.degraded[0])
+            degraded = (
+                degrade_entry(entry, name, config, output)
+                if clean_only
+                else read_pixels(entry.degraded[0])
+            )
             if captions is not None and photo not in captions:
                 raise ValueError(f"{config.captions} has no caption for {photo}.")
             painted = pipe.guide(
@@ -112,7 +137,8 @@ def seed_of(name: str, seed: int) -> int:
 
 
 def degrade_entry(entry, name: str, config: Config, output: Path) -> torch.Tensor:
-    """Write a clean photo and a degraded version of it, drawn by name; returns the degraded one as it reads back."""
+    """Write a clean photo and a degraded version of it, drawn by name; returns the degraded one as
+    it reads back."""
     generator = torch.Generator().manual_seed(seed_of(name, config.seed))
     clean = read_pixels(entry.clean)
     recipe = Mixture.parse(config.degradations).draw(generator)
@@ -136,20 +162,33 @@ def keep_settings(path: Path, settings: dict) -> None:
     settings = {name: value for name, value in settings.items() if name != "max_images"}
     if path.is_file() and json.loads(path.read_text()) != settings:
         old = json.loads(path.read_text())
-        changed = ", ".join(f"{k} {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v)
-        raise ValueError(f"{path.parent} was made with other settings ({changed}); choose another `--output_dir`.")
+        changed = ", ".join(
+            f"{k} {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v
+        )
+        raise ValueError(
+            f"{path.parent} was made with other settings ({changed}); choose another "
+            "`--output_dir`."
+        )
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def read_captions(path: str | None) -> dict[str, str] | None:
-    """Captions by file name without extension (folders joined by `_`), without the words for degradations (the paper's explicit words)."""
+    """Captions by file name without extension (folders joined by `_`), without the words for
+    degradations (the paper's explicit words)."""
     if path is None:
         return None
     try:
         rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        return {"_".join(Path(row["file_name"]).with_suffix("").parts): without_degradations(row["text"]) for row in rows}
+        return {
+            "_".join(Path(row["file_name"]).with_suffix("").parts): without_degradations(
+                row["text"]
+            )
+            for row in rows
+        }
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} must hold JSON lines with file_name and text: {error!r}.") from None
+        raise ValueError(
+            f"{path} must hold JSON lines with file_name and text: {error!r}."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What every script does before and after its loop: read the data, put the chain together, validate, write down what came out."""
+"""What every script does before and after its loop: read the data, put the chain together,
+validate, write down what came out."""
 
 import json
 import logging
@@ -19,7 +20,15 @@ from pipelines.loading import find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import has_lora_layers
 from textir.adapters import has_adapters, save_adapter
 from textir.benchmarks import BENCHMARKS
-from textir.data import HubPhotos, Photos, Sampler, StreamedCrops, TrainingCrops, find_entries, parse_source
+from textir.data import (
+    HubPhotos,
+    Photos,
+    Sampler,
+    StreamedCrops,
+    TrainingCrops,
+    find_entries,
+    parse_source,
+)
 from textir.degradations import LABELS, Mixture
 from textir.encoding import encode_samples, to_device
 from textir.evaluation import Pair, load_pairs
@@ -41,37 +50,58 @@ class StageConfig(TrainingConfig):
     )
     revision: str | None = knob(None, "of the Hub repository")
     variant: str | None = knob(None, "of its weight files, such as fp16")
-    adapter: str | None = knob(None, "LoRA of an earlier stage that this one builds on: a folder or a Hub id")
+    adapter: str | None = knob(
+        None, "LoRA of an earlier stage that this one builds on: a folder or a Hub id"
+    )
     train_data_dir: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "folders of clean photos or with input/ and target/, or benchmarks such as gopro:/data/GoPro; @2 weighs one"
+            "help": "folders of clean photos or with input/ and target/, or benchmarks such as "
+            "gopro:/data/GoPro; @2 weighs one"
         },
     )
-    guidance_dir: str | None = knob(None, "guidance images (make_guidance.py), named like the degraded ones")
-    dataset_name: str | None = knob(None, "data set of the Hub, or a folder that `datasets` understands (imagefolder)")
+    guidance_dir: str | None = knob(
+        None, "guidance images (make_guidance.py), named like the degraded ones"
+    )
+    dataset_name: str | None = knob(
+        None, "data set of the Hub, or a folder that `datasets` understands (imagefolder)"
+    )
     dataset_split: str = "train"
     clean_column: str = knob("image", "column of the clean image")
-    degraded_column: str | None = knob(None, "column of the degraded image; degradation is synthetic without one")
+    degraded_column: str | None = knob(
+        None, "column of the degraded image; degradation is synthetic without one"
+    )
     streaming: bool = knob(False, "read the data set of the Hub without downloading it whole")
     pair_label: list[str] = knob(
         [],
-        "what the pairs of each --train_data_dir suffer from, such as rain or lowlight+noise, `clean` for folders of clean photos; "
+        "what the pairs of each --train_data_dir suffer from, such as rain or lowlight+noise, "
+        "`clean` for folders of clean photos; "
         "benchmarks know it, and one entry serves all folders",
     )
     labels: list[str] = knob(
         [],
-        "give a network that was blind a condition: the degradations that it can be told to remove, or all (restorer, cleaner)",
+        "give a network that was blind a condition: the degradations that it can be told to "
+        "remove, or all (restorer, cleaner)",
     )
-    told_share: float = knob(0.55, "share of the samples that are told what to remove, where the network has labels")
-    degradations: list[str] = knob([], "weighted recipes for clean photos, such as noise:0..50@4 rain:heavy")
+    told_share: float = knob(
+        0.55, "share of the samples that are told what to remove, where the network has labels"
+    )
+    degradations: list[str] = knob(
+        [], "weighted recipes for clean photos, such as noise:0..50@4 rain:heavy"
+    )
     resolution: int = knob(512, "side of the square crops")
     max_reduction: float = knob(2.0, "clean photos are reduced by up to this before cropping")
-    low_key: float = knob(0.0, "share of clean photos darkened, so that dark is not always under-exposed")
-    min_share: float | None = knob(
-        None, "instead of crops, squeeze at least this share of each side of a clean photo into the square"
+    low_key: float = knob(
+        0.0, "share of clean photos darkened, so that dark is not always under-exposed"
     )
-    skip_bad: bool = knob(False, "leave out images that cannot be used; without it they are named and nothing starts")
+    min_share: float | None = knob(
+        None,
+        "instead of crops, squeeze at least this share of each side of a clean photo into the "
+        "square",
+    )
+    skip_bad: bool = knob(
+        False, "leave out images that cannot be used; without it they are named and nothing starts"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +116,8 @@ class StageConfig(TrainingConfig):
         read_all_labels(self.labels)
         if self.pair_label and len(self.pair_label) not in (1, len(self.train_data_dir)):
             raise ValueError(
-                f"`--pair_label` needs one entry, or one for each of {len(self.train_data_dir)} `--train_data_dir`, "
+                f"`--pair_label` needs one entry, or one for each of {len(self.train_data_dir)} "
+                "`--train_data_dir`, "
                 f"got {len(self.pair_label)}."
             )
         for text in self.pair_label:
@@ -102,7 +133,9 @@ def read_labels(text: str) -> tuple[str, ...]:
     labels = () if text == "clean" else tuple(text.split("+"))
     unknown = [label for label in labels if label not in LABELS]
     if unknown:
-        raise ValueError(f"`--pair_label` takes {', '.join(LABELS)}, joined by +, or clean; got {text!r}.")
+        raise ValueError(
+            f"`--pair_label` takes {', '.join(LABELS)}, joined by +, or clean; got {text!r}."
+        )
     return labels
 
 
@@ -114,7 +147,9 @@ def read_all_labels(names: list[str]) -> tuple[str, ...]:
     """
     unknown = [label for label in names if label not in LABELS]
     if unknown and list(names) != ["all"]:
-        raise ValueError(f"`--labels` takes all, or some of {', '.join(LABELS)}; got {', '.join(unknown)}.")
+        raise ValueError(
+            f"`--labels` takes all, or some of {', '.join(LABELS)}; got {', '.join(unknown)}."
+        )
     return LABELS if list(names) == ["all"] else tuple(names)
 
 
@@ -124,7 +159,8 @@ def labels_of(component) -> tuple[str, ...]:
 
 
 def condition_columns(component) -> list[int]:
-    """Where the entries of a component's condition stand in that of a sample, "find out yourself" last."""
+    """Where the entries of a component's condition stand in that of a sample, "find out yourself"
+    last."""
     return [*(LABELS.index(label) for label in labels_of(component)), len(LABELS)]
 
 
@@ -145,14 +181,16 @@ def check_labels(component, config: StageConfig, data: "TrainingData") -> float 
         made |= set(source.labels)
     if config.told_share and made - set(labels):
         raise ValueError(
-            f"The training data suffers from {', '.join(sorted(made - set(labels)))}, for which the network has no label; it has "
+            f"The training data suffers from {', '.join(sorted(made - set(labels)))}, for which "
+            "the network has no label; it has "
             f"{', '.join(labels)}. Leave that out, or train blind (`--told_share 0`)."
         )
     return config.told_share
 
 
 def source_labels(source: str, texts: list[str], place: int) -> tuple[str, ...]:
-    """What the pairs of the source at `place` suffer from: what `--pair_label` says, or what its benchmark is known for."""
+    """What the pairs of the source at `place` suffer from: what `--pair_label` says, or what its
+    benchmark is known for."""
     if texts:
         return read_labels(texts[place if len(texts) > 1 else 0])
     name = source.partition(":")[0]
@@ -163,14 +201,17 @@ def source_labels(source: str, texts: list[str], place: int) -> tuple[str, ...]:
 
 
 class TrainingData:
-    """The sources of a configuration, read and checked once; `crops` cuts samples of any size from them."""
+    """The sources of a configuration, read and checked once; `crops` cuts samples of any size from
+    them."""
 
     def __init__(self, config: StageConfig, smallest: int):
         self.config = config
         make_folder(Path(config.output_dir))
         sources = [parse_source(text) for text in config.train_data_dir]
         if any(weight is not None for _, weight in sources):
-            self.weights = [1.0 if weight is None else weight for _, weight in sources] + [1.0] * bool(config.dataset_name)
+            self.weights = [1.0 if weight is None else weight for _, weight in sources] + [
+                1.0
+            ] * bool(config.dataset_name)
         else:
             self.weights = None
         record = Path(config.output_dir) / "checked_images"
@@ -178,15 +219,25 @@ class TrainingData:
         for i, (source, _) in enumerate(sources):
             entries = find_entries(source, "train", config.guidance_dir)
             labels = source_labels(source, config.pair_label, i)
-            self.sources.append(Photos(entries, smallest, config.skip_bad, record=f"{record}-{i}.json", labels=labels))
+            self.sources.append(
+                Photos(
+                    entries, smallest, config.skip_bad, record=f"{record}-{i}.json", labels=labels
+                )
+            )
         if config.dataset_name:
             columns = (config.dataset_split, config.clean_column, config.degraded_column)
             labels = read_labels(config.pair_label[0]) if len(config.pair_label) == 1 else ()
-            self.sources.append(HubPhotos(config.dataset_name, *columns, streaming=config.streaming, labels=labels))
+            self.sources.append(
+                HubPhotos(config.dataset_name, *columns, streaming=config.streaming, labels=labels)
+            )
         if not config.degradations and any(lacks_twins(source) for source in self.sources):
-            raise ValueError("Clean photos need `--degradations`, such as noise:0..50 rain:0.2..1@2.")
+            raise ValueError(
+                "Clean photos need `--degradations`, such as noise:0..50 rain:0.2..1@2."
+            )
         if not config.streaming:
-            logger.info("training data: %s images", " + ".join(str(len(source)) for source in self.sources))
+            logger.info(
+                "training data: %s images", " + ".join(str(len(source)) for source in self.sources)
+            )
 
     @property
     def is_synthetic(self) -> bool:
@@ -200,12 +251,23 @@ class TrainingData:
 
     @property
     def has_guidance(self) -> bool:
-        return all(isinstance(source, Photos) and all(entry.guidance for entry in source.entries) for source in self.sources)
+        return all(
+            isinstance(source, Photos) and all(entry.guidance for entry in source.entries)
+            for source in self.sources
+        )
 
     def crops(self, size: int, told_share: float | None = None):
-        """Endless training samples of `size` x `size` pixels; with `told_share` they carry conditions, see `Sampler`."""
+        """Endless training samples of `size` x `size` pixels; with `told_share` they carry
+        conditions, see `Sampler`."""
         config = self.config
-        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key, config.min_share, told_share)
+        sampler = Sampler(
+            config.degradations,
+            size,
+            config.max_reduction,
+            config.low_key,
+            config.min_share,
+            told_share,
+        )
         if config.streaming:
             return StreamedCrops(self.sources[0], sampler, seed=config.seed)
         return TrainingCrops(self.sources, sampler, self.weights, seed=config.seed)
@@ -219,14 +281,16 @@ def lacks_twins(source: Photos | HubPhotos) -> bool:
 
 
 def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair]]:
-    """`(recipe, pair)` for each validation image, with no recipe for pairs: its centre square of `side` pixels, less where the image
-    is smaller."""
+    """`(recipe, pair)` for each validation image, with no recipe for pairs: its centre square of
+    `side` pixels, less where the image is smaller."""
     if config.validation_data_dir is None:
         return
     entries = find_entries(config.validation_data_dir, "test")
     recipes = [None] if all(entry.degraded for entry in entries) else config.validation_degradations
     for recipe in recipes:
-        for pair in load_pairs(config.validation_data_dir, recipe, config.seed, config.num_validation_images):
+        for pair in load_pairs(
+            config.validation_data_dir, recipe, config.seed, config.num_validation_images
+        ):
             top, left = ((length - min(length, side)) // 2 for length in pair.clean.shape[:2])
             cut = (slice(top, top + side), slice(left, left + side))
             yield recipe, pair._replace(degraded=pair.degraded[cut], clean=pair.clean[cut])
@@ -239,10 +303,10 @@ def validate(
     render: Callable[[torch.Tensor, str | None], dict[str, torch.Tensor]],
     sheet: str = "step",
 ) -> dict[str, float]:
-    """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)` and the recipe that made them (`None` for pairs), for each
-    recipe and each name that it returns
-    (`clean` stands for the target where it differs), save a sheet of the pictures as `validation/SHEET-STEP.png`, and return the
-    scores (on the main process)."""
+    """Log the mean PSNR of what `render` makes of degraded images `(1, C, H, W)` and the recipe
+    that made them (`None` for pairs), for each recipe and each name that it returns (`clean` stands
+    for the target where it differs), save a sheet of the pictures as `validation/SHEET-STEP.png`,
+    and return the scores (on the main process)."""
     if not run.is_main or config.validation_data_dir is None:
         run.accelerator.wait_for_everyone()
         return {}
@@ -257,26 +321,34 @@ def validate(
             clean = clean if clean.shape[-2:] == size else F.interpolate(clean, size, mode="area")
             for name, image in rendered.items():
                 value = psnr(to_pixels(image), to_pixels(clean))
-                scores.setdefault(f"{recipe} {name}" if len(rendered) > 1 else recipe, []).append(value)
+                scores.setdefault(f"{recipe} {name}" if len(rendered) > 1 else recipe, []).append(
+                    value
+                )
             if sum(row[0] == recipe for row in rows) < 2:
                 rows.append((recipe, [degraded[:, :3], *rendered.values(), clean]))
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     run.report(means)
-    write_sheet(run.output_dir / "validation" / f"{sheet}-{run.step}.png", [cells for _, cells in rows])
+    write_sheet(
+        run.output_dir / "validation" / f"{sheet}-{run.step}.png", [cells for _, cells in rows]
+    )
     run.accelerator.wait_for_everyone()
     return means
 
 
 def write_sheet(path: Path, rows: list[list[torch.Tensor]], side: int = 192) -> None:
     """A figure: a row for each list of images `(1, 3, H, W)` in [0, 1], all brought to one size."""
-    cells = [[F.interpolate(cell.float().cpu().clamp(0, 1), (side, side), mode="area") for cell in row] for row in rows]
+    cells = [
+        [F.interpolate(cell.float().cpu().clamp(0, 1), (side, side), mode="area") for cell in row]
+        for row in rows
+    ]
     sheet = torch.cat([torch.cat(row, dim=3) for row in cells], dim=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_picture(path, Picture(to_pixels(sheet)))
 
 
 class recorded_inputs:
-    """Within the block, what reaches image encoder and VAE is noted: the very tensors, as pictures in [0, 1]."""
+    """Within the block, what reaches image encoder and VAE is noted: the very tensors, as pictures
+    in [0, 1]."""
 
     def __init__(self, pipe):
         self.pipe, self.pictures, self.handles = pipe, {}, []
@@ -286,15 +358,23 @@ class recorded_inputs:
 
         def note_encoder(module, args, kwargs):
             pixels = kwargs["pixel_values"].float().cpu()
-            mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-            self.pictures.setdefault("image encoder", pixels * std + mean)  # of several calls the first
+            mean, std = (
+                torch.tensor(values)[:, None, None]
+                for values in (processor.image_mean, processor.image_std)
+            )
+            # Of several calls the first.
+            self.pictures.setdefault("image encoder", pixels * std + mean)
 
         def note_vae(module, args):
             self.pictures.setdefault("VAE", args[0].float().cpu() / 2 + 0.5)
 
         self.handles = [
             self.pipe.image_encoder.register_forward_pre_hook(note_encoder, with_kwargs=True),
-            *([] if self.pipe.vae is None else [self.pipe.vae.encoder.register_forward_pre_hook(note_vae)]),
+            *(
+                []
+                if self.pipe.vae is None
+                else [self.pipe.vae.encoder.register_forward_pre_hook(note_vae)]
+            ),
         ]
         return self.pictures
 
@@ -306,11 +386,13 @@ class recorded_inputs:
 def encoded_batches(
     run: TrainingRun, pipe, samples, encode: Callable[[dict], dict], num_cached: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches to the end of the run with what the frozen networks make of them: encoded as they come, or, with `num_cached`, the
-    first so many samples encoded once and gone round."""
+    """Batches to the end of the run with what the frozen networks make of them: encoded as they
+    come, or, with `num_cached`, the first so many samples encoded once and gone round."""
     config = run.config
     if num_cached and isinstance(samples, StreamedCrops):
-        raise ValueError("`--num_cached_samples` goes round a part of the data, which `--streaming` cannot.")
+        raise ValueError(
+            "`--num_cached_samples` goes round a part of the data, which `--streaming` cannot."
+        )
     if num_cached:
         first = torch.utils.data.default_collate([samples[i] for i in range(4)])
         save_first_batch(run, pipe, to_device(first, run.device), encode)
@@ -328,40 +410,63 @@ def encoded_batches(
         if not num_cached:
             save_first_batch(run, pipe, batch, encode)
             batch.update(encode(batch))
-        yield {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+        yield {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in batch.items()
+        }
 
 
 def cache_key(config: StageConfig) -> dict:
-    """What encoded samples depend on: every knob beyond those of a run, and when the checkpoint was written."""
+    """What encoded samples depend on: every knob beyond those of a run, and when the checkpoint was
+    written."""
     run_only = {item.name for item in fields(TrainingConfig)} - {"seed", "mixed_precision"}
     key = {name: value for name, value in public(config).items() if name not in run_only}
-    folders = [Path(str(name)) for name in (config.pretrained_model_name_or_path, config.adapter) if name]
+    folders = [
+        Path(str(name)) for name in (config.pretrained_model_name_or_path, config.adapter) if name
+    ]
     key["written"] = [
-        p.stat().st_mtime_ns for folder in folders if folder.is_dir() for p in sorted(folder.rglob("*.safetensors"))
+        p.stat().st_mtime_ns
+        for folder in folders
+        if folder.is_dir()
+        for p in sorted(folder.rglob("*.safetensors"))
     ]
     return key
 
 
-def save_first_batch(run: TrainingRun, pipe, batch: dict[str, torch.Tensor], encode: Callable) -> None:
-    """Write `first_batch.png`: the degraded and clean images of a batch, and what image encoder and VAE really receive."""
+def save_first_batch(
+    run: TrainingRun, pipe, batch: dict[str, torch.Tensor], encode: Callable
+) -> None:
+    """Write `first_batch.png`: the degraded and clean images of a batch, and what image encoder and
+    VAE really receive."""
     path = run.output_dir / "first_batch.png"
     if not run.is_main or path.exists():
         return
     with recorded_inputs(pipe) as seen, torch.no_grad():
         encode(batch)
     columns = [batch["degraded"][:, :3], batch["clean"], *seen.values()]
-    write_sheet(path, [[column[i : i + 1] for column in columns] for i in range(min(4, len(batch["clean"])))])
-    logger.info("%s: degraded, clean, %s", path, ", ".join(f"what reaches the {name}" for name in seen))
+    write_sheet(
+        path,
+        [[column[i : i + 1] for column in columns] for i in range(min(4, len(batch["clean"])))],
+    )
+    logger.info(
+        "%s: degraded, clean, %s", path, ", ".join(f"what reaches the {name}" for name in seen)
+    )
 
 
 # ---- the chain
 
 
 def load_chain(config: StageConfig) -> TextGuidedRestorationPipeline:
-    """The pipeline to start from, in single precision, with the adapter of an earlier stage if one is named."""
+    """The pipeline to start from, in single precision, with the adapter of an earlier stage if one
+    is named."""
     torch.manual_seed(config.seed)  # of what is added to the checkpoint
     try:
-        pipe = load(config.pretrained_model_name_or_path, device="cpu", revision=config.revision, variant=config.variant)
+        pipe = load(
+            config.pretrained_model_name_or_path,
+            device="cpu",
+            revision=config.revision,
+            variant=config.variant,
+        )
     except ValueError as error:
         raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -375,35 +480,43 @@ def need(pipe, *parts: str) -> None:
     missing = [part for part in parts if getattr(pipe, part, None) is None]
     if missing:
         raise ValueError(
-            f"This stage needs {', '.join(missing)}, which the checkpoint lacks; start from a Stable Diffusion checkpoint or from the "
+            f"This stage needs {', '.join(missing)}, which the checkpoint lacks; start from a "
+            "Stable Diffusion checkpoint or from the "
             "result of the stage before (`--pretrained_model_name_or_path`)."
         )
 
 
 def as_guidance(pipe, image: torch.Tensor) -> torch.Tensor:
-    """Images `(B, 3, H, W)` as their guidance will show them: squeezed into its square by checkpoints that know no other shape."""
+    """Images `(B, 3, H, W)` as their guidance will show them: squeezed into its square by
+    checkpoints that know no other shape."""
     if not pipe.config.square_guidance:
         return image
     return F.interpolate(image, pipe.guidance_shape(*image.shape[-2:]), mode="area")
 
 
 def refuse_lora(config: StageConfig, part: str) -> None:
-    """LoRA layers are saved without what they adapt, so they cannot sit on a network that was made just now."""
+    """LoRA layers are saved without what they adapt, so they cannot sit on a network that was made
+    just now."""
     if config.rank is not None:
         raise ValueError(
-            f"`--rank` adapts a network that is trained already, and the {part} is new; leave `--rank` out to train it in full."
+            f"`--rank` adapts a network that is trained already, and the {part} is new; leave "
+            "`--rank` out to train it in full."
         )
 
 
 def add_condition(pipe, part: str, config: StageConfig, **options) -> None:
-    """Rebuild a blind restorer or cleaner as one that can be told what to remove; its function stays as it was."""
+    """Rebuild a blind restorer or cleaner as one that can be told what to remove; its function
+    stays as it was."""
     refuse_lora(config, "condition")
     blind = getattr(pipe, part)
     settings = {name: value for name, value in blind.config.items() if not name.startswith("_")}
     if "labels" not in settings:
         raise ValueError(f"{type(blind).__name__} takes no condition; `--labels` needs a NAFNet.")
     if settings["labels"] is not None:
-        raise ValueError(f"This {part} has labels already: {', '.join(settings['labels'])}; leave out `--labels`.")
+        raise ValueError(
+            f"This {part} has labels already: {', '.join(settings['labels'])}; leave out "
+            "`--labels`."
+        )
     told = type(blind)(**{**settings, "labels": read_all_labels(config.labels), **options})
     told.load_state_dict(blind.state_dict(), strict=False)
     pipe.register_modules(**{part: told})
@@ -414,46 +527,69 @@ def add_image_encoder(pipe, name: str) -> None:
     if pipe.image_encoder is None:
         try:
             encoder = CLIPVisionModel.from_pretrained(name)
-            pipe.register_modules(image_encoder=encoder, image_processor=CLIPImageProcessorPil.from_pretrained(name))
+            pipe.register_modules(
+                image_encoder=encoder, image_processor=CLIPImageProcessorPil.from_pretrained(name)
+            )
         except OSError as error:
-            raise ValueError(f"`--image_encoder_name_or_path` {name} cannot be loaded: {error}") from error
+            raise ValueError(
+                f"`--image_encoder_name_or_path` {name} cannot be loaded: {error}"
+            ) from error
 
 
 def add_mapper(pipe, config: StageConfig) -> None:
-    """Build a mapper that fits image and text encoder, where there is none or `--mapper_config` asks for a new one."""
+    """Build a mapper that fits image and text encoder, where there is none or `--mapper_config`
+    asks for a new one."""
     if pipe.mapper is None or config.mapper_config:
         refuse_lora(config, "mapper")
-        dims = {"image_dim": pipe.image_encoder.config.hidden_size, "word_dim": pipe.text_encoder.config.hidden_size}
-        pipe.register_modules(mapper=ImageToTextMapper(**{**dims, **read_json(config.mapper_config, "--mapper_config")}))
+        dims = {
+            "image_dim": pipe.image_encoder.config.hidden_size,
+            "word_dim": pipe.text_encoder.config.hidden_size,
+        }
+        pipe.register_modules(
+            mapper=ImageToTextMapper(
+                **{**dims, **read_json(config.mapper_config, "--mapper_config")}
+            )
+        )
 
 
 def add_cleaner(pipe, config: StageConfig) -> None:
-    """Build a cleaner that fits the mapper, where there is none or `--cleaner_config` asks for a new one."""
+    """Build a cleaner that fits the mapper, where there is none or `--cleaner_config` asks for a
+    new one."""
     if pipe.cleaner is None or config.cleaner_config:
         refuse_lora(config, "cleaner")
         sizes = {"word_dim": pipe.mapper.config.word_dim, "num_words": pipe.mapper.config.num_words}
-        pipe.register_modules(cleaner=TextualCleaner(**{**sizes, **read_json(config.cleaner_config, "--cleaner_config")}))
+        pipe.register_modules(
+            cleaner=TextualCleaner(
+                **{**sizes, **read_json(config.cleaner_config, "--cleaner_config")}
+            )
+        )
 
 
 def read_json(text: str | None, flag: str) -> dict:
     try:
         value = json.loads(text or "{}")
     except ValueError as error:
-        raise ValueError(f"`{flag}` must be JSON such as '{{\"num_words\": 20}}', got {text!r}: {error}") from None
+        raise ValueError(
+            f"`{flag}` must be JSON such as '{{\"num_words\": 20}}', got {text!r}: {error}"
+        ) from None
     if not isinstance(value, dict):
         raise ValueError(f"`{flag}` must be a JSON object, got {text!r}.")
     return value
 
 
 def place(pipe, run: TrainingRun, *working: str) -> None:
-    """Move the `working` components to the run's device, the frozen ones of the base model in its reduced precision; on a GPU also
-    what lies under LoRA layers."""
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.config.mixed_precision]
+    """Move the `working` components to the run's device, the frozen ones of the base model in its
+    reduced precision; on a GPU also what lies under LoRA layers."""
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        run.config.mixed_precision
+    ]
     for name in working:
         part = getattr(pipe, name)
         trains = any(parameter.requires_grad for parameter in part.parameters())
         adapted = trains and has_lora_layers(part) and run.device.type == "cuda"
-        reduced = name in ("image_encoder", "text_encoder", "vae", "unet") and (adapted or not trains)
+        reduced = name in ("image_encoder", "text_encoder", "vae", "unet") and (
+            adapted or not trains
+        )
         torch.nn.Module.to(part, run.device, dtype if reduced else torch.float32)
         cast_training_params(part, dtype=torch.float32)
 
@@ -470,7 +606,8 @@ def without_secrets(arguments: list[str]) -> list[str]:
 
 
 def publish(run: TrainingRun, pipe, script: str) -> Path | None:
-    """Write the result: `OUTPUT_DIR/adapter` for LoRA layers, else `OUTPUT_DIR/pipeline`; with a card, and on the Hub if asked for.
+    """Write the result: `OUTPUT_DIR/adapter` for LoRA layers, else `OUTPUT_DIR/pipeline`; with a
+    card, and on the Hub if asked for.
 
     Returns:
         the folder (on the main process).
@@ -490,10 +627,18 @@ def publish(run: TrainingRun, pipe, script: str) -> Path | None:
                 if isinstance(part, torch.nn.Module):
                     torch.nn.Module.to(part, "cpu", torch.float32)
             pipe.save_pretrained(folder)
-    sheets = sorted((run.output_dir / "validation").glob("step-*.png"), key=lambda path: int(path.stem[5:]))
+    sheets = sorted(
+        (run.output_dir / "validation").glob("step-*.png"), key=lambda path: int(path.stem[5:])
+    )
     command = shlex.join(["python", "-m", f"train_lora.{script}", *without_secrets(sys.argv[1:])])
     describe_training(
-        folder, script, command, public(config), run.step, run.accelerator.num_processes, sheets[-1] if sheets else None
+        folder,
+        script,
+        command,
+        public(config),
+        run.step,
+        run.accelerator.num_processes,
+        sheets[-1] if sheets else None,
     )
     write_card(folder)
     logger.info("saved %s", folder)

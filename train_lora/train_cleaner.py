@@ -1,15 +1,19 @@
 """Stage 2: teach the cleaner to take the degradation out of words (Lin et al., section 3.3).
 
-    accelerate launch -m train_lora.train_cleaner --pretrained_model_name_or_path runs/mapper/pipeline \
-        --train_data_dir PHOTOS --degradations noise:0..50 rain:0.2..1 --mixed_precision bf16 --output_dir runs/cleaner
+    accelerate launch -m train_lora.train_cleaner --pretrained_model_name_or_path \
+        runs/mapper/pipeline \
+        --train_data_dir PHOTOS --degradations noise:0..50 rain:0.2..1 \
+        --mixed_precision bf16 --output_dir runs/cleaner
 
-The words of the degraded image, cleaned, must let the UNet predict the noise in the latents of its *clean* twin. Where the guidance of a
-checkpoint starts from the degraded image, the noise is put on that (ours). Mapper and UNet are frozen unless `--also_train mapper unet`
-says otherwise: then the words themselves and how they are read may suit the degradation, which is what LoRA for one degradation is for.
-`--pixel_weight` adds the distance of what one step paints from the clean twin, `--restored_weight` that of what the checkpoint's restorer
-makes of the image with such a guidance; `--word_weight` the distance from the words of the clean twin, and that alone trains the
-cleaner without a UNet and many times faster (`--diffusion_weight 0`). The result is
-`OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`; LoRA of stage 1 (`--adapter`) goes into the same file.
+The words of the degraded image, cleaned, must let the UNet predict the noise in the latents of its
+*clean* twin. Where the guidance of a checkpoint starts from the degraded image, the noise is put on
+that (ours). Mapper and UNet are frozen unless `--also_train mapper unet` says otherwise: then the
+words themselves and how they are read may suit the degradation, which is what LoRA for one
+degradation is for. `--pixel_weight` adds the distance of what one step paints from the clean twin,
+`--restored_weight` that of what the checkpoint's restorer makes of the image with such a guidance;
+`--word_weight` the distance from the words of the clean twin, and that alone trains the cleaner
+without a UNet and many times faster (`--diffusion_weight 0`). The result is `OUTPUT_DIR/pipeline`,
+or `OUTPUT_DIR/adapter` with `--rank`; LoRA of stage 1 (`--adapter`) goes into the same file.
 """
 
 from dataclasses import dataclass
@@ -44,51 +48,74 @@ from train_lora.stage import (
 class Config(StageConfig):
     learning_rate: float = knob(6.4e-5, "the paper's, for 64 images a step")
     cleaner_config: str | None = knob(
-        None, "JSON of TextualCleaner arguments: builds a new cleaner, such as '{\"residual\": true}'"
+        None,
+        "JSON of TextualCleaner arguments: builds a new cleaner, such as '{\"residual\": true}'",
     )
     also_train: list[str] = knob(
-        [], "parts that learn beside the cleaner: mapper, unet (keys and values of its text cross-attention)"
+        [],
+        "parts that learn beside the cleaner: mapper, unet (keys and values of its text "
+        "cross-attention)",
     )
     diffusion_weight: float = knob(1.0, "of the loss on the clean latents (the paper)")
-    pixel_weight: float = knob(0.0, "of the logarithm of the squared error of what one step paints, in pixels")
+    pixel_weight: float = knob(
+        0.0, "of the logarithm of the squared error of what one step paints, in pixels"
+    )
     restored_weight: float = knob(
-        0.0, "of the logarithm of the squared error of the image restored with that guidance; matcher and restorer are frozen"
+        0.0,
+        "of the logarithm of the squared error of the image restored with that guidance; matcher "
+        "and restorer are frozen",
     )
     word_weight: float = knob(0.0, "of the distance from the words of the clean twin")
-    guidance_init: str | None = knob(None, "what guidance is painted from: noise or image; the checkpoint's default by default")
-    init_strength: float | None = knob(None, "how far towards noise an image is taken, half more or less; as the checkpoint does")
+    guidance_init: str | None = knob(
+        None, "what guidance is painted from: noise or image; the checkpoint's default by default"
+    )
+    init_strength: float | None = knob(
+        None, "how far towards noise an image is taken, half more or less; as the checkpoint does"
+    )
     snr_gamma: float | None = knob(None, "min-SNR weighting of the timesteps; 5 is usual")
-    num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
+    num_cached_samples: int = knob(
+        0, "encode so many samples once and go round them; 0 makes fresh ones forever"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         weights = self.diffusion_weight, self.pixel_weight, self.restored_weight, self.word_weight
         if min(weights) < 0 or sum(weights) == 0:
             raise ValueError(
-                "`--diffusion_weight`, `--pixel_weight`, `--restored_weight` and `--word_weight` must not be negative, and one of them "
+                "`--diffusion_weight`, `--pixel_weight`, `--restored_weight` and `--word_weight` "
+                "must not be negative, and one of them "
                 "above 0."
             )
         unknown = set(self.also_train) - {"mapper", "unet"}
         if unknown:
-            raise ValueError(f"`--also_train` may name mapper and unet, got {', '.join(sorted(unknown))}.")
+            raise ValueError(
+                f"`--also_train` may name mapper and unet, got {', '.join(sorted(unknown))}."
+            )
         if self.word_weight and "mapper" in self.also_train:
             raise ValueError(
-                "`--word_weight` measures by the mapper's words, which `--also_train mapper` would move; take one of them."
+                "`--word_weight` measures by the mapper's words, which `--also_train mapper` would "
+                "move; take one of them."
             )
         if "unet" in self.also_train and not self.paints:
             raise ValueError(
-                "`--also_train unet` needs a weight on what is painted; `--word_weight` alone does not reach the UNet."
+                "`--also_train unet` needs a weight on what is painted; `--word_weight` alone does "
+                "not reach the UNet."
             )
         if self.guidance_init not in (None, "noise", "image"):
-            raise ValueError(f"`--guidance_init` must be noise or image, got {self.guidance_init!r}.")
+            raise ValueError(
+                f"`--guidance_init` must be noise or image, got {self.guidance_init!r}."
+            )
         if self.init_strength is not None and not 0 < self.init_strength <= 1:
             raise ValueError(f"`--init_strength` must lie in (0, 1], got {self.init_strength}.")
         if not self.paints and (self.guidance_init is not None or self.init_strength is not None):
             raise ValueError(
-                "`--guidance_init` and `--init_strength` say how guidance is painted, and with `--word_weight` alone nothing is."
+                "`--guidance_init` and `--init_strength` say how guidance is painted, and with "
+                "`--word_weight` alone nothing is."
             )
         if self.snr_gamma is not None and not self.diffusion_weight:
-            raise ValueError("`--snr_gamma` weighs the loss of `--diffusion_weight`, which is 0; leave it out.")
+            raise ValueError(
+                "`--snr_gamma` weighs the loss of `--diffusion_weight`, which is 0; leave it out."
+            )
 
     @property
     def paints(self) -> bool:
@@ -100,7 +127,9 @@ def main(config: Config) -> TrainingRun:
     pipe = load_chain(config)
     need(pipe, "image_encoder", "image_processor", "mapper")
     painting = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    if config.paints or config.validation_data_dir is not None:  # validation shows what the words paint
+    if (
+        config.paints or config.validation_data_dir is not None
+    ):  # validation shows what the words paint
         need(pipe, *painting)
     if config.restored_weight:
         need(pipe, "matcher", "restorer")
@@ -123,10 +152,17 @@ def main(config: Config) -> TrainingRun:
         *(("matcher", "restorer") if config.restored_weight else ()),
     )
     noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
-    cleaner, mapper, unet = run.models["cleaner"], run.models.get("mapper"), run.models.get("unet", pipe.unet)
+    cleaner, mapper, unet = (
+        run.models["cleaner"],
+        run.models.get("mapper"),
+        run.models.get("unet", pipe.unet),
+    )
     from_image = (config.guidance_init or pipe.config.default_guidance_init) == "image"
     if config.init_strength is not None and not from_image:
-        raise ValueError("`--init_strength` says how far an image is taken towards noise; it needs `--guidance_init image`.")
+        raise ValueError(
+            "`--init_strength` says how far an image is taken towards noise; it needs "
+            "`--guidance_init image`."
+        )
     strength = config.init_strength or pipe.config.default_init_strength
 
     @torch.no_grad()
@@ -141,7 +177,9 @@ def main(config: Config) -> TrainingRun:
             target = as_guidance(pipe, batch["clean"])
             encoded["latents"] = pipe.encode_latents(target)
             if from_image:
-                encoded["start"] = pipe.encode_latents(as_guidance(pipe, batch["degraded"].clamp(0, 1)))
+                encoded["start"] = pipe.encode_latents(
+                    as_guidance(pipe, batch["degraded"].clamp(0, 1))
+                )
             if config.pixel_weight:
                 encoded["target"] = target
         if config.restored_weight:
@@ -150,21 +188,31 @@ def main(config: Config) -> TrainingRun:
 
     def painting_loss(cleaned: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         latents, start, embeds = batch["latents"], batch.get("start"), pipe.encode_words(cleaned)
-        noise, timesteps = draw_noise(batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device)
+        noise, timesteps = draw_noise(
+            batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device
+        )
         if from_image:
-            timesteps = near_timesteps(timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler)
+            timesteps = near_timesteps(
+                timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler
+            )
         loss = 0.0
         if config.diffusion_weight:
-            error = diffusion_loss(unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start)
+            error = diffusion_loss(
+                unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start
+            )
             loss = loss + config.diffusion_weight * error
         if config.pixel_weight or config.restored_weight:
             noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
-            painted = pipe.decode_latents(painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps), clip=False)
+            painted = pipe.decode_latents(
+                painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps), clip=False
+            )
         if config.pixel_weight:
             loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
         if config.restored_weight:
             restored = restore_told(pipe, batch, resize(painted, batch["degraded"].shape[-2:]))
-            loss = loss + config.restored_weight * restoration_loss(restored, batch["clean"], "psnr")
+            loss = loss + config.restored_weight * restoration_loss(
+                restored, batch["clean"], "psnr"
+            )
         return loss
 
     samples = data.crops(config.resolution, told_share)
@@ -186,7 +234,8 @@ def main(config: Config) -> TrainingRun:
 
 
 def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
-    """What the checkpoint's restorer makes of degraded images with a guidance of their size, told what the samples are told."""
+    """What the checkpoint's restorer makes of degraded images with a guidance of their size, told
+    what the samples are told."""
     if "condition" not in batch or not labels_of(pipe.restorer):
         return pipe.restore(batch["degraded"], guidance)[0]
     features = pipe.matcher(batch["degraded"], guidance).features
@@ -195,11 +244,14 @@ def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -
 
 
 def compare(pipe, config: Config):
-    """Guidance from the words as they are and from cleaned ones, beside the clean image at their size."""
+    """Guidance from the words as they are and from cleaned ones, beside the clean image at their
+    size."""
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         return {
-            kind: pipe.guide(degraded, kind, generator=torch.Generator().manual_seed(config.seed)).images
+            kind: pipe.guide(
+                degraded, kind, generator=torch.Generator().manual_seed(config.seed)
+            ).images
             for kind in ("degraded", "cleaned")
         }
 

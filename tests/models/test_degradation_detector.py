@@ -32,7 +32,8 @@ def test_patches_are_weighed_by_attention(sharpness):
     model, tokens, seen = detector(), torch.randn(2, 5, IMAGE_DIM), []
     model.hidden.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        model.attention.weight.mul_(sharpness)  # none: all patches alike; very much: a single patch of each image
+        # None: all patches alike; very much: a single patch of each image.
+        model.attention.weight.mul_(sharpness)
         model(tokens)
         normed = model.norm(tokens)
         chosen = model.attention(normed[:, 1:]).argmax(1).flatten()
@@ -42,7 +43,10 @@ def test_patches_are_weighed_by_attention(sharpness):
 
 @pytest.mark.parametrize("shape", [(2, 5, IMAGE_DIM - 1), (5, IMAGE_DIM)])
 def test_tokens_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got \({shape[0]}, "):
+    with pytest.raises(
+        ValueError,
+        match=rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got \({shape[0]}, ",
+    ):
         detector()(torch.zeros(shape))
 
 
@@ -51,9 +55,10 @@ def test_native_pixels_show_what_tokens_hide():
     smooth = torch.full((2, 3, 40, 56), 0.5)
     noisy = smooth + 0.1 * torch.randn(2, 3, 40, 56)
     assert not torch.allclose(model(tokens, smooth).logits, model(tokens, noisy).logits, atol=1e-4)
+    # Brightness is not texture.
     torch.testing.assert_close(
         model(tokens, smooth).logits, model(tokens, smooth * 0.5).logits, atol=1e-5, rtol=0
-    )  # brightness is not texture
+    )
     assert model(tokens, torch.rand(2, 3, 17, 19)).logits.isfinite().all()
     with pytest.raises(ValueError, match="looks at native pixels too"):
         model(tokens)

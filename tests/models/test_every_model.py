@@ -1,7 +1,8 @@
-"""What all networks share: they save and load to the bit, train as a whole, take adapters, and work in other precisions.
+"""What all networks share: they save and load to the bit, train as a whole, take adapters, and work
+in other precisions.
 
-Weights are compared to the bit. Outputs are not: MKL and oneDNN choose kernels by the alignment of memory, and loaded weights lie
-where their file puts them, so that the last bit of a sum may differ.
+Weights are compared to the bit. Outputs are not: MKL and oneDNN choose kernels by the alignment of
+memory, and loaded weights lie where their file puts them, so that the last bit of a sum may differ.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,14 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 
 from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, sfnet, transformer
-from textir.models import DegradationDetector, DRSformer, GuidanceMatcher, ImageToTextMapper, PromptIR, TextualCleaner
+from textir.models import (
+    DegradationDetector,
+    DRSformer,
+    GuidanceMatcher,
+    ImageToTextMapper,
+    PromptIR,
+    TextualCleaner,
+)
 
 
 class Case(NamedTuple):
@@ -37,10 +45,18 @@ def guided_image() -> tuple:
 
 
 CASES = {
-    "mapper": Case(lambda: ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16), tokens, ["fc1", "fc2"]),
-    "light mapper": Case(lambda: ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16, rank=3), tokens, ["fc1", "reduce"]),
+    "mapper": Case(
+        lambda: ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16), tokens, ["fc1", "fc2"]
+    ),
+    "light mapper": Case(
+        lambda: ImageToTextMapper(IMAGE_DIM, WORD_DIM, NUM_WORDS, width=16, rank=3),
+        tokens,
+        ["fc1", "reduce"],
+    ),
     "cleaner": Case(lambda: TextualCleaner(WORD_DIM, NUM_WORDS, width=16), words, ["fc1", "fc2"]),
-    "light cleaner": Case(lambda: TextualCleaner(WORD_DIM, NUM_WORDS, width=16, rank=3), words, ["fc1", "output"]),
+    "light cleaner": Case(
+        lambda: TextualCleaner(WORD_DIM, NUM_WORDS, width=16, rank=3), words, ["fc1", "output"]
+    ),
     "detector": Case(lambda: DegradationDetector(IMAGE_DIM, width=16), tokens, ["hidden"]),
     "matcher": Case(
         lambda: GuidanceMatcher(widths=(4, 6, 8), depth=1, block_size=4),
@@ -53,7 +69,15 @@ CASES = {
     "promptir": Case(lambda: transformer(PromptIR), guided_image, ["qkv", "project", "reduce"]),
     "drsformer": Case(lambda: transformer(DRSformer), guided_image, ["qkv", "project", "reduce"]),
 }
-CHECKPOINTED = ["mapper", "light mapper", "matcher", "restorer", "restormer", "promptir", "drsformer"]
+CHECKPOINTED = [
+    "mapper",
+    "light mapper",
+    "matcher",
+    "restorer",
+    "restormer",
+    "promptir",
+    "drsformer",
+]
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -65,7 +89,11 @@ def tensors(value) -> list[torch.Tensor]:
 
 
 def cast(value, dtype: torch.dtype):
-    return value.to(dtype) if isinstance(value, torch.Tensor) else type(value)(cast(part, dtype) for part in value)
+    return (
+        value.to(dtype)
+        if isinstance(value, torch.Tensor)
+        else type(value)(cast(part, dtype) for part in value)
+    )
 
 
 def equal(first, second) -> bool:
@@ -84,8 +112,14 @@ def run(model: ModelMixin, inputs: tuple):
 
 def gradients(model: ModelMixin, inputs: tuple) -> dict[str, torch.Tensor | None]:
     model.zero_grad()
-    torch.stack([output.square().mean() for output in tensors(model.train()(*inputs))]).sum().backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    torch.stack(
+        [output.square().mean() for output in tensors(model.train()(*inputs))]
+    ).sum().backward()
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 @pytest.fixture(params=CASES)
@@ -108,7 +142,10 @@ def test_saved_and_loaded_weights_are_the_same_to_the_bit(case, tmp_path):
 def test_weights_of_the_half_precision_variant_are_the_same_to_the_bit(case, tmp_path):
     model = case.build().half()
     model.save_pretrained(tmp_path, variant="fp16")
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.fp16.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.fp16.safetensors",
+    }
     loaded = type(model).from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
     assert loaded.dtype == torch.float16
     assert equal(loaded.state_dict(), model.state_dict())
@@ -130,7 +167,13 @@ def test_a_batch_is_its_members(case):
     batch = tensors(run(model, inputs))
     for i in range(2):
         single = tensors(
-            run(model, tuple(part[i : i + 1] if torch.is_tensor(part) else [p[i : i + 1] for p in part] for part in inputs))
+            run(
+                model,
+                tuple(
+                    part[i : i + 1] if torch.is_tensor(part) else [p[i : i + 1] for p in part]
+                    for part in inputs
+                ),
+            )
         )
         for a, b in zip(batch, single, strict=True):
             torch.testing.assert_close(a[i : i + 1], b, atol=1e-5, rtol=1e-4)
@@ -159,7 +202,9 @@ def test_gradient_checkpointing_keeps_fewer_activations(name):
 
     def activations() -> int:
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t
+        ):
             model(*inputs)
         return sum(saved)
 
@@ -180,7 +225,9 @@ def test_an_adapter_trains_alone_and_can_be_put_aside(case):
     before = run(model, case.inputs())
     model.add_adapter(LoraConfig(r=2, target_modules=case.adapted, init_lora_weights=False))
     found = gradients(model, case.inputs())
-    assert found and all("lora_" in name and gradient.abs().sum() > 0 for name, gradient in found.items())
+    assert found and all(
+        "lora_" in name and gradient.abs().sum() > 0 for name, gradient in found.items()
+    )
     with pytest.raises(AssertionError):
         assert_same(run(model, case.inputs()), before, 1e-3)
     model.disable_adapters()
@@ -191,10 +238,14 @@ def test_an_adapter_saved_and_loaded_does_the_same(case, tmp_path):
     torch.manual_seed(3)
     model = case.build()
     model.save_pretrained(tmp_path / "base")
-    model.add_adapter(LoraConfig(r=2, target_modules=case.adapted, init_lora_weights=False), adapter_name="rain")
+    model.add_adapter(
+        LoraConfig(r=2, target_modules=case.adapted, init_lora_weights=False), adapter_name="rain"
+    )
     model.save_lora_adapter(tmp_path / "adapter", adapter_name="rain")
     other = type(model).from_pretrained(tmp_path / "base")
-    other.load_lora_adapter(str(tmp_path / "adapter"), prefix=None, adapter_name="rain", use_safetensors=True)
+    other.load_lora_adapter(
+        str(tmp_path / "adapter"), prefix=None, adapter_name="rain", use_safetensors=True
+    )
     assert_same(run(other, case.inputs()), run(model, case.inputs()))
 
 

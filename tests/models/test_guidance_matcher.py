@@ -1,4 +1,5 @@
-"""The matcher finds each place of the degraded image in the guidance and brings its features there."""
+"""The matcher finds each place of the degraded image in the guidance and brings its features
+there."""
 
 import pytest
 import torch
@@ -31,14 +32,18 @@ def places(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_features_and_confidence_have_the_geometry_of_the_degraded_image(size, guidance_size):
     matched = matcher()(image(*size, batch=2), image(*guidance_size, seed=1, batch=2))
     rows, columns = (-(-side // 4) * 4 for side in size)
-    assert [tuple(f.shape) for f in matched.features] == [(2, c, rows // 2**i, columns // 2**i) for i, c in enumerate(WIDTHS)]
+    assert [tuple(f.shape) for f in matched.features] == [
+        (2, c, rows // 2**i, columns // 2**i) for i, c in enumerate(WIDTHS)
+    ]
     assert matched.confidence.shape == (2, 1, *size)
     assert matched.confidence.min() >= 0 and matched.confidence.max() <= 1
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 8])
 def test_the_smallest_images_are_matched_by_blocks_larger_than_they_are(block_size):
-    matched = matcher(widths=(4, 6, 8, 8), block_size=block_size)(image(16, 24), image(16, 24, seed=1))
+    matched = matcher(widths=(4, 6, 8, 8), block_size=block_size)(
+        image(16, 24), image(16, 24, seed=1)
+    )
     assert matched.features[-1].shape[-2:] == (2, 3)
     assert all(f.isfinite().all() for f in matched.features) and matched.confidence.isfinite().all()
 
@@ -48,7 +53,12 @@ def test_a_restorer_of_the_same_downscale_takes_the_features_as_they_are(downsca
     degraded = image(17, 31)
     matched = matcher(downscale=downscale)(degraded, image(30, 20, seed=1))
     restorer = NAFNet(
-        width=4, encoder_depths=(1, 1), middle_depth=1, decoder_depths=(1, 1), downscale=downscale, guidance_channels=WIDTHS
+        width=4,
+        encoder_depths=(1, 1),
+        middle_depth=1,
+        decoder_depths=(1, 1),
+        downscale=downscale,
+        guidance_channels=WIDTHS,
     )
     sides = [side + -side % restorer.size_multiple for side in (17, 31)]
     assert tuple(matched.features[0].shape[-2:]) == tuple(side // downscale for side in sides)
@@ -80,9 +90,16 @@ def test_an_image_matches_itself():
     expected_rows, expected_columns = places(12, 18)
     found = (rows[0] == expected_rows) & (columns[0] == expected_columns)
     assert interior(found, 1).float().mean() >= 0.9
-    torch.testing.assert_close(interior(score[0][None], 1)[interior(found, 1)[None]], torch.ones(int(interior(found, 1).sum())))
+    torch.testing.assert_close(
+        interior(score[0][None], 1)[interior(found, 1)[None]],
+        torch.ones(int(interior(found, 1).sum())),
+    )
     confidence = model(degraded, degraded).confidence
-    assert interior(confidence, 8).mean() > 0.99 > model(degraded, image(48, 72, seed=1)).confidence.mean()
+    assert (
+        interior(confidence, 8).mean()
+        > 0.99
+        > model(degraded, image(48, 72, seed=1)).confidence.mean()
+    )
 
 
 def test_an_image_matched_to_itself_brings_its_own_features():
@@ -96,7 +113,8 @@ def test_an_image_matched_to_itself_brings_its_own_features():
 def test_shifted_guidance_is_found_where_it_is(down, right):
     model, scene = matcher(), image(96, 128)
     degraded = scene[..., 24:72, 24:104]
-    guidance = scene[..., 24 - down : 72 - down, 24 - right : 104 - right]  # the same things, further down and right
+    # The same things, further down and right.
+    guidance = scene[..., 24 - down : 72 - down, 24 - right : 104 - right]
     rows, columns, _ = model.match(model.encode(degraded)[-1], model.encode(guidance)[-1])
     here = places(12, 20)
     found = (rows[0] - here[0] == down // 4) & (columns[0] - here[1] == right // 4)
@@ -126,7 +144,9 @@ def test_what_is_found_lies_in_the_guidance():
 
 def test_blocks_at_once_change_nothing():
     model, query, source = matcher(), torch.randn(1, 5, 12, 20), torch.randn(1, 5, 12, 20)
-    for first, second in zip(model._match(query, source), model._match(query, source, blocks_at_once=2)):
+    for first, second in zip(
+        model._match(query, source), model._match(query, source, blocks_at_once=2)
+    ):
         assert torch.equal(first, second)
 
 
@@ -141,7 +161,9 @@ def test_patch_cosine_is_that_of_unfolded_patches(a, b):
 
 
 def test_patch_cosine_of_nothing_is_finite():
-    assert torch.equal(patch_cosine(torch.zeros(1, 4, 4, 3), torch.randn(1, 5, 5, 3)), torch.zeros(1, 4, 9))
+    assert torch.equal(
+        patch_cosine(torch.zeros(1, 4, 4, 3), torch.randn(1, 5, 5, 3)), torch.zeros(1, 4, 9)
+    )
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
@@ -160,7 +182,9 @@ def test_gather_blocks_moves_squares(scale):
 
 def test_squares_repeat_the_border_beyond_it():
     fields = torch.randn(2, 3, 6, 9)
-    inside, beyond = cut_squares(fields, torch.tensor([1, 0]), torch.tensor([1, 4]), torch.tensor([2, 7]), 3)
+    inside, beyond = cut_squares(
+        fields, torch.tensor([1, 0]), torch.tensor([1, 4]), torch.tensor([2, 7]), 3
+    )
     assert torch.equal(inside, fields[1, :, 1:4, 2:5].permute(1, 2, 0))
     assert torch.equal(beyond, fields[0][:, [4, 5, 5]][:, :, [7, 8, 8]].permute(1, 2, 0))
 
@@ -172,7 +196,11 @@ def test_squares_repeat_the_border_beyond_it():
 def test_gradients_reach_the_encoder_through(output):
     model = matcher()
     matched = model(image(), image(seed=1))
-    loss = matched.confidence.mean() if output == "confidence" else sum(f.square().mean() for f in matched.features)
+    loss = (
+        matched.confidence.mean()
+        if output == "confidence"
+        else sum(f.square().mean() for f in matched.features)
+    )
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
@@ -187,10 +215,17 @@ def test_aligned_guidance_stays_where_it_is():
     matcher = GuidanceMatcher(widths=(4, 6), depth=1, aligned=True).eval()
     degraded, guidance = image(16, 24), image(16, 24, seed=1)
     with torch.no_grad():
-        matched, (query, source) = matcher(degraded, guidance), (matcher.encode(x) for x in (degraded, guidance))
+        matched, (query, source) = (
+            matcher(degraded, guidance),
+            (matcher.encode(x) for x in (degraded, guidance)),
+        )
         patches = [torch.nn.functional.unfold(x[-1], 3, padding=1) for x in (query, source)]
-        score = torch.cosine_similarity(*patches, dim=1).clamp(0, 1).unflatten(1, query[-1].shape[-2:])
-        torch.testing.assert_close(matched.features[-1], source[-1] * score[:, None], atol=1e-5, rtol=1e-4)
+        score = (
+            torch.cosine_similarity(*patches, dim=1).clamp(0, 1).unflatten(1, query[-1].shape[-2:])
+        )
+        torch.testing.assert_close(
+            matched.features[-1], source[-1] * score[:, None], atol=1e-5, rtol=1e-4
+        )
         same = matcher(degraded, degraded)
     torch.testing.assert_close(same.confidence, torch.ones(1, 1, 16, 24), atol=1e-4, rtol=0)
     assert same.features[0].shape == (1, 4, 16, 24)
@@ -204,9 +239,15 @@ def test_relative_features_are_what_guidance_shows_differently(aligned):
     relative.load_state_dict(plain.state_dict())
     degraded, guidance = image(16, 24), image(16, 24, seed=1)
     with torch.no_grad():
-        matched, moved, queries = relative(degraded, guidance), plain(degraded, guidance), plain.encode(degraded)
+        matched, moved, queries = (
+            relative(degraded, guidance),
+            plain(degraded, guidance),
+            plain.encode(degraded),
+        )
         weights = [
-            torch.nn.functional.interpolate(moved.confidence, f.shape[-2:], mode="bilinear", align_corners=False)
+            torch.nn.functional.interpolate(
+                moved.confidence, f.shape[-2:], mode="bilinear", align_corners=False
+            )
             for f in moved.features
         ]
         same = relative(degraded, degraded)

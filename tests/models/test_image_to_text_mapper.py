@@ -1,4 +1,5 @@
-"""The mapper reads words from the class token and the mean of the patches, in the paper's size or a light one."""
+"""The mapper reads words from the class token and the mean of the patches, in the paper's size or a
+light one."""
 
 import pytest
 import torch
@@ -45,13 +46,22 @@ def test_the_order_and_repetition_of_patches_does_not_matter(rank):
     model, tokens = mapper(rank=rank), torch.randn(2, 7, IMAGE_DIM)
     words = model(tokens)
     torch.testing.assert_close(model(tokens[:, [0, 3, 1, 2, 6, 5, 4]]), words, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model(torch.cat([tokens, tokens[:, 1:]], dim=1)), words, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(torch.cat([tokens, tokens[:, 1:]], dim=1)), words, atol=1e-5, rtol=1e-5
+    )
 
 
 @FORMS
 def test_class_token_and_patches_are_read_apart_and_added(rank):
-    model, first, second = mapper(rank=rank), torch.randn(1, 5, IMAGE_DIM), torch.randn(1, 5, IMAGE_DIM)
-    mixed = torch.cat([first[:, :1], second[:, 1:]], dim=1), torch.cat([second[:, :1], first[:, 1:]], dim=1)
+    model, first, second = (
+        mapper(rank=rank),
+        torch.randn(1, 5, IMAGE_DIM),
+        torch.randn(1, 5, IMAGE_DIM),
+    )
+    mixed = (
+        torch.cat([first[:, :1], second[:, 1:]], dim=1),
+        torch.cat([second[:, :1], first[:, 1:]], dim=1),
+    )
     torch.testing.assert_close(model(mixed[0]) + model(mixed[1]), model(first) + model(second))
     assert not torch.allclose(model(mixed[0]), model(first), atol=1e-3)
     assert not torch.allclose(model(mixed[1]), model(first), atol=1e-3)
@@ -60,7 +70,11 @@ def test_class_token_and_patches_are_read_apart_and_added(rank):
 @FORMS
 def test_words_differ_from_one_another(rank):
     words = mapper(rank=rank)(torch.randn(1, 5, IMAGE_DIM))[0]
-    assert all(not torch.allclose(words[i], words[j], atol=1e-3) for i in range(NUM_WORDS) for j in range(i))
+    assert all(
+        not torch.allclose(words[i], words[j], atol=1e-3)
+        for i in range(NUM_WORDS)
+        for j in range(i)
+    )
 
 
 def test_every_word_of_the_light_form_has_its_own_head():
@@ -77,7 +91,8 @@ def test_every_word_of_the_light_form_has_its_own_head():
 @pytest.mark.parametrize("shape", [(2, 5, IMAGE_DIM + 1), (2, 1, IMAGE_DIM), (5, IMAGE_DIM)])
 def test_tokens_of_another_shape_are_refused(shape):
     expected = (
-        rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got .*; take the last hidden state of the image encoder"
+        rf"`image_tokens` must be \(B, 1 \+ patches, {IMAGE_DIM}\), got .*; take the last "
+        r"hidden state of the image encoder"
     )
     with pytest.raises(ValueError, match=expected):
         mapper()(torch.zeros(shape))

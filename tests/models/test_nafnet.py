@@ -9,17 +9,31 @@ from peft import LoraConfig
 from tests import tiny
 from tests.tiny import image, restorer
 from textir.models import NAFNet, nafnet
-from textir.models.nafnet import ExpertConv2d, GuidanceFusion, LayerNorm2d, NAFBlock, fit, gate, local_mean
+from textir.models.nafnet import (
+    ExpertConv2d,
+    GuidanceFusion,
+    LayerNorm2d,
+    NAFBlock,
+    fit,
+    gate,
+    local_mean,
+)
 
 CHANNELS = (4, 6, 8)
 SMALL = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
 
 
-def features(height: int = 24, width: int = 40, batch: int = 1, seed: int = 1) -> list[torch.Tensor]:
-    """Guidance features as a matcher returns them: finest first, sides padded to whole pixels of the deepest level."""
+def features(
+    height: int = 24, width: int = 40, batch: int = 1, seed: int = 1
+) -> list[torch.Tensor]:
+    """Guidance features as a matcher returns them: finest first, sides padded to whole pixels of
+    the deepest level."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = -(-height // 4) * 4, -(-width // 4) * 4
-    return [torch.randn(batch, c, rows // 2**i, columns // 2**i, generator=generator) for i, c in enumerate(CHANNELS)]
+    return [
+        torch.randn(batch, c, rows // 2**i, columns // 2**i, generator=generator)
+        for i, c in enumerate(CHANNELS)
+    ]
 
 
 def open_gates(model: NAFNet, names: tuple[str, ...] = ("scale1", "scale2", "alpha")) -> NAFNet:
@@ -34,9 +48,14 @@ def open_gates(model: NAFNet, names: tuple[str, ...] = ("scale1", "scale2", "alp
 @pytest.mark.parametrize("downscale", [1, 2])
 @pytest.mark.parametrize("size", [(16, 24), (17, 31), (1, 3), (33, 16)])
 def test_restorer_keeps_any_size(size, downscale, guided):
-    model = open_gates(NAFNet(**SMALL, downscale=downscale, guidance_channels=CHANNELS if guided else None))
+    model = open_gates(
+        NAFNet(**SMALL, downscale=downscale, guidance_channels=CHANNELS if guided else None)
+    )
     degraded = image(*size, batch=2)
-    restored = model(degraded, features(-(-size[0] // downscale), -(-size[1] // downscale), 2) if guided else None)
+    restored = model(
+        degraded,
+        features(-(-size[0] // downscale), -(-size[1] // downscale), 2) if guided else None,
+    )
     assert restored.shape == degraded.shape and restored.isfinite().all()
 
 
@@ -85,7 +104,11 @@ def test_at_strength_zero_guidance_is_not_seen():
 
 def test_guidance_is_seen_through_open_gates():
     model, degraded = restorer(), image()
-    bare, other, full = model(degraded), model(degraded, features(seed=2)), model(degraded, features())
+    bare, other, full = (
+        model(degraded),
+        model(degraded, features(seed=2)),
+        model(degraded, features()),
+    )
     assert not torch.allclose(full, bare, atol=1e-3) and not torch.allclose(full, other, atol=1e-3)
     slight = model(degraded, features(), strength=0.1)
     assert 0 < (slight - bare).abs().mean() < 0.5 * (full - bare).abs().mean()
@@ -100,7 +123,9 @@ def test_what_guidance_adds_is_proportional_to_its_strength():
     assert single.abs().mean() > 1e-3
 
 
-@pytest.mark.parametrize(("fusion", "levels_seen"), [("encoder", [0, 1, 2]), ("decoder", [0, 1]), ("both", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("fusion", "levels_seen"), [("encoder", [0, 1, 2]), ("decoder", [0, 1]), ("both", [0, 1, 2])]
+)
 def test_guidance_enters_where_it_should(fusion, levels_seen):
     model = open_gates(NAFNet(**SMALL, guidance_channels=CHANNELS, fusion=fusion))
     assert len(model.encoder_fusions) == (0 if fusion == "decoder" else 3)
@@ -128,9 +153,15 @@ def test_a_closed_gate_learns():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decoder_depths": (1,)}, "`decoder_depths` must have 2 entries like `encoder_depths`, got 1"),
+        (
+            {"decoder_depths": (1,)},
+            "`decoder_depths` must have 2 entries like `encoder_depths`, got 1",
+        ),
         ({"fusion": "middle"}, "`fusion` must be encoder, decoder or both, got 'middle'"),
-        ({"guidance_channels": (4, 6)}, r"`guidance_channels` must have 3 entries \(2 levels and the middle\), got 2"),
+        (
+            {"guidance_channels": (4, 6)},
+            r"`guidance_channels` must have 3 entries \(2 levels and the middle\), got 2",
+        ),
     ],
 )
 def test_a_network_that_makes_no_sense_is_refused(options, message):
@@ -138,7 +169,9 @@ def test_a_network_that_makes_no_sense_is_refused(options, message):
         NAFNet(**{**SMALL, **options})
 
 
-@pytest.mark.parametrize("guidance", [features()[:2], features()[::-1], [torch.zeros(1, c + 1, 8, 8) for c in CHANNELS]])
+@pytest.mark.parametrize(
+    "guidance", [features()[:2], features()[::-1], [torch.zeros(1, c + 1, 8, 8) for c in CHANNELS]]
+)
 def test_guidance_of_other_levels_is_refused(guidance):
     channels = [g.shape[1] for g in guidance]
     expected = rf"must have \[4, 6, 8\] channels, finest level first, got \{str(channels)[:-1]}\]"
@@ -147,7 +180,9 @@ def test_guidance_of_other_levels_is_refused(guidance):
 
 
 def test_guidance_is_refused_by_a_network_without_it():
-    with pytest.raises(ValueError, match="takes no guidance; build it with `guidance_channels`, or pass no"):
+    with pytest.raises(
+        ValueError, match="takes no guidance; build it with `guidance_channels`, or pass no"
+    ):
         restorer(guided=False)(image(), features())
 
 
@@ -167,7 +202,9 @@ def test_layer_norm_normalises_the_channels_of_every_pixel():
         norm.weight.uniform_()
         norm.bias.uniform_()
     expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
-    torch.testing.assert_close(norm(x), expected * norm.weight[:, None, None] + norm.bias[:, None, None])
+    torch.testing.assert_close(
+        norm(x), expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    )
 
 
 def test_a_gate_multiplies_the_halves():
@@ -226,7 +263,9 @@ def test_the_pooling_window_grows_with_the_photo(share, window):
 def test_a_pooling_share_that_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="`pooling_share` must lie in 0 to 1"):
         NAFNet(**SMALL, pooling_window=16, pooling_share=1.5)
-    with pytest.raises(ValueError, match="`pooling_share` lets a `pooling_window` grow; give that too"):
+    with pytest.raises(
+        ValueError, match="`pooling_share` lets a `pooling_window` grow; give that too"
+    ):
         NAFNet(**SMALL, pooling_share=0.5)
 
 
@@ -256,7 +295,9 @@ LABELS = ("noise", "haze", "blur")
 def told_network(opened: bool = True, **options) -> NAFNet:
     torch.manual_seed(0)
     shape = {"width": 4, "encoder_depths": (1, 1), "middle_depth": 1, "decoder_depths": (1, 1)}
-    model = NAFNet(**{**shape, "labels": LABELS, "condition_width": 8, "expert_rank": 2, **options}).eval()
+    model = NAFNet(
+        **{**shape, "labels": LABELS, "condition_width": 8, "expert_rank": 2, **options}
+    ).eval()
     return tiny.with_open_gates(model) if opened else model
 
 
@@ -282,7 +323,10 @@ def test_nothing_said_means_find_out_yourself():
 @pytest.mark.parametrize("rank", [0, 2])
 def test_each_wish_does_something_of_its_own(rank):
     network, image = told_network(expert_rank=rank), tiny.image()
-    outputs = [network(image, condition=condition) for condition in (wish("noise"), wish("haze"), wish("noise", "haze"))]
+    outputs = [
+        network(image, condition=condition)
+        for condition in (wish("noise"), wish("haze"), wish("noise", "haze"))
+    ]
     assert all(not torch.equal(*pair) for pair in combinations(outputs, 2))
 
 
@@ -295,7 +339,9 @@ def test_images_with_wishes_of_their_own_equal_their_singles(train):
         alone = network(images[i : i + 1], condition=conditions[i : i + 1])
         assert torch.allclose(together[i], alone[0], atol=1e-5)
     assert torch.allclose(
-        network(images, condition=conditions[:1])[1:2], network(images[1:2], condition=wish("noise")), atol=1e-5
+        network(images, condition=conditions[:1])[1:2],
+        network(images[1:2], condition=wish("noise")),
+        atol=1e-5,
     )
 
 
@@ -304,7 +350,9 @@ def test_an_expert_adds_its_low_rank_product_to_the_weights():
     torch.nn.init.normal_(layer.expert_up)
     x, weights = torch.randn(2, 4, 5, 7), torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
     for i, row in enumerate(weights):
-        kernel = layer.weight[..., 0, 0] + sum(w * layer.expert_up[k] @ layer.expert_down[k] for k, w in enumerate(row))
+        kernel = layer.weight[..., 0, 0] + sum(
+            w * layer.expert_up[k] @ layer.expert_down[k] for k, w in enumerate(row)
+        )
         expected = torch.nn.functional.conv2d(x[i : i + 1], kernel[..., None, None], layer.bias)
         assert torch.allclose(layer(x, weights)[i], expected[0], atol=1e-5)
 
@@ -313,7 +361,8 @@ def test_told_networks_run_tile_by_tile_like_at_once():
     network, image, condition = told_network(width=8), tiny.image(80, 112), wish("haze")
     with torch.no_grad():
         tiled = network(image, condition=condition)
-    assert torch.allclose(tiled, network(image, condition=condition), atol=1e-5)  # with gradients not in tiles
+    # With gradients not in tiles.
+    assert torch.allclose(tiled, network(image, condition=condition), atol=1e-5)
 
 
 def test_checkpointing_gives_the_same_gradients_where_it_is_told():
@@ -323,9 +372,15 @@ def test_checkpointing_gives_the_same_gradients_where_it_is_told():
         if checkpointing:
             network.enable_gradient_checkpointing()
         network(tiny.image(), condition=wish("noise")).square().mean().backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys() and any("expert" in name for name in gradients[0])
-    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+        gradients.append(
+            {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys() and any(
+        "expert" in name for name in gradients[0]
+    )
+    assert all(
+        torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0]
+    )
 
 
 def test_adapters_act_beside_the_experts():
@@ -337,19 +392,25 @@ def test_adapters_act_beside_the_experts():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     assert not torch.allclose(network(image, condition=condition), before, atol=1e-3)
-    assert not torch.equal(network(image, condition=condition), network(image, condition=wish("haze")))
+    assert not torch.equal(
+        network(image, condition=condition), network(image, condition=wish("haze"))
+    )
 
 
 def test_compiled_networks_take_conditions():
     network, image = told_network(), tiny.image(batch=2)
     compiled = torch.compile(network, backend="eager")
     for condition in (None, wish("noise"), torch.cat([wish("noise"), wish("haze")])):
-        assert torch.allclose(compiled(image, condition=condition), network(image, condition=condition), atol=1e-6)
+        assert torch.allclose(
+            compiled(image, condition=condition), network(image, condition=condition), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("condition", [torch.ones(1, 3), torch.ones(4), torch.ones(3, 4)])
 def test_a_condition_of_the_wrong_length_is_refused(condition):
-    with pytest.raises(ValueError, match=r"`condition` must be \(2, 4\): one number for each of noise, haze, blur"):
+    with pytest.raises(
+        ValueError, match=r"`condition` must be \(2, 4\): one number for each of noise, haze, blur"
+    ):
         told_network()(tiny.image(batch=2), condition=condition)
 
 

@@ -1,5 +1,5 @@
-"""Restormer, PromptIR and DRSformer keep the restorer's contract: any size, guidance that starts at nothing and can be turned off, the same
-result whatever form the attention is computed in."""
+"""Restormer, PromptIR and DRSformer keep the restorer's contract: any size, guidance that starts at
+nothing and can be turned off, the same result whatever form the attention is computed in."""
 
 import sys
 
@@ -15,7 +15,10 @@ NETWORKS = [Restormer, PromptIR, DRSformer]
 
 def guidance(batch: int = 1) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(batch, *shape, generator=generator) for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))]
+    return [
+        torch.randn(batch, *shape, generator=generator)
+        for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))
+    ]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -39,7 +42,9 @@ def test_strength_turns_guidance_off_to_the_bit(network):
     model, x = transformer(network).eval(), image(17, 31, batch=2)
     with torch.no_grad():
         bare, guided = model(x), model(x, guidance(2))
-        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(guided, bare)
+        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(
+            guided, bare
+        )
         single = model(x, guidance(2), strength=torch.tensor([0.0, 1.0])[:, None, None, None])
         torch.testing.assert_close(single, torch.stack([bare[0], guided[1]]), atol=1e-5, rtol=0)
 
@@ -70,9 +75,16 @@ def test_attention_is_the_one_of_the_paper():
     layer, x = ChannelAttention(8, 2), torch.randn(2, 8, 5, 7)
     with torch.no_grad():
         layer.temperature.copy_(torch.tensor([0.5, 2.0])[:, None, None])
-        q, k, v = (part.unflatten(1, (2, 4)).flatten(3) for part in layer.depthwise(layer.qkv(x)).chunk(3, dim=1))
-        cosines = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).transpose(-2, -1)
-        expected = layer.project(((cosines * layer.temperature).softmax(-1) @ v).flatten(1, 2).unflatten(2, (5, 7)))
+        q, k, v = (
+            part.unflatten(1, (2, 4)).flatten(3)
+            for part in layer.depthwise(layer.qkv(x)).chunk(3, dim=1)
+        )
+        cosines = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(
+            k, dim=-1
+        ).transpose(-2, -1)
+        expected = layer.project(
+            ((cosines * layer.temperature).softmax(-1) @ v).flatten(1, 2).unflatten(2, (5, 7))
+        )
         torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
 
 

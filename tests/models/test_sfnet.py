@@ -11,7 +11,10 @@ from textir.models.sfnet import DynamicFilter, GlobalSelection, PatchSelection, 
 
 def guidance(batch: int = 1) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(batch, *shape, generator=generator) for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))]
+    return [
+        torch.randn(batch, *shape, generator=generator)
+        for shape in ((4, 20, 32), (6, 10, 16), (8, 5, 8))
+    ]
 
 
 @pytest.mark.parametrize("size", [(16, 24), (17, 31), (30, 19)])
@@ -20,7 +23,10 @@ def test_any_size_comes_back(size):
     assert restored.shape == (2, 3, *size) and restored.isfinite().all()
 
 
-@pytest.mark.parametrize(("size", "expected"), [((16, 24), [(4, 6), (8, 12), (16, 24)]), ((17, 30), [(5, 8), (9, 15), (17, 30)])])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((16, 24), [(4, 6), (8, 12), (16, 24)]), ((17, 30), [(5, 8), (9, 15), (17, 30)])],
+)
 def test_three_scales_are_restored(size, expected):
     model, x = sfnet(guided=False).eval(), image(*size)
     with torch.no_grad():
@@ -35,10 +41,17 @@ def test_every_parameter_learns_from_the_loss_on_all_scales(guided):
     model, x, clean = sfnet(guided), image(16, 24, batch=2), image(16, 24, batch=2, seed=1)
     features = guidance(2) if guided else None
     restoration_loss(model(x, features, all_scales=True), clean, "l1", 0.1).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
     model.zero_grad()
     restoration_loss(model(x, features), clean, "l1", 0.1).backward()
-    assert {name[:9] for name, parameter in model.named_parameters() if parameter.grad is None} == {"outputs.0", "outputs.1"}
+    assert {name[:9] for name, parameter in model.named_parameters() if parameter.grad is None} == {
+        "outputs.0",
+        "outputs.1",
+    }
 
 
 @pytest.mark.parametrize("fusion", ["encoder", "decoder", "both"])
@@ -52,7 +65,9 @@ def test_strength_turns_guidance_off_to_the_bit():
     model, x = sfnet().eval(), image(17, 31, batch=2)
     with torch.no_grad():
         bare, guided = model(x), model(x, guidance(2))
-        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(guided, bare)
+        assert torch.equal(model(x, guidance(2), strength=0), bare) and not torch.allclose(
+            guided, bare
+        )
 
 
 def test_means_are_taken_nearby_outside_training_only():
@@ -77,7 +92,12 @@ def test_a_share_lies_between_none_and_all(share):
 def test_the_smallest_images_have_a_neighbourhood():
     with torch.no_grad():
         for share in (None, 0.1):
-            assert sfnet(guided=False, pooling_share=share).eval()(image(1, 7)).shape == (1, 3, 1, 7)
+            assert sfnet(guided=False, pooling_share=share).eval()(image(1, 7)).shape == (
+                1,
+                3,
+                1,
+                7,
+            )
 
 
 def test_the_local_mean_is_that_of_its_neighbourhood():
@@ -109,7 +129,10 @@ def test_selections_weigh_mean_and_deviation():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"fusion": "middle"}, "`fusion` must be"), ({"guidance_channels": (4, 6)}, "`guidance_channels` must have 3 entries")],
+    [
+        ({"fusion": "middle"}, "`fusion` must be"),
+        ({"guidance_channels": (4, 6)}, "`guidance_channels` must have 3 entries"),
+    ],
 )
 def test_wrong_shapes_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
@@ -122,12 +145,18 @@ def test_guidance_for_an_unguided_network_is_refused():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    """In evaluation mode: in training every pass moves the running statistics of the dynamic filters, and recomputing is a pass."""
+    """In evaluation mode: in training every pass moves the running statistics of the dynamic
+    filters, and recomputing is a pass."""
     model, x, results = sfnet().eval(), image(16, 24, batch=2), []
     for checkpointed in (False, True):
-        model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
+        if checkpointed:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
         model.zero_grad()
         scales = model(x, guidance(2), all_scales=True)
         sum(scale.square().mean() for scale in scales).backward()
-        results.append([scales[-1].detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        results.append(
+            [scales[-1].detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+        )
     torch.testing.assert_close(results[0], results[1])

@@ -1,4 +1,5 @@
-"""The cleaner maps each word on its own, in the paper's size or a light one, and may start as the identity."""
+"""The cleaner maps each word on its own, in the paper's size or a light one, and may start as the
+identity."""
 
 import pytest
 import torch
@@ -72,18 +73,29 @@ def test_words_do_not_talk_to_one_another(rank):
 @FORMS
 def test_the_same_word_is_cleaned_differently_at_each_place(rank):
     cleaned = cleaner(rank=rank)(torch.randn(1, 1, WORD_DIM).expand(1, NUM_WORDS, WORD_DIM))[0]
-    assert all(not torch.allclose(cleaned[i], cleaned[j], atol=1e-3) for i in range(NUM_WORDS) for j in range(i))
+    assert all(
+        not torch.allclose(cleaned[i], cleaned[j], atol=1e-3)
+        for i in range(NUM_WORDS)
+        for j in range(i)
+    )
 
 
-@pytest.mark.parametrize("shape", [(2, NUM_WORDS + 1, WORD_DIM), (2, NUM_WORDS, WORD_DIM - 1), (NUM_WORDS, WORD_DIM)])
+@pytest.mark.parametrize(
+    "shape", [(2, NUM_WORDS + 1, WORD_DIM), (2, NUM_WORDS, WORD_DIM - 1), (NUM_WORDS, WORD_DIM)]
+)
 def test_words_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"`pseudo_words` must be \(B, {NUM_WORDS}, {WORD_DIM}\), got \({shape[0]}, "):
+    with pytest.raises(
+        ValueError,
+        match=rf"`pseudo_words` must be \(B, {NUM_WORDS}, {WORD_DIM}\), got \({shape[0]}, ",
+    ):
         cleaner()(torch.zeros(shape))
 
 
 def told_cleaner(**options) -> TextualCleaner:
     torch.manual_seed(0)
-    return TextualCleaner(**{"word_dim": 8, "num_words": 3, "width": 16, "labels": ("noise", "haze"), **options})
+    return TextualCleaner(
+        **{"word_dim": 8, "num_words": 3, "width": 16, "labels": ("noise", "haze"), **options}
+    )
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -99,7 +111,9 @@ def test_a_fresh_condition_changes_nothing_and_a_trained_one_does(rank):
 
 
 def test_a_condition_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"`condition` must be \(2, 3\): one number for each of noise, haze"):
+    with pytest.raises(
+        ValueError, match=r"`condition` must be \(2, 3\): one number for each of noise, haze"
+    ):
         told_cleaner()(torch.randn(2, 3, 8), torch.ones(2, 2))
     with pytest.raises(ValueError, match="This cleaner was built without `labels`"):
         told_cleaner(labels=None)(torch.randn(2, 3, 8), torch.ones(2, 3))

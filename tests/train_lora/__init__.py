@@ -1,4 +1,5 @@
-"""What the tests of the training scripts share: photos, a tiny chain on disk, and scripts that run in this process or in forks of it."""
+"""What the tests of the training scripts share: photos, a tiny chain on disk, and scripts that run
+in this process or in forks of it."""
 
 import importlib
 import io
@@ -28,7 +29,10 @@ def write_photos(folder: Path, count: int = 4) -> str:
     for k in range(count):
         height, width = SIZES[k % len(SIZES)]
         coarse = np.random.default_rng(k).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        write_photo(folder / f"{k}.png", np.array(Image.fromarray(coarse).resize((width, height), Image.BICUBIC)))
+        write_photo(
+            folder / f"{k}.png",
+            np.array(Image.fromarray(coarse).resize((width, height), Image.BICUBIC)),
+        )
     return str(folder)
 
 
@@ -37,20 +41,26 @@ def write_pairs(folder: Path, count: int = 3, guidance: bool = True) -> str:
     for k in range(count):
         height, width = SIZES[k % len(SIZES)]
         clean = np.array(
-            Image.fromarray(np.random.default_rng(k).integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((width, height))
+            Image.fromarray(
+                np.random.default_rng(k).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+            ).resize((width, height))
         )
         noise = np.random.default_rng(100 + k).normal(0, 25, clean.shape)
         write_photo(folder / "target" / f"{k}.png", clean)
         write_photo(folder / "input" / f"{k}.png", (clean + noise).clip(0, 255).astype(np.uint8))
         if guidance:
-            write_photo(folder / "guidance" / f"{k}.png", np.array(Image.fromarray(clean).resize((32, 24))))
+            write_photo(
+                folder / "guidance" / f"{k}.png", np.array(Image.fromarray(clean).resize((32, 24)))
+            )
     return str(folder)
 
 
 def write_chain(folder: Path, **overrides) -> str:
     """A whole chain of tiny networks with an unguided restorer, as a checkpoint."""
     unguided = {"restorer": tiny.restorer(guided=False), "matcher": None}
-    pipe = tiny.pipeline(**{**unguided, **{name: part for name, part in overrides.items() if name != "vae"}})
+    pipe = tiny.pipeline(
+        **{**unguided, **{name: part for name, part in overrides.items() if name != "vae"}}
+    )
     pipe.register_modules(**overrides)
     pipe.save_pretrained(folder)
     return str(folder)
@@ -81,7 +91,9 @@ def make_config(script: str, output_dir: Path, **knobs):
     }
     if script == "make_guidance":
         defaults = {"num_inference_steps": 2, "mixed_precision": "no"}
-    return importlib.import_module(f"train_lora.{script}").Config(output_dir=str(output_dir), **{**defaults, **knobs})
+    return importlib.import_module(f"train_lora.{script}").Config(
+        output_dir=str(output_dir), **{**defaults, **knobs}
+    )
 
 
 def run(script: str, output_dir: Path, **knobs) -> Path:
@@ -108,7 +120,8 @@ def call(function, arguments, knobs) -> None:
 
 
 def in_two_processes(function, *arguments, **knobs) -> None:
-    """Call a function in two forks of this process that find each other as processes of accelerate."""
+    """Call a function in two forks of this process that find each other as processes of
+    accelerate."""
     debug_launcher(call, (function, arguments, knobs), num_processes=2)
 
 
@@ -136,7 +149,9 @@ def equal(first, second) -> bool:
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(
+            equal(first[key], second[key]) for key in first
+        )
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(equal, first, second))
     return first == second
@@ -145,5 +160,8 @@ def equal(first, second) -> bool:
 def same_checkpoint(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same bits: weights, optimizer, averages and schedule."""
     names = ["optimizer.bin", *sorted(path.name for path in first.glob("custom_checkpoint_*"))]
-    load = [[torch.load(folder / name, weights_only=False) for name in names] for folder in (first, second)]
+    load = [
+        [torch.load(folder / name, weights_only=False) for name in names]
+        for folder in (first, second)
+    ]
     return equal(*load) and equal(trained(first), trained(second))

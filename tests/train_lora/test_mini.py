@@ -1,4 +1,5 @@
-"""The foundation stages build on one another: a VAE whose encoder is exact, words near a vocabulary, a painter, each behind its gate."""
+"""The foundation stages build on one another: a VAE whose encoder is exact, words near a
+vocabulary, a painter, each behind its gate."""
 
 import json
 
@@ -31,13 +32,20 @@ def photos(tmp_path_factory):
     for k in range(3):
         coarse = np.random.default_rng(k).integers(0, 256, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((160 + k, 132), Image.BICUBIC).save(folder / f"{k}.png")
-    rows = [{"file_name": f"{k}.png", "captions": [f"a dog on street {k}", "a brown dog"]} for k in range(2)]
+    rows = [
+        {"file_name": f"{k}.png", "captions": [f"a dog on street {k}", "a brown dog"]}
+        for k in range(2)
+    ]
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 def knobs(photos, output, **options) -> dict:
-    places = {"train_data_dir": [str(photos)], "validation_data_dir": str(photos), "validation_degradations": ["clean"]}
+    places = {
+        "train_data_dir": [str(photos)],
+        "validation_data_dir": str(photos),
+        "validation_degradations": ["clean"],
+    }
     return {**SMALL, **places, "output_dir": str(output), **options}
 
 
@@ -52,13 +60,32 @@ def chain(photos, tmp_path_factory):
     place = tmp_path_factory.mktemp("mini")
     run(train_vae, train_vae.Config(**knobs(photos, place / "vae", gate=0.0, pca_samples=20)))
     words = knobs(
-        photos, place / "words", gate=0.0, captions=[str(photos / "captions.jsonl")], dim=48, mapper_width=16, num_words=5
+        photos,
+        place / "words",
+        gate=0.0,
+        captions=[str(photos / "captions.jsonl")],
+        dim=48,
+        mapper_width=16,
+        num_words=5,
     )
-    words |= {"pretrained_model_name_or_path": str(place / "vae" / "pipeline"), "degradations": ["haze", "noise", "clean"]}
+    words |= {
+        "pretrained_model_name_or_path": str(place / "vae" / "pipeline"),
+        "degradations": ["haze", "noise", "clean"],
+    }
     run(train_words, train_words.Config(**words, vocabulary_size=200, text_length=24))
-    painter = knobs(photos, place / "painter", gate=100.0, captions=words["captions"], block_out_channels=[32, 64])
+    painter = knobs(
+        photos,
+        place / "painter",
+        gate=100.0,
+        captions=words["captions"],
+        block_out_channels=[32, 64],
+    )
     cleaner = knobs(
-        photos, place / "cleaner", diffusion_weight=0.0, word_weight=1.0, cleaner_config='{"width": 16, "residual": true}'
+        photos,
+        place / "cleaner",
+        diffusion_weight=0.0,
+        word_weight=1.0,
+        cleaner_config='{"width": 16, "residual": true}',
     )
     cleaner |= {
         "pretrained_model_name_or_path": str(place / "words" / "pipeline"),
@@ -66,16 +93,24 @@ def chain(photos, tmp_path_factory):
         "resolution": 64,
     }
     run(train_cleaner, train_cleaner.Config(**{**cleaner, "validation_data_dir": None}))
-    painter |= {"pretrained_model_name_or_path": str(place / "cleaner" / "pipeline"), "degradations": ["haze", "clean"]}
+    painter |= {
+        "pretrained_model_name_or_path": str(place / "cleaner" / "pipeline"),
+        "degradations": ["haze", "clean"],
+    }
     readout = str(place / "words" / "readout.safetensors")
-    run(train_painter, train_painter.Config(**painter, readout=readout, caption_share=0.5, empty_share=0.3))
+    run(
+        train_painter,
+        train_painter.Config(**painter, readout=readout, caption_share=0.5, empty_share=0.3),
+    )
     return place
 
 
 def test_the_encoder_is_exactly_the_whitened_principal_components():
     config = train_vae.Config(train_data_dir=["x"], output_dir="x")
     vae = train_vae.build_vae(config)
-    smooth = torch.nn.functional.interpolate(torch.rand(40, 3, 9, 9), (32, 48), mode="bicubic").clamp(0, 1)
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(40, 3, 9, 9), (32, 48), mode="bicubic"
+    ).clamp(0, 1)
     train_vae.set_components(vae, smooth)
     with torch.no_grad():
         latents = vae.encode(smooth * 2 - 1).latents
@@ -84,9 +119,12 @@ def test_the_encoder_is_exactly_the_whitened_principal_components():
     assert torch.allclose(torch.cov(flat), torch.eye(8) * train_vae.LATENT_STD**2, atol=2e-3)
     squares = torch.nn.functional.unfold(smooth, 4, stride=4).movedim(1, -1).flatten(0, 1)
     values = torch.linalg.eigvalsh(torch.cov(squares.T))
-    best = torch.linalg.lstsq(torch.cat([flat.T, torch.ones(flat.shape[1], 1)], 1), squares).solution
+    best = torch.linalg.lstsq(
+        torch.cat([flat.T, torch.ones(flat.shape[1], 1)], 1), squares
+    ).solution
     rest = squares - torch.cat([flat.T, torch.ones(flat.shape[1], 1)], 1) @ best
-    assert rest.square().sum(1).mean().item() == pytest.approx(values[:-8].sum().item(), rel=0.02)  # no projection keeps more
+    # No projection keeps more.
+    assert rest.square().sum(1).mean().item() == pytest.approx(values[:-8].sum().item(), rel=0.02)
 
 
 def test_only_the_decoder_learns(chain):
@@ -112,7 +150,9 @@ def test_every_degradation_is_one_token_of_the_vocabulary(chain):
     for word in [*(words[0] for words in DEGRADATION_WORDS.values()), "clean"]:
         assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1, word
     assert (
-        pipe.tokenizer.decode(pipe.tokenizer("a Hazy photo of a dog").input_ids, skip_special_tokens=True).strip()
+        pipe.tokenizer.decode(
+            pipe.tokenizer("a Hazy photo of a dog").input_ids, skip_special_tokens=True
+        ).strip()
         == "a hazy photo of a dog"
     )
 
@@ -123,10 +163,17 @@ def test_words_have_unit_size_and_can_be_read(chain, photos):
     with torch.no_grad():
         words = pipe.mapper(pipe.encode_image(image))
     assert words.shape == (4, 5, 48) and 0.3 < words.std() < 3
-    trained, scale = load_file(chain / "words" / "checkpoint-2" / "trainable.safetensors"), pipe.mapper.state_dict()
+    trained, scale = (
+        load_file(chain / "words" / "checkpoint-2" / "trainable.safetensors"),
+        pipe.mapper.state_dict(),
+    )
     name = "from_patches.outputs.0.bias"
-    assert not torch.allclose(scale[name], trained[f"mapper.{name}"], rtol=0.05)  # divided by the size of the words it had
-    assert load_file(chain / "words" / "readout.safetensors")["weight"].shape == (3 * 16 * 16, 5 * 48)
+    # Divided by the size of the words it had.
+    assert not torch.allclose(scale[name], trained[f"mapper.{name}"], rtol=0.05)
+    assert load_file(chain / "words" / "readout.safetensors")["weight"].shape == (
+        3 * 16 * 16,
+        5 * 48,
+    )
 
 
 def test_images_are_described_by_their_degradations_and_captions():
@@ -145,10 +192,17 @@ def test_images_are_described_by_their_degradations_and_captions():
 def test_the_painter_completes_a_chain_that_paints_in_one_step(chain):
     pipe = TextGuidedRestorationPipeline.from_pretrained(chain / "painter" / "pipeline")
     assert pipe.config.default_num_inference_steps == 1 and pipe.config.square_guidance
-    painted = pipe(torch.rand(1, 3, 48, 96), guidance="degraded", output_type="pt", generator=torch.Generator().manual_seed(0))
+    painted = pipe(
+        torch.rand(1, 3, 48, 96),
+        guidance="degraded",
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    )
     assert painted.images.shape == (1, 3, 64, 64) and painted.images.isfinite().all()
     assert pipe.config.default_guidance_init == "image" and pipe.num_timesteps == 1
-    prompted = pipe(torch.rand(1, 3, 48, 96), guidance="prompt", prompt="a brown dog", output_type="pt").images
+    prompted = pipe(
+        torch.rand(1, 3, 48, 96), guidance="prompt", prompt="a brown dog", output_type="pt"
+    ).images
     assert not torch.equal(prompted, painted.images)
 
 
@@ -164,11 +218,23 @@ def test_text_encoder_and_unet_learn_and_nothing_else(chain):
 
 def test_a_painter_is_trained_on(chain, photos, tmp_path):
     start = chain / "painter" / "pipeline"
-    config = knobs(photos, tmp_path, gate=100.0, pretrained_model_name_or_path=str(start), degradations=["haze"])
+    config = knobs(
+        photos,
+        tmp_path,
+        gate=100.0,
+        pretrained_model_name_or_path=str(start),
+        degradations=["haze"],
+    )
     run(train_painter, train_painter.Config(**config, learning_rate=1e-12, use_ema=False))
-    old, new = (TextGuidedRestorationPipeline.from_pretrained(place).unet for place in (start, tmp_path / "pipeline"))
+    old, new = (
+        TextGuidedRestorationPipeline.from_pretrained(place).unet
+        for place in (start, tmp_path / "pipeline")
+    )
     assert new.config.block_out_channels == old.config.block_out_channels  # not those of a new one
-    assert all(torch.allclose(value, new.state_dict()[name], atol=1e-5) for name, value in old.state_dict().items())
+    assert all(
+        torch.allclose(value, new.state_dict()[name], atol=1e-5)
+        for name, value in old.state_dict().items()
+    )
 
 
 def test_captions_that_cannot_be_read_are_named(tmp_path):
@@ -178,10 +244,15 @@ def test_captions_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_samples_are_spread_over_what_the_painter_learns():
-    config = train_painter.Config(train_data_dir=["x"], output_dir="x", clean_share=0.3, image_share=0.5, uncleaned_share=0.2)
+    config = train_painter.Config(
+        train_data_dir=["x"], output_dir="x", clean_share=0.3, image_share=0.5, uncleaned_share=0.2
+    )
     kinds = train_painter.draw_kinds(torch.arange(10_000), config, True)
     shares = {name: kind.double().mean().item() for name, kind in kinds.items()}
     assert shares == pytest.approx({"clean": 0.3, "from_image": 0.5, "cleaned": 0.4}, abs=1e-3)
-    assert not (kinds["clean"] & kinds["from_image"]).any() and not (kinds["cleaned"] & ~kinds["from_image"]).any()
+    assert (
+        not (kinds["clean"] & kinds["from_image"]).any()
+        and not (kinds["cleaned"] & ~kinds["from_image"]).any()
+    )
     without = train_painter.draw_kinds(torch.arange(100), config, False)
     assert not without["from_image"].any() and not without["cleaned"].any()

@@ -1,4 +1,5 @@
-"""Every section of every recipe runs: two steps, tiny networks, miniature data sets in their published layouts, in the order of the files."""
+"""Every section of every recipe runs: two steps, tiny networks, miniature data sets in their
+published layouts, in the order of the files."""
 
 import json
 import re
@@ -87,22 +88,34 @@ def write_benchmark(name: str, root: Path) -> None:
     }
     for i, path in enumerate(sorted(files)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+        ).save(path)
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with the data that the recipes name, as published, captions, and a tiny base model with room for forty words."""
+    """A folder with the data that the recipes name, as published, captions, and a tiny base model
+    with room for forty words."""
     place = tmp_path_factory.mktemp("reproduction")
-    named = {pair for name in ORDER for pair in re.findall(r"\b([a-z0-9_]+):(data/\w+)", (FOLDER / f"{name}.yaml").read_text())}
+    named = {
+        pair
+        for name in ORDER
+        for pair in re.findall(r"\b([a-z0-9_]+):(data/\w+)", (FOLDER / f"{name}.yaml").read_text())
+    }
     for name, root in sorted(named):
         write_benchmark(name, place / root)
     scenes = sorted(path.name for path in (place / "data" / "GoPro" / "train").iterdir())
-    captions = [json.dumps({"file_name": f"{scene}/blur/000047.png", "text": "a blurred photo"}) + "\n" for scene in scenes]
+    captions = [
+        json.dumps({"file_name": f"{scene}/blur/000047.png", "text": "a blurred photo"}) + "\n"
+        for scene in scenes
+    ]
     (place / "data" / "gopro_captions.jsonl").write_text("".join(captions))
     words = tiny.tokenizer(64)
     gone = dict.fromkeys(("mapper", "cleaner", "restorer", "matcher", "detector"))
-    base = tiny.pipeline(tokenizer=words, text_encoder=tiny.text_encoder(len(words), length=64), **gone)
+    base = tiny.pipeline(
+        tokenizer=words, text_encoder=tiny.text_encoder(len(words), length=64), **gone
+    )
     base.save_pretrained(place / "base")
     return place
 
@@ -118,7 +131,9 @@ def override(kind: str, values: dict) -> list[str]:
     if kind == "cleaner":
         small["cleaner_config"] = '{"width": 8}'
     if kind == "unguided":
-        small["restorer_config"] = json.dumps({**values.get("restorer_config", {}), **SHAPES[values["restorer"]]})
+        small["restorer_config"] = json.dumps(
+            {**values.get("restorer_config", {}), **SHAPES[values["restorer"]]}
+        )
     if kind in ("unguided", "guided"):
         small["train_batch_size"] = 2  # SFNet's batch normalisation refuses a single image
     if kind == "guided":
@@ -128,7 +143,9 @@ def override(kind: str, values: dict) -> list[str]:
     if "lr_decay_steps" in values:
         small["lr_decay_steps"] = 1
     return [
-        text for name, value in small.items() for text in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+        text
+        for name, value in small.items()
+        for text in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
     ]
 
 
@@ -150,7 +167,9 @@ def test_the_readme_lists_every_row_with_its_numbers(name):
         assert " → ".join(f"{value:.2f}" for value in values) in row
 
 
-@pytest.mark.parametrize(("name", "section", "values"), [pytest.param(*s, id=f"{s[0]}-{s[1]}") for s in sections()])
+@pytest.mark.parametrize(
+    ("name", "section", "values"), [pytest.param(*s, id=f"{s[0]}-{s[1]}") for s in sections()]
+)
 def test_a_section_runs(name, section, values, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "argv", ["script"])
@@ -158,7 +177,9 @@ def test_a_section_runs(name, section, values, workplace, monkeypatch):
     if (workplace / values["output_dir"]).exists():
         return  # two files may share a row
     script = SCRIPTS[kind]
-    config = parse_config(script.Config, ["--config", f"{FOLDER / name}.yaml#{section}", *override(kind, values)])
+    config = parse_config(
+        script.Config, ["--config", f"{FOLDER / name}.yaml#{section}", *override(kind, values)]
+    )
     script.main(config)
     output = workplace / values["output_dir"]
     if kind == "guidance":
@@ -169,11 +190,17 @@ def test_a_section_runs(name, section, values, workplace, monkeypatch):
         return
     index, restorer, matcher = (
         json.loads(file.read_text()) if file.exists() else {}
-        for file in (output / "pipeline" / name for name in ("model_index.json", "restorer/config.json", "matcher/config.json"))
+        for file in (
+            output / "pipeline" / name
+            for name in ("model_index.json", "restorer/config.json", "matcher/config.json")
+        )
     )
     if kind == "unguided":
         assert restorer["_class_name"] == values["restorer"]
-        assert restorer.items() >= (values.get("restorer_config", {}) | SHAPES[values["restorer"]]).items()
+        assert (
+            restorer.items()
+            >= (values.get("restorer_config", {}) | SHAPES[values["restorer"]]).items()
+        )
     if kind == "guided" and values.get("guidance", True):
         assert restorer["guidance_channels"] == matcher["widths"] == [4, 6, 8]
         assert restorer["fusion"] == values["fusion"]
@@ -208,14 +235,20 @@ def test_each_source_finds_guidance_in_a_folder_of_its_own(tmp_path):
     assert data.has_guidance and data.weights == [3.0, 1.0]
     for (source, folder), photos in zip(zip(sources, folders), data.sources, strict=True):
         assert {entry.guidance.parent for entry in photos.entries} == {folder}
-        assert {entry.clean.parents[1] for entry in photos.entries} == {Path(parse_source(source)[0])}
+        assert {entry.clean.parents[1] for entry in photos.entries} == {
+            Path(parse_source(source)[0])
+        }
     forget_processes()
     train_restorer.main(config)
 
 
-@pytest.mark.parametrize("knobs", [{"guidance_dirs": ["a"]}, {"guidance_dirs": ["a", "b"], "guidance_dir": "c"}])
+@pytest.mark.parametrize(
+    "knobs", [{"guidance_dirs": ["a"]}, {"guidance_dirs": ["a", "b"], "guidance_dir": "c"}]
+)
 def test_guidance_folders_that_do_not_fit_the_sources_are_refused(tmp_path, knobs):
-    with pytest.raises(ValueError, match="`--guidance_dirs` needs one folder for each `--train_data_dir`"):
+    with pytest.raises(
+        ValueError, match="`--guidance_dirs` needs one folder for each `--train_data_dir`"
+    ):
         guided_config(tmp_path, train_data_dir=["x", "y"], **knobs)
 
 
@@ -226,12 +259,30 @@ def test_a_restorer_needs_a_chain_to_complete(tmp_path):
 
 def test_two_processes_train_every_scale_of_a_network(tmp_path):
     """A weight without a gradient would stop the second step."""
-    knobs = {"restorer": "SFNet", "restorer_config": json.dumps(SHAPES["SFNet"]), "max_train_steps": 3, "fft_weight": 0.1}
-    data = {"train_data_dir": [write_pairs(tmp_path / "pairs")], "degradations": [], "matcher_widths": [4, 6, 8]}
-    output = run_twofold("train_restorer", tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=None, **knobs, **data)
+    knobs = {
+        "restorer": "SFNet",
+        "restorer_config": json.dumps(SHAPES["SFNet"]),
+        "max_train_steps": 3,
+        "fft_weight": 0.1,
+    }
+    data = {
+        "train_data_dir": [write_pairs(tmp_path / "pairs")],
+        "degradations": [],
+        "matcher_widths": [4, 6, 8],
+    }
+    output = run_twofold(
+        "train_restorer",
+        tmp_path / "run",
+        checkpointing_steps=1,
+        checkpoints_total_limit=None,
+        **knobs,
+        **data,
+    )
     before, after = (trained(output / f"checkpoint-{step}") for step in (1, 3))
     for i in range(3):
-        assert not torch.equal(*(weights[f"restorer.outputs.{i}.0.weight"] for weights in (before, after)))
+        assert not torch.equal(
+            *(weights[f"restorer.outputs.{i}.0.weight"] for weights in (before, after))
+        )
 
 
 def test_a_matcher_sees_the_mean_of_two_views():

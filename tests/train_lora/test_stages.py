@@ -1,5 +1,5 @@
-"""Runs of the scripts from start to end: cut short and resumed, killed, in two processes; what they write loads and does what was
-trained.
+"""Runs of the scripts from start to end: cut short and resumed, killed, in two processes; what they
+write loads and does what was trained.
 """
 
 import json
@@ -59,11 +59,16 @@ def pairs(tmp_path_factory) -> str:
 
 
 def render(pipe, **arguments) -> torch.Tensor:
-    return pipe(tiny.image(), output_type="pt", generator=torch.Generator().manual_seed(0), **arguments).images
+    return pipe(
+        tiny.image(), output_type="pt", generator=torch.Generator().manual_seed(0), **arguments
+    ).images
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*.png"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*.png"))
+    }
 
 
 # ---- cut short
@@ -77,8 +82,15 @@ def files(folder: Path) -> dict[str, bytes]:
         ("train_detector", {"num_cached_samples": 5, "use_ema": True}),
     ],
 )
-def test_a_resumed_stage_ends_with_the_bits_of_one_that_was_not_cut(tmp_path, chain, photos, script, knobs):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "max_train_steps": 6, **knobs}
+def test_a_resumed_stage_ends_with_the_bits_of_one_that_was_not_cut(
+    tmp_path, chain, photos, script, knobs
+):
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "max_train_steps": 6,
+        **knobs,
+    }
     whole = run(script, tmp_path / "whole", checkpointing_steps=3, **knobs)
     cut = tmp_path / "cut"
     shutil.copytree(whole / "checkpoint-3", cut / "checkpoint-3")
@@ -143,7 +155,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, 
         found = list_checkpoints(killed)
         assert found and int(found[-1].name[11:]) < 40
         newest = {path.name for path in found[-1].iterdir()}
-        expected = {f"custom_checkpoint_{k}.pkl" for k in (0, 1)} | {"trainable.safetensors", "optimizer.bin"}
+        expected = {f"custom_checkpoint_{k}.pkl" for k in (0, 1)} | {
+            "trainable.safetensors",
+            "optimizer.bin",
+        }
         assert newest == expected | {"random_states_0.pkl"}
         assert not (killed / "pipeline").exists()
     run("train_restorer", killed, **knobs)
@@ -181,7 +196,8 @@ def test_two_processes_train_the_cleaner_like_one_with_twice_the_batch(tmp_path,
         "max_train_steps": 3,
         "num_cached_samples": 7,
         "learning_rate": 1e-4,
-        "adam_epsilon": 1e-3,  # Adam divides by gradients: where they are nearly nothing, so are their rounding errors
+        # Adam divides by gradients: where they are nearly nothing, so are their rounding errors.
+        "adam_epsilon": 1e-3,
     }
     two = run_twofold("train_cleaner", tmp_path / "two", train_batch_size=1, **knobs)
     one = run("train_cleaner", tmp_path / "one", train_batch_size=2, **knobs)
@@ -191,7 +207,9 @@ def test_two_processes_train_the_cleaner_like_one_with_twice_the_batch(tmp_path,
 
 
 def test_two_processes_train_a_guided_restorer_like_one(tmp_path, pairs):
-    start = write_chain(tmp_path / "chain", restorer=tiny.restorer(), matcher=tiny.components()["matcher"])
+    start = write_chain(
+        tmp_path / "chain", restorer=tiny.restorer(), matcher=tiny.components()["matcher"]
+    )
     knobs = {
         "pretrained_model_name_or_path": start,
         "train_data_dir": [pairs],
@@ -210,7 +228,12 @@ def test_two_processes_train_a_guided_restorer_like_one(tmp_path, pairs):
 
 
 def test_a_lora_result_loads_and_changes_the_picture(tmp_path, chain, photos):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "rank": 2, "learning_rate": 0.05}
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "rank": 2,
+        "learning_rate": 0.05,
+    }
     output = run("train_mapper", tmp_path, **knobs)
     assert {path.name for path in (output / "adapter").iterdir()} >= {
         "pytorch_lora_weights.safetensors",
@@ -228,7 +251,12 @@ def test_a_lora_result_loads_and_changes_the_picture(tmp_path, chain, photos):
 
 
 def test_stage_2_writes_the_adapter_of_stage_1_into_the_same_file(tmp_path, chain, photos):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "rank": 2, "learning_rate": 0.01}
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "rank": 2,
+        "learning_rate": 0.01,
+    }
     first = run("train_mapper", tmp_path / "mapper", **knobs)
     second = run("train_cleaner", tmp_path / "cleaner", adapter=str(first / "adapter"), **knobs)
     layers = load_file(second / "adapter" / "pytorch_lora_weights.safetensors")
@@ -241,14 +269,26 @@ def test_stage_2_writes_the_adapter_of_stage_1_into_the_same_file(tmp_path, chai
     assert set(pipe.get_list_adapters()) == {"mapper", "unet", "cleaner"}
 
 
-@pytest.mark.parametrize(("script", "averaged"), [("train_mapper", True), ("train_detector", False), ("train_restorer", True)])
-def test_a_full_result_loads_with_the_bits_that_were_trained(tmp_path, chain, photos, script, averaged):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "use_ema": averaged, "learning_rate": 0.01}
+@pytest.mark.parametrize(
+    ("script", "averaged"),
+    [("train_mapper", True), ("train_detector", False), ("train_restorer", True)],
+)
+def test_a_full_result_loads_with_the_bits_that_were_trained(
+    tmp_path, chain, photos, script, averaged
+):
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "use_ema": averaged,
+        "learning_rate": 0.01,
+    }
     output = run(script, tmp_path, max_train_steps=3, **knobs)
     pipe = load(output / "pipeline")
     weights = trained(output / "checkpoint-3")
     if averaged:
-        average = torch.load(output / "checkpoint-3" / "custom_checkpoint_0.pkl", weights_only=False)["shadow_params"]
+        average = torch.load(
+            output / "checkpoint-3" / "custom_checkpoint_0.pkl", weights_only=False
+        )["shadow_params"]
         parts = list(dict.fromkeys(name.split(".")[0] for name in weights))
         order = [
             f"{part}.{name}"
@@ -269,7 +309,11 @@ def test_stages_follow_one_another_from_a_base_without_words_to_a_guided_restore
     start = write_chain(tmp_path / "base", mapper=None, cleaner=None, restorer=None, detector=None)
     knobs = {"train_data_dir": [photos]}
     mapper = run(
-        "train_mapper", tmp_path / "1", pretrained_model_name_or_path=start, mapper_config='{"num_words": 3, "width": 8}', **knobs
+        "train_mapper",
+        tmp_path / "1",
+        pretrained_model_name_or_path=start,
+        mapper_config='{"num_words": 3, "width": 8}',
+        **knobs,
     )
     cleaner = run(
         "train_cleaner",
@@ -300,14 +344,38 @@ def test_stages_follow_one_another_from_a_base_without_words_to_a_guided_restore
 def test_a_stage_that_lacks_what_it_works_with_says_so(tmp_path, photos):
     start = write_chain(tmp_path / "chain", mapper=None, vae=None)
     for script in ("train_cleaner", "train_mapper"):
-        with pytest.raises(ValueError, match=r"This stage needs (mapper|vae), which the checkpoint lacks"):
-            run(script, tmp_path / script, pretrained_model_name_or_path=start, train_data_dir=[photos])
+        with pytest.raises(
+            ValueError, match=r"This stage needs (mapper|vae), which the checkpoint lacks"
+        ):
+            run(
+                script,
+                tmp_path / script,
+                pretrained_model_name_or_path=start,
+                train_data_dir=[photos],
+            )
     with pytest.raises(ValueError, match=r"pretrained_model_name_or_path.*nowhere"):
-        run("train_cleaner", tmp_path / "x", pretrained_model_name_or_path=str(tmp_path / "nowhere"), train_data_dir=[photos])
+        run(
+            "train_cleaner",
+            tmp_path / "x",
+            pretrained_model_name_or_path=str(tmp_path / "nowhere"),
+            train_data_dir=[photos],
+        )
 
 
 def test_a_detector_trains_on_an_image_encoder_alone(tmp_path, photos):
-    absent = dict.fromkeys(["mapper", "cleaner", "unet", "vae", "scheduler", "tokenizer", "text_encoder", "restorer", "detector"])
+    absent = dict.fromkeys(
+        [
+            "mapper",
+            "cleaner",
+            "unet",
+            "vae",
+            "scheduler",
+            "tokenizer",
+            "text_encoder",
+            "restorer",
+            "detector",
+        ]
+    )
     start = write_chain(tmp_path / "chain", **absent)
     output = run(
         "train_detector",
@@ -321,7 +389,12 @@ def test_a_detector_trains_on_an_image_encoder_alone(tmp_path, photos):
 
 def test_a_cleaner_that_learns_from_words_alone_needs_no_unet(tmp_path, photos):
     start = write_chain(tmp_path / "chain", unet=None, vae=None, scheduler=None)
-    knobs = {"pretrained_model_name_or_path": start, "train_data_dir": [photos], "diffusion_weight": 0.0, "word_weight": 1.0}
+    knobs = {
+        "pretrained_model_name_or_path": start,
+        "train_data_dir": [photos],
+        "diffusion_weight": 0.0,
+        "word_weight": 1.0,
+    }
     assert (run("train_cleaner", tmp_path / "run", **knobs) / "pipeline" / "cleaner").exists()
 
 
@@ -336,31 +409,58 @@ def test_a_cleaner_that_learns_from_words_alone_needs_no_unet(tmp_path, photos):
         ("train_restorer", ["noise:25", "rain:heavy"], 3),
     ],
 )
-def test_validation_writes_a_sheet_and_reports(tmp_path, chain, photos, caplog, script, scores, columns):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "validation_data_dir": photos}
+def test_validation_writes_a_sheet_and_reports(
+    tmp_path, chain, photos, caplog, script, scores, columns
+):
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "validation_data_dir": photos,
+    }
     knobs |= {"validation_steps": 2, "max_train_steps": 4, "num_validation_images": 3}
     with caplog.at_level("INFO", logger="textir.training"):
         output = run(script, tmp_path, validation_degradations=["noise:25", "rain:heavy"], **knobs)
-    assert sorted(path.name for path in (output / "validation").iterdir()) == ["step-2.png", "step-4.png"]
+    assert sorted(path.name for path in (output / "validation").iterdir()) == [
+        "step-2.png",
+        "step-4.png",
+    ]
     sheet = read_picture(output / "validation" / "step-4.png").pixels
     assert sheet.shape == (4 * 192, columns * 192, 3)  # two images of each recipe
     assert sheet.reshape(4, 192, columns, 192, 3).mean((1, 3, 4)).min() > 0.04
     lines = [message for message in caplog.messages if message.startswith("step 4 validation")]
     assert len(lines) == 1 and all(score in lines[0] for score in scores)
-    assert (output / "pipeline" / "before_after.png").read_bytes() == (output / "validation" / "step-4.png").read_bytes()
+    assert (output / "pipeline" / "before_after.png").read_bytes() == (
+        output / "validation" / "step-4.png"
+    ).read_bytes()
 
 
-def test_validation_of_a_guided_restorer_shows_it_with_and_without_guidance(tmp_path, chain, pairs, caplog):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [pairs], "degradations": [], "matcher_widths": [4, 6, 8]}
+def test_validation_of_a_guided_restorer_shows_it_with_and_without_guidance(
+    tmp_path, chain, pairs, caplog
+):
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [pairs],
+        "degradations": [],
+        "matcher_widths": [4, 6, 8],
+    }
     with caplog.at_level("INFO", logger="textir.training"):
         run("train_restorer", tmp_path, validation_data_dir=pairs, validation_steps=2, **knobs)
-    assert any("pairs unguided" in message and "pairs guided" in message for message in caplog.messages)
+    assert any(
+        "pairs unguided" in message and "pairs guided" in message for message in caplog.messages
+    )
 
 
 @pytest.mark.parametrize("kind", ["photos", "pairs"])
 def test_validation_of_a_detector_counts_what_it_sees(tmp_path, chain, photos, pairs, caplog, kind):
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "validation_steps": 1}
-    knobs |= {"validation_data_dir": photos if kind == "photos" else pairs, "validation_degradations": ["clean", "noise:25"]}
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "validation_steps": 1,
+    }
+    knobs |= {
+        "validation_data_dir": photos if kind == "photos" else pairs,
+        "validation_degradations": ["clean", "noise:25"],
+    }
     if kind == "pairs":  # of which it is not known what is wrong with them
         with pytest.raises(ValueError, match="validation_data_dir"):
             run("train_detector", tmp_path, **knobs)
@@ -368,9 +468,12 @@ def test_validation_of_a_detector_counts_what_it_sees(tmp_path, chain, photos, p
         return
     with caplog.at_level("INFO", logger="textir.training"):
         run("train_detector", tmp_path, **knobs)
-    said = [message for message in caplog.messages if "validation mean average precision" in message]
+    said = [
+        message for message in caplog.messages if "validation mean average precision" in message
+    ]
     assert len(said) == 2 and all(
-        "severity error" in message and "clean" in message and "noise:25" in message for message in said
+        "severity error" in message and "clean" in message and "noise:25" in message
+        for message in said
     )
 
 
@@ -378,8 +481,19 @@ def test_validation_of_a_detector_counts_what_it_sees(tmp_path, chain, photos, p
 def test_tensorboard_gets_losses_and_validation(tmp_path, chain, photos):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "validation_data_dir": photos}
-    output = run("train_detector", tmp_path, report_to="tensorboard", logging_steps=1, validation_steps=2, **knobs)
+    knobs = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "validation_data_dir": photos,
+    }
+    output = run(
+        "train_detector",
+        tmp_path,
+        report_to="tensorboard",
+        logging_steps=1,
+        validation_steps=2,
+        **knobs,
+    )
     events = EventAccumulator(str(output / "logs" / "textir")).Reload()
     assert {"loss", "lr", "validation/noise:25"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
@@ -391,7 +505,12 @@ def test_tensorboard_gets_losses_and_validation(tmp_path, chain, photos):
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory, chain, photos) -> Path:
     knobs = {"data": photos, "degradations": ["noise:10..50@2", "rain:heavy"], "variants": 2}
-    return run("make_guidance", tmp_path_factory.mktemp("painted") / "g", pretrained_model_name_or_path=chain, **knobs)
+    return run(
+        "make_guidance",
+        tmp_path_factory.mktemp("painted") / "g",
+        pretrained_model_name_or_path=chain,
+        **knobs,
+    )
 
 
 def repaint(painted: Path, folder: Path, **knobs):
@@ -407,7 +526,12 @@ def test_guidance_of_photos_is_a_folder_that_the_restorer_takes(painted, photos)
         assert sorted(path.name for path in (painted / folder).iterdir()) == names
     for name in names:
         original, target, degraded = (
-            read_picture(path).pixels for path in (f"{photos}/{name[0]}.png", painted / "target" / name, painted / "input" / name)
+            read_picture(path).pixels
+            for path in (
+                f"{photos}/{name[0]}.png",
+                painted / "target" / name,
+                painted / "input" / name,
+            )
         )
         assert np.array_equal(original, target)
         assert degraded.shape == original.shape and not np.array_equal(original, degraded)
@@ -423,16 +547,22 @@ def test_guidance_that_was_cut_short_goes_on_to_the_same_bytes(tmp_path, painted
     stamp = (copy / "guidance" / "0-0.png").stat().st_mtime_ns
     run("make_guidance", copy, **knobs)
     assert files(copy) == files(painted)
-    assert (copy / "guidance" / "0-0.png").stat().st_mtime_ns == stamp  # what is done is not done again
+    assert (
+        copy / "guidance" / "0-0.png"
+    ).stat().st_mtime_ns == stamp  # what is done is not done again
 
 
 def test_a_folder_holds_guidance_of_one_setting_only(tmp_path, painted):
     copy = tmp_path / "g"
     shutil.copytree(painted, copy)
     knobs = repaint(painted, copy)
-    with pytest.raises(ValueError, match=r"was made with other settings \(seed 0 -> 1\); choose another `--output_dir`"):
+    with pytest.raises(
+        ValueError,
+        match=r"was made with other settings \(seed 0 -> 1\); choose another `--output_dir`",
+    ):
         run("make_guidance", copy, **{**knobs, "seed": 1})
-    run("make_guidance", copy, **{**knobs, "max_images": 1})  # which decides how much is made, not what
+    # Which decides how much is made, not what.
+    run("make_guidance", copy, **{**knobs, "max_images": 1})
     assert files(copy) == files(painted)
 
 
@@ -489,11 +619,22 @@ def write_captions(path: Path, rows: list[dict]) -> str:
 
 
 def test_captions_paint_guidance_and_words_for_degradations_do_not_count(tmp_path, chain, pairs):
-    texts = {"plain": "a photo of a dog", "noisy": "a noisy photo of a dog", "other": "a street, clean"}
+    texts = {
+        "plain": "a photo of a dog",
+        "noisy": "a noisy photo of a dog",
+        "other": "a street, clean",
+    }
     painted = {}
     for name, text in texts.items():
-        captions = write_captions(tmp_path / f"{name}.jsonl", [{"file_name": f"{k}.jpg", "text": text} for k in range(3)])
-        knobs = {"data": pairs, "pretrained_model_name_or_path": chain, "guidance": "prompt", "captions": captions}
+        captions = write_captions(
+            tmp_path / f"{name}.jsonl", [{"file_name": f"{k}.jpg", "text": text} for k in range(3)]
+        )
+        knobs = {
+            "data": pairs,
+            "pretrained_model_name_or_path": chain,
+            "guidance": "prompt",
+            "captions": captions,
+        }
         painted[name] = files(run("make_guidance", tmp_path / name, **knobs))
     assert len(painted["plain"]) == 3
     assert painted["plain"] == painted["noisy"] != painted["other"]
@@ -502,7 +643,9 @@ def test_captions_paint_guidance_and_words_for_degradations_do_not_count(tmp_pat
 def test_captions_that_cannot_be_used_are_named(tmp_path, chain, pairs):
     knobs = {"data": pairs, "pretrained_model_name_or_path": chain, "guidance": "prompt"}
     (tmp_path / "bad.jsonl").write_text("not json\n")
-    with pytest.raises(ValueError, match=r"bad\.jsonl must hold JSON lines with file_name and text"):
+    with pytest.raises(
+        ValueError, match=r"bad\.jsonl must hold JSON lines with file_name and text"
+    ):
         run("make_guidance", tmp_path / "a", captions=str(tmp_path / "bad.jsonl"), **knobs)
     few = write_captions(tmp_path / "few.jsonl", [{"file_name": "0.png", "text": "a dog"}])
     with pytest.raises(ValueError, match=r"few\.jsonl has no caption for 1"):
@@ -520,17 +663,33 @@ def test_clean_photos_need_a_degradation(tmp_path, chain, photos):
 
 def test_photos_of_one_name_in_several_folders_get_guidance_each(tmp_path, chain):
     for k, place in enumerate(("sea", "land")):
-        write_photo(tmp_path / "photos" / place / "1.png", np.full((36, 48, 3), 60 + 90 * k, dtype=np.uint8))
-    knobs = {"data": str(tmp_path / "photos"), "degradations": ["noise:25"], "pretrained_model_name_or_path": chain}
+        write_photo(
+            tmp_path / "photos" / place / "1.png", np.full((36, 48, 3), 60 + 90 * k, dtype=np.uint8)
+        )
+    knobs = {
+        "data": str(tmp_path / "photos"),
+        "degradations": ["noise:25"],
+        "pretrained_model_name_or_path": chain,
+    }
     output = run("make_guidance", tmp_path / "g", **knobs)
-    assert sorted(path.name for path in (output / "guidance").iterdir()) == ["land_1-0.png", "sea_1-0.png"]
+    assert sorted(path.name for path in (output / "guidance").iterdir()) == [
+        "land_1-0.png",
+        "sea_1-0.png",
+    ]
 
 
 def test_equal_images_of_different_names_are_painted_from_different_noise(tmp_path, chain):
     for name in ("one", "two"):
         for side in ("input", "target"):
-            write_photo(tmp_path / "pairs" / side / f"{name}.png", np.full((36, 48, 3), 90, dtype=np.uint8))
-    output = run("make_guidance", tmp_path / "g", data=str(tmp_path / "pairs"), pretrained_model_name_or_path=chain)
+            write_photo(
+                tmp_path / "pairs" / side / f"{name}.png", np.full((36, 48, 3), 90, dtype=np.uint8)
+            )
+    output = run(
+        "make_guidance",
+        tmp_path / "g",
+        data=str(tmp_path / "pairs"),
+        pretrained_model_name_or_path=chain,
+    )
     one, two = files(output).values()
     assert one != two
 
@@ -549,7 +708,10 @@ def test_guidance_is_painted_in_the_loop(tmp_path, chain, photos):
     for part in ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"):
         old, new = (getattr(pipe, part).state_dict() for pipe in (before, after))
         assert all(torch.equal(old[name], new[name]) for name in old), part
-    assert {name.split(".")[0] for name in trained(output / "checkpoint-2")} == {"restorer", "matcher"}
+    assert {name.split(".")[0] for name in trained(output / "checkpoint-2")} == {
+        "restorer",
+        "matcher",
+    }
 
 
 def test_a_crop_and_its_guidance_show_the_same_place():
@@ -565,19 +727,39 @@ def test_a_crop_and_its_guidance_show_the_same_place():
     batch = {"index": torch.arange(3), "degraded": view, "clean": view / 2}
     cut = train_restorer.cut(train_restorer.paint(Echo(), batch, config), config)
     assert cut["degraded"].shape == (3, 3, 32, 32)
-    assert torch.allclose(cut["guidance"], cut["degraded"], atol=1e-6) and torch.equal(cut["clean"], cut["degraded"] / 2)
+    assert torch.allclose(cut["guidance"], cut["degraded"], atol=1e-6) and torch.equal(
+        cut["clean"], cut["degraded"] / 2
+    )
     again = train_restorer.cut(train_restorer.paint(Echo(), batch, config), config)
     assert torch.equal(cut["degraded"], again["degraded"])
 
 
 def test_a_painting_serves_several_crops():
-    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=96, crops_per_view=3)
+    config = make_config(
+        "train_restorer", Path("x"), train_data_dir=["x"], view=96, crops_per_view=3
+    )
     view = torch.arange(96 * 96.0).reshape(1, 1, 96, 96).repeat(2, 3, 1, 1)
-    batch = {"index": torch.tensor([4, 5]), "degraded": view, "clean": view / 2, "guidance": view + 1}
+    batch = {
+        "index": torch.tensor([4, 5]),
+        "degraded": view,
+        "clean": view / 2,
+        "guidance": view + 1,
+    }
     crops = train_restorer.cut(batch, config)
-    assert crops["degraded"].shape == (6, 3, 32, 32) and crops["index"].tolist() == [4, 4, 4, 5, 5, 5]
-    assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
-    assert (crops["degraded"].diff(dim=-1) == 1).all() and (crops["degraded"].diff(dim=-2) == 96).all()
+    assert crops["degraded"].shape == (6, 3, 32, 32) and crops["index"].tolist() == [
+        4,
+        4,
+        4,
+        5,
+        5,
+        5,
+    ]
+    assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(
+        crops["guidance"], crops["degraded"] + 1
+    )
+    assert (crops["degraded"].diff(dim=-1) == 1).all() and (
+        crops["degraded"].diff(dim=-2) == 96
+    ).all()
     assert len(crops["degraded"][:, 0, 0, 0].unique()) == 6
 
 
@@ -588,11 +770,17 @@ def test_batches_of_crops_of_several_sides_cost_alike():
     counts = {}
     for start in range(0, 48, 4):
         index = torch.arange(start, start + 4)
-        crops = train_restorer.cut({"index": index, "degraded": view, "clean": view / 2, "guidance": view + 1}, config)
+        crops = train_restorer.cut(
+            {"index": index, "degraded": view, "clean": view / 2, "guidance": view + 1}, config
+        )
         count, _, side, _ = crops["degraded"].shape
         counts[side] = count
-        assert len(crops["index"]) == count and set(crops["index"].tolist()) == set(index.tolist()[:count])
-        assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(crops["guidance"], crops["degraded"] + 1)
+        assert len(crops["index"]) == count and set(crops["index"].tolist()) == set(
+            index.tolist()[:count]
+        )
+        assert torch.equal(crops["clean"], crops["degraded"] / 2) and torch.equal(
+            crops["guidance"], crops["degraded"] + 1
+        )
     assert counts == {32: 12, 48: 5, 96: 1}
 
 
@@ -620,22 +808,27 @@ def flat_batch(count: int = 64) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("correction", "errors"), [(0.2, 0.2236), (0.0, 0.1)])
 def test_guidance_errs_by_a_share_of_what_it_corrects(true_share, correction, errors):
     knobs = {"view": 48, "guidance_jitter": 0.2, "true_share": true_share}
-    config, painter, batch = make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs), Brighter(), flat_batch()
+    config, painter, batch = (
+        make_config("train_restorer", Path("x"), train_data_dir=["x"], **knobs),
+        Brighter(),
+        flat_batch(),
+    )
     painter.by, batch["clean"] = correction, batch["degraded"] + correction
     made = train_restorer.paint(painter, batch, config)["guidance"] - 0.4
     # The fields add up to about 1, the spread of how wrong guidance is to another 1.2.
     assert (made - correction).square().mean().sqrt() == pytest.approx(0.2 * 1.2 * errors, rel=0.3)
     assert made.mean() == pytest.approx(correction, abs=0.02)
     assert made.diff(dim=-1).abs().mean() < 0.1 * (made - correction).abs().mean()  # smooth
-    assert (
-        made.mean((1, 2, 3)).std() > 0.08 * errors and made.std((2, 3)).mean() > 0.04 * errors
-    )  # in all, and from place to place
+    # In all, and from place to place.
+    assert made.mean((1, 2, 3)).std() > 0.08 * errors and made.std((2, 3)).mean() > 0.04 * errors
     assert torch.equal(made, train_restorer.paint(painter, batch, config)["guidance"] - 0.4)
 
 
 @pytest.mark.parametrize(("true_share", "painted"), [(0.0, 64), (1.0, 0)])
 def test_only_what_is_not_true_is_painted(true_share, painted):
-    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=48, true_share=true_share)
+    config = make_config(
+        "train_restorer", Path("x"), train_data_dir=["x"], view=48, true_share=true_share
+    )
     painter, batch = Brighter(), flat_batch()
     painter.by = 0.1
     guidance = train_restorer.paint(painter, batch, config)["guidance"]
@@ -655,12 +848,21 @@ def test_some_guidance_is_true_and_the_rest_painted_of_its_own_photo():
 
 
 def test_true_guidance_with_errors_is_no_more_detailed_than_paintings():
-    config = make_config("train_restorer", Path("x"), train_data_dir=["x"], view=128, true_share=1.0, guidance_jitter=1e-6)
+    config = make_config(
+        "train_restorer",
+        Path("x"),
+        train_data_dir=["x"],
+        view=128,
+        true_share=1.0,
+        guidance_jitter=1e-6,
+    )
     batch = {"index": torch.arange(4), "degraded": torch.zeros(4, 3, 128, 128)}
     batch["clean"] = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     blurred = train_restorer.paint(Brighter(), batch, config)["guidance"]
     sharp = train_restorer.paint(
-        Brighter(), batch, make_config("train_restorer", Path("x"), train_data_dir=["x"], view=128, true_share=1.0)
+        Brighter(),
+        batch,
+        make_config("train_restorer", Path("x"), train_data_dir=["x"], view=128, true_share=1.0),
     )
     assert (blurred.std((1, 2, 3)) < 0.75 * sharp["guidance"].std((1, 2, 3))).all()
     assert torch.allclose(blurred.mean((1, 2, 3)), batch["clean"].mean((1, 2, 3)), atol=0.01)
@@ -669,16 +871,34 @@ def test_true_guidance_with_errors_is_no_more_detailed_than_paintings():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"view": 64, "crop_sides": [32, 65]}, r"`--crop_sides` must lie between `--resolution` and `--view`, got \[32, 65\]"),
+        (
+            {"view": 64, "crop_sides": [32, 65]},
+            r"`--crop_sides` must lie between `--resolution` and `--view`, got \[32, 65\]",
+        ),
         ({"crop_sides": [32]}, "`--crop_sides` must lie between"),
-        ({"guidance_jitter": 0.2}, "`--guidance_jitter` must be at least 0 and goes with `--view`, got 0.2"),
+        (
+            {"guidance_jitter": 0.2},
+            "`--guidance_jitter` must be at least 0 and goes with `--view`, got 0.2",
+        ),
         ({"view": 16}, "`--view` must be at least the one `--resolution`"),
-        ({"crops_per_view": 2}, "`--crops_per_view` must be at least 1 and goes with `--view`, got 2"),
-        ({"view": 64, "guidance": False}, "`--view` must be at least the one `--resolution`, with `--guidance`"),
+        (
+            {"crops_per_view": 2},
+            "`--crops_per_view` must be at least 1 and goes with `--view`, got 2",
+        ),
+        (
+            {"view": 64, "guidance": False},
+            "`--view` must be at least the one `--resolution`, with `--guidance`",
+        ),
         ({"painted_from": "noise"}, "`--painted_from` must be cleaned or degraded, got 'noise'"),
-        ({"guided_degradations": ["fog"]}, "`--guided_degradations` takes all, or some of .* got fog"),
+        (
+            {"guided_degradations": ["fog"]},
+            "`--guided_degradations` takes all, or some of .* got fog",
+        ),
         ({"guided_degradations": ["haze:2"]}, "got haze:2"),
-        ({"trains": "backbone"}, "`--trains` must be all, guidance, condition or experts, got 'backbone'"),
+        (
+            {"trains": "backbone"},
+            "`--trains` must be all, guidance, condition or experts, got 'backbone'",
+        ),
         ({"told_share": 1.5}, "`--told_share` must lie in 0 to 1, got 1.5"),
         ({"labels": ["fog"]}, "`--labels` takes all, or some of noise, .* got fog"),
         ({"pair_label": ["fog"]}, "`--pair_label` takes noise, .*, or clean; got 'fog'"),
@@ -693,13 +913,28 @@ def test_a_view_that_makes_no_sense_is_refused(wrong, message):
 
 @pytest.mark.parametrize("option", [{"new_guidance": True}, {"guided_degradations": ["haze"]}])
 def test_what_guidance_asks_for_is_refused_without_it(tmp_path, chain, photos, option):
-    with pytest.raises(ValueError, match="`--new_guidance` and `--guided_degradations` need guidance to train with"):
-        run("train_restorer", tmp_path, pretrained_model_name_or_path=chain, train_data_dir=[photos], **option)
+    with pytest.raises(
+        ValueError, match="`--new_guidance` and `--guided_degradations` need guidance to train with"
+    ):
+        run(
+            "train_restorer",
+            tmp_path,
+            pretrained_model_name_or_path=chain,
+            train_data_dir=[photos],
+            **option,
+        )
 
 
 def test_a_checkpoint_says_what_its_guidance_is_good_for(tmp_path, chain, photos):
-    start = {"train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8], "pretrained_model_name_or_path": chain}
-    said = run("train_restorer", tmp_path / "said", **start, guided_degradations=["haze", "lowlight"])
+    start = {
+        "train_data_dir": [photos],
+        "view": 36,
+        "matcher_widths": [4, 6, 8],
+        "pretrained_model_name_or_path": chain,
+    }
+    said = run(
+        "train_restorer", tmp_path / "said", **start, guided_degradations=["haze", "lowlight"]
+    )
     assert load(said / "pipeline").config.guided_degradations == ["haze", "lowlight"]
     start |= {"pretrained_model_name_or_path": str(said / "pipeline"), "matcher_widths": []}
     kept = run("train_restorer", tmp_path / "kept", **start)
@@ -710,11 +945,22 @@ def test_a_checkpoint_says_what_its_guidance_is_good_for(tmp_path, chain, photos
 
 def test_painting_in_the_loop_needs_a_chain(tmp_path, photos):
     with pytest.raises(ValueError, match="This stage needs image_encoder, mapper"):
-        run("train_restorer", tmp_path, train_data_dir=[photos], view=36, restorer_config=small_restorer())
+        run(
+            "train_restorer",
+            tmp_path,
+            train_data_dir=[photos],
+            view=36,
+            restorer_config=small_restorer(),
+        )
 
 
 def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, photos):
-    start = {"pretrained_model_name_or_path": chain, "train_data_dir": [photos], "view": 36, "matcher_widths": [4, 6, 8]}
+    start = {
+        "pretrained_model_name_or_path": chain,
+        "train_data_dir": [photos],
+        "view": 36,
+        "matcher_widths": [4, 6, 8],
+    }
     output = run("train_restorer", tmp_path, **start, trains="guidance", checkpointing_steps=2)
     names = {name for name in trained(output / "checkpoint-2") if name.startswith("restorer.")}
     assert names and all("fusion" in name for name in names)
@@ -728,8 +974,17 @@ def test_only_what_guidance_adds_trains_on_a_frozen_backbone(tmp_path, chain, ph
 
 @pytest.mark.parametrize("trains", ["all", "condition", "experts"])
 def test_a_blind_network_learns_to_be_told(tmp_path, photos, trains):
-    blind = run("train_restorer", tmp_path / "blind", train_data_dir=[photos], restorer_config=small_restorer())
-    start = {"pretrained_model_name_or_path": str(blind / "pipeline"), "train_data_dir": [photos], "labels": ["all"]}
+    blind = run(
+        "train_restorer",
+        tmp_path / "blind",
+        train_data_dir=[photos],
+        restorer_config=small_restorer(),
+    )
+    start = {
+        "pretrained_model_name_or_path": str(blind / "pipeline"),
+        "train_data_dir": [photos],
+        "labels": ["all"],
+    }
     start |= {
         "expert_rank": 2,
         "trains": trains,
@@ -745,36 +1000,74 @@ def test_a_blind_network_learns_to_be_told(tmp_path, photos, trains):
     assert same == (trains == "experts")  # experts alone leave the blind network as it was
     noise, haze = (after.restore(image, removed=[[label]])[0] for label in ("noise", "haze"))
     assert not torch.equal(noise, haze)
-    names = {name for name, value in after.restorer.state_dict().items() if name in before.restorer.state_dict()}
-    moved = any(not torch.equal(before.restorer.state_dict()[name], after.restorer.state_dict()[name]) for name in names)
+    names = {
+        name
+        for name, value in after.restorer.state_dict().items()
+        if name in before.restorer.state_dict()
+    }
+    moved = any(
+        not torch.equal(before.restorer.state_dict()[name], after.restorer.state_dict()[name])
+        for name in names
+    )
     assert moved == (trains == "all")
 
 
 def test_a_cleaner_learns_to_be_told(tmp_path, photos):
-    blind = write_chain(tmp_path / "chain", cleaner=TextualCleaner(tiny.WORD_DIM, tiny.NUM_WORDS, width=16, residual=True))
-    start = {"pretrained_model_name_or_path": blind, "train_data_dir": [photos], "degradations": ["noise:25", "haze:1"]}
-    start |= {"labels": ["all"], "diffusion_weight": 0.0, "word_weight": 1.0, "learning_rate": 1e-2, "max_train_steps": 6}
+    blind = write_chain(
+        tmp_path / "chain",
+        cleaner=TextualCleaner(tiny.WORD_DIM, tiny.NUM_WORDS, width=16, residual=True),
+    )
+    start = {
+        "pretrained_model_name_or_path": blind,
+        "train_data_dir": [photos],
+        "degradations": ["noise:25", "haze:1"],
+    }
+    start |= {
+        "labels": ["all"],
+        "diffusion_weight": 0.0,
+        "word_weight": 1.0,
+        "learning_rate": 1e-2,
+        "max_train_steps": 6,
+    }
     pipe = load(run("train_cleaner", tmp_path / "told", **start) / "pipeline")
     words = torch.randn(2, tiny.NUM_WORDS, tiny.WORD_DIM)
-    noise, haze = (pipe.cleaner(words, **pipe.condition_of(pipe.cleaner, [[label]] * 2, words)) for label in ("noise", "haze"))
+    noise, haze = (
+        pipe.cleaner(words, **pipe.condition_of(pipe.cleaner, [[label]] * 2, words))
+        for label in ("noise", "haze")
+    )
     assert not torch.equal(noise, haze)
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"trains": "experts"}, "`--trains experts` needs a network that can be told what to remove; add `--labels all`"),
+        (
+            {"trains": "experts"},
+            "`--trains experts` needs a network that can be told what to remove; add `--labels "
+            "all`",
+        ),
         (
             {"labels": ["noise"], "degradations": ["haze:1"]},
             "The training data suffers from haze, for which the network has no label",
         ),
-        ({"labels": ["noise"], "rank": 2}, "`--rank` adapts a network that is trained already, and the condition is new"),
+        (
+            {"labels": ["noise"], "rank": 2},
+            "`--rank` adapts a network that is trained already, and the condition is new",
+        ),
     ],
 )
 def test_what_a_network_cannot_be_told_is_refused(tmp_path, photos, knobs, message):
-    blind = run("train_restorer", tmp_path / "blind", train_data_dir=[photos], restorer_config=small_restorer())
+    blind = run(
+        "train_restorer",
+        tmp_path / "blind",
+        train_data_dir=[photos],
+        restorer_config=small_restorer(),
+    )
     with pytest.raises(ValueError, match=message):
-        start = {"pretrained_model_name_or_path": str(blind / "pipeline"), "train_data_dir": [photos]}
+        start = {
+            "pretrained_model_name_or_path": str(blind / "pipeline"),
+            "train_data_dir": [photos],
+        }
         run("train_restorer", tmp_path / "told", **start, **knobs)
 
 
@@ -782,11 +1075,17 @@ def test_labels_belong_to_networks_that_take_a_condition(tmp_path, photos):
     start = TextGuidedRestorationPipeline(restorer=tiny.transformer(guided=False))
     start.save_pretrained(tmp_path / "restormer")
     with pytest.raises(ValueError, match="Restormer takes no condition; `--labels` needs a NAFNet"):
-        knobs = {"pretrained_model_name_or_path": str(tmp_path / "restormer"), "train_data_dir": [photos]}
+        knobs = {
+            "pretrained_model_name_or_path": str(tmp_path / "restormer"),
+            "train_data_dir": [photos],
+        }
         run("train_restorer", tmp_path / "told", **knobs, labels=["all"])
 
 
 def test_benchmarks_know_what_their_pairs_suffer_from():
-    assert stage.source_labels("gopro:/data", [], 0) == ("blur",) and stage.source_labels("photos", [], 0) == ()
+    assert (
+        stage.source_labels("gopro:/data", [], 0) == ("blur",)
+        and stage.source_labels("photos", [], 0) == ()
+    )
     assert stage.source_labels("photos", ["clean", "lowlight+noise"], 1) == ("lowlight", "noise")
     assert stage.source_labels("lol:/data", ["rain"], 3) == ("rain",)

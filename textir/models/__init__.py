@@ -1,4 +1,5 @@
-"""The networks, a file for each box of the figure; every file is self-contained so that it can travel to the Hub alone."""
+"""The networks, a file for each box of the figure; every file is self-contained so that it can
+travel to the Hub alone."""
 
 from textir.models.degradation_detector import DegradationDetector
 from textir.models.drsformer import DRSformer

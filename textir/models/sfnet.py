@@ -1,7 +1,9 @@
-"""SFNet: a convolutional U with branches that split features into low and high frequencies and weigh them.
+"""SFNet: a convolutional U with branches that split features into low and high frequencies and
+weigh them.
 
-Cui et al., *Selective Frequency Network for Image Restoration* (ICLR 2023). Written from the paper; guidance enters as in Lin et al.
-(CVPR 2024). The published network returns three scales in training; `forward` returns the full-size one, and with `all_scales` all three.
+Cui et al., *Selective Frequency Network for Image Restoration* (ICLR 2023). Written from the paper;
+guidance enters as in Lin et al. (CVPR 2024). The published network returns three scales in
+training; `forward` returns the full-size one, and with `all_scales` all three.
 """
 
 import torch
@@ -11,12 +13,13 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
-Share = float | None  # of height and width, of the neighbourhood over which means are taken; `None` is the image
+# Of height and width, of the neighbourhood over which means are taken; `None` is the image.
+Share = float | None
 
 
 def local_mean(x: torch.Tensor, share: Share) -> torch.Tensor:
-    """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `share` below 1 over that share of the sides around each pixel, moved
-    inwards at the border, `(B, C, H, W)`."""
+    """Mean of `(B, C, H, W)` over the image, `(B, C, 1, 1)`; with a `share` below 1 over that share
+    of the sides around each pixel, moved inwards at the border, `(B, C, H, W)`."""
     if share is None:
         return x.mean((2, 3), keepdim=True)
     mean = banded_mean if torch.onnx.is_in_onnx_export() else sliding_mean
@@ -25,7 +28,8 @@ def local_mean(x: torch.Tensor, share: Share) -> torch.Tensor:
 
 
 def at_least(least: int, size: int) -> int:
-    return size if torch.onnx.is_in_onnx_export() else max(least, size)  # there sizes are not known yet
+    # There sizes are not known yet.
+    return size if torch.onnx.is_in_onnx_export() else max(least, size)
 
 
 def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
@@ -39,14 +43,17 @@ def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
 
 
 def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose cumulated sums are slow besides."""
+    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose
+    cumulated sums are slow besides."""
     places = torch.arange(x.shape[dim], device=x.device)
     starts = (places - (window - 1) // 2).clamp(max=x.shape[dim] - window).clamp(min=0)
     band = ((places[:, None] >= starts) & (places[:, None] < starts + window)).to(x)
     return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
-def conv(in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1) -> nn.Sequential:
+def conv(
+    in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1
+) -> nn.Sequential:
     layers = [nn.Conv2d(in_channels, out_channels, size, stride, size // 2)]
     return nn.Sequential(*layers, nn.GELU()) if activation else nn.Sequential(*layers)
 
@@ -75,7 +82,8 @@ class FrequencyModulation(nn.Module):
 
 
 class DynamicFilter(nn.Module):
-    """A low-pass filter made from the features themselves, one for each of `groups`; what it leaves is the high frequencies."""
+    """A low-pass filter made from the features themselves, one for each of `groups`; what it leaves
+    is the high frequencies."""
 
     def __init__(self, channels: int, size: int, share: Share, groups: int = 8):
         super().__init__()
@@ -87,13 +95,20 @@ class DynamicFilter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channels, height, width = x.shape[1:]
         kernels = self.norm(self.predict(x.mean((2, 3), keepdim=True)))
-        kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)  # (B, groups, 1, size², 1, 1)
+        # (B, groups, 1, size², 1, 1)
+        kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)
         border = self.size // 2
-        padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(1, (self.groups, channels // self.groups))
+        padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(
+            1, (self.groups, channels // self.groups)
+        )
         low = torch.zeros_like(x).unflatten(1, (self.groups, channels // self.groups))
         for i in range(self.size):
             for j in range(self.size):
-                low = low + padded[..., i : i + height, j : j + width] * kernels[:, :, :, i * self.size + j]
+                low = (
+                    low
+                    + padded[..., i : i + height, j : j + width]
+                    * kernels[:, :, :, i * self.size + j]
+                )
         low = low.flatten(1, 2)
         return self.modulate(low, x - low)
 
@@ -124,20 +139,33 @@ class PatchSelection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
-        parts = x.reshape(batch, channels, 2, height // 2, 2, width // 2).permute(0, 1, 2, 4, 3, 5).flatten(1, 3)
+        parts = (
+            x.reshape(batch, channels, 2, height // 2, 2, width // 2)
+            .permute(0, 1, 2, 4, 3, 5)
+            .flatten(1, 3)
+        )
         mean = local_mean(parts, None if self.training else self.share)
         parts = mean * self.low[:, None, None] + (parts - mean) * self.high[:, None, None]
-        return parts.unflatten(1, (channels, 2, 2)).permute(0, 1, 2, 4, 3, 5).reshape(batch, channels, height, width)
+        return (
+            parts.unflatten(1, (channels, 2, 2))
+            .permute(0, 1, 2, 4, 3, 5)
+            .reshape(batch, channels, height, width)
+        )
 
 
 class SFBlock(nn.Module):
-    """Residual block whose features are weighed by frequency between its convolutions; some also filter them dynamically."""
+    """Residual block whose features are weighed by frequency between its convolutions; some also
+    filter them dynamically."""
 
     def __init__(self, channels: int, filters: bool, share: Share):
         super().__init__()
         half = channels // 2
         self.expand = conv(channels, channels, 3)
-        self.filters = nn.ModuleList(DynamicFilter(half, size, share) for size in (3, 5)) if filters else nn.ModuleList()
+        self.filters = (
+            nn.ModuleList(DynamicFilter(half, size, share) for size in (3, 5))
+            if filters
+            else nn.ModuleList()
+        )
         self.global_selection = GlobalSelection(half, share)
         self.patch_selection = PatchSelection(half, share)
         self.project = conv(channels, channels, 3, activation=False)
@@ -146,7 +174,9 @@ class SFBlock(nn.Module):
         first, second = self.expand(x).chunk(2, dim=1)
         if len(self.filters):
             first, second = self.filters[0](first), self.filters[1](second)
-        return x + self.project(torch.cat([self.global_selection(first), self.patch_selection(second)], dim=1))
+        return x + self.project(
+            torch.cat([self.global_selection(first), self.patch_selection(second)], dim=1)
+        )
 
 
 class ImagePyramid(nn.Module):
@@ -168,7 +198,8 @@ class ImagePyramid(nn.Module):
 
 
 class GuidanceFusion(nn.Module):
-    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero."""
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature
+    maps, gated from zero."""
 
     def __init__(self, channels: int, guidance_channels: int, share: Share):
         super().__init__()
@@ -176,13 +207,16 @@ class GuidanceFusion(nn.Module):
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
-    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor
+    ) -> torch.Tensor:
         guidance = fit(guidance, *x.shape[-2:]).to(x)
         return x + strength * self.alpha * self.project(self.block(torch.cat([x, guidance], dim=1)))
 
 
 def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Crop features at the right and bottom, or repeat their border there, until they are `height` x `width`."""
+    """Crop features at the right and bottom, or repeat their border there, until they are `height`
+    x `width`."""
     features = features[..., :height, :width]
     missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
     return F.pad(features, missing, mode="replicate") if any(missing) else features
@@ -195,11 +229,12 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         in_channels: channels of the image.
         width: channels of the finest level; each of the two deeper levels doubles them.
         depth: blocks of each encoder and decoder group; the last of each filters dynamically.
-        pooling_share: share of height and width, in steps of 1/256 below 1, over which means are taken outside training; `None` takes the
-            whole image (Chu et al., *Improving Image Restoration by Revisiting Global Information Aggregation*, ECCV 2022). Published
-            for outdoor haze with 210 / 256. Dynamic filters always follow from the whole image.
-        guidance_channels: channels of the guidance features, one for each of the three levels, the deepest being the middle; `None` builds
-            a network that takes no guidance.
+        pooling_share: share of height and width, in steps of 1/256 below 1, over which means are
+            taken outside training; `None` takes the whole image (Chu et al., *Improving Image
+            Restoration by Revisiting Global Information Aggregation*, ECCV 2022). Published for
+            outdoor haze with 210 / 256. Dynamic filters always follow from the whole image.
+        guidance_channels: channels of the guidance features, one for each of the three levels, the
+            deepest being the middle; `None` builds a network that takes no guidance.
         fusion: where guidance enters: `encoder`, `decoder`, or `both`.
     """
 
@@ -208,7 +243,12 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["SFBlock"]
     _lora_layers = r".*(expand|project)\.0"
 
-    guidance_widths = (32, 64, 128)  # of a matcher that costs a small part of the network, finest level first
+    # Of a matcher that costs a small part of the network, finest level first.
+    guidance_widths = (
+        32,
+        64,
+        128,
+    )
     num_levels = 3  # each takes guidance
     num_scales = 3  # each restores an image, to be compared with the clean one in training
 
@@ -226,9 +266,15 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if fusion not in ("encoder", "decoder", "both"):
             raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
         if guidance_channels is not None and len(guidance_channels) != 3:
-            raise ValueError(f"`guidance_channels` must have 3 entries, one a level, got {len(guidance_channels)}.")
+            raise ValueError(
+                "`guidance_channels` must have 3 entries, one a level, got "
+                f"{len(guidance_channels)}."
+            )
         if pooling_share is not None and not 0 < pooling_share < 1:
-            raise ValueError(f"`pooling_share` must lie between 0 and 1, or be None for the whole image, got {pooling_share}.")
+            raise ValueError(
+                "`pooling_share` must lie between 0 and 1, or be None for the whole image, got "
+                f"{pooling_share}."
+            )
         widths = [width, 2 * width, 4 * width]
         self.embed = conv(in_channels, width, 3)
         self.pyramid = nn.ModuleList(ImagePyramid(in_channels, c) for c in widths[1:])
@@ -237,11 +283,17 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.decoders = nn.ModuleList(self._group(c, depth, pooling_share) for c in widths[::-1])
         self.ups = nn.ModuleList(up_conv(2 * c, c) for c in (widths[1], widths[0]))
         self.reduces = nn.ModuleList(conv(2 * c, c, 1) for c in (widths[1], widths[0]))
-        self.outputs = nn.ModuleList(conv(c, in_channels, 3, activation=False) for c in widths[::-1])
+        self.outputs = nn.ModuleList(
+            conv(c, in_channels, 3, activation=False) for c in widths[::-1]
+        )
 
         fusions = [(*shape, pooling_share) for shape in zip(widths, guidance_channels or ())]
-        self.encoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions if fusion != "decoder" else []))
-        self.decoder_fusions = nn.ModuleList(GuidanceFusion(*shape) for shape in (fusions[-2::-1] if fusion != "encoder" else []))
+        self.encoder_fusions = nn.ModuleList(
+            GuidanceFusion(*shape) for shape in (fusions if fusion != "decoder" else [])
+        )
+        self.decoder_fusions = nn.ModuleList(
+            GuidanceFusion(*shape) for shape in (fusions[-2::-1] if fusion != "encoder" else [])
+        )
         self.gradient_checkpointing = False
 
     @staticmethod
@@ -264,27 +316,45 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Args:
             degraded: `(B, C, H, W)` in [0, 1], any size.
-            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
-            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
-            all_scales: return the smaller images too, which training compares with the reduced clean image. An argument and no method of
-                its own, because the wrapper that joins the gradients of several processes hears of `forward` alone.
+            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as
+                a matcher returns them.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B,
+                1, 1, 1)`, one for each image.
+            all_scales: return the smaller images too, which training compares with the reduced
+                clean image. An argument and no method of its own, because the wrapper that joins
+                the gradients of several processes hears of `forward` alone.
 
         Returns:
-            restored images `(B, C, H, W)`, not clipped; with `all_scales` a list of three, coarsest first: at a quarter, half and full
-            size, `(B, C, ceil(H / 4), ceil(W / 4))` and so on.
+            restored images `(B, C, H, W)`, not clipped; with `all_scales` a list of three, coarsest
+            first: at a quarter, half and full size, `(B, C, ceil(H / 4), ceil(W / 4))` and so on.
 
         Raises:
-            ValueError: if guidance is given to a network built without it, or with another number of levels.
+            ValueError: if guidance is given to a network built without it, or with another number
+                of levels.
         """
         if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
-            raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
-        guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
+            raise ValueError(
+                f"`degraded` must be (B, {self.config.in_channels}, H, W), got "
+                f"{tuple(degraded.shape)}."
+            )
+        guidance = (
+            self._check_guidance(guidance_features)
+            if torch.is_tensor(strength) or strength
+            else None
+        )
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         # At least 16 pixels, because the filters reflect two of a quarter of the size.
         sides = [at_least(2 * multiple, side + -side % multiple) for side in (height, width)]
-        image = fit(degraded, *sides).contiguous()  # channels first, which suits wide 3 x 3 convolutions on processors
-        images = [image, image[..., ::2, ::2], image[..., ::4, ::4]]  # nearest-neighbour reduction, as published
+        image = fit(
+            degraded, *sides
+        ).contiguous()  # channels first, which suits wide 3 x 3 convolutions on processors
+        # Nearest-neighbour reduction, as published.
+        images = [
+            image,
+            image[..., ::2, ::2],
+            image[..., ::4, ::4],
+        ]
 
         x, skips = self.embed(image), []
         for level, encoder in enumerate(self.encoders):
@@ -301,7 +371,9 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = self._fuse(self.decoder_fusions, i - 1, x, guidance, 2 - i, strength)
             x = self._run(decoder, x)
             factor = 2 ** (2 - i)
-            scales.append((output(x) + images[2 - i])[..., : -(-height // factor), : -(-width // factor)])
+            scales.append(
+                (output(x) + images[2 - i])[..., : -(-height // factor), : -(-width // factor)]
+            )
         return scales if all_scales else scales[-1]
 
     def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
@@ -309,14 +381,24 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if features is None:
             return None
         if expected is None:
-            raise ValueError("This SFNet takes no guidance; build it with `guidance_channels`, or pass no `guidance_features`.")
+            raise ValueError(
+                "This SFNet takes no guidance; build it with `guidance_channels`, or pass no "
+                "`guidance_features`."
+            )
         channels = [f.shape[1] for f in features]
         if channels != list(expected):
-            raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
+            raise ValueError(
+                f"`guidance_features` must have {list(expected)} channels, finest level first, got "
+                f"{channels}."
+            )
         return features
 
     def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
-        return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
+        return (
+            fusions[index](x, guidance[level], strength)
+            if guidance is not None and len(fusions)
+            else x
+        )
 
     def _run(self, group: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
         for block in group:

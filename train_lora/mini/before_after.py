@@ -44,7 +44,9 @@ def before_and_after(
 def draw(pipe: TextGuidedRestorationPipeline) -> Image.Image:
     """The figure: two pairs in each row, what is wrong written above."""
     rows, columns = -(-len(PAIRS) // 2), 2
-    sheet = Image.new("RGB", (columns * (2 * WIDTH + GAP) - GAP, rows * (HEIGHT + CAPTION)), "white")
+    sheet = Image.new(
+        "RGB", (columns * (2 * WIDTH + GAP) - GAP, rows * (HEIGHT + CAPTION)), "white"
+    )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for number, (name, photo, (top, left), recipe, task) in enumerate(PAIRS):
         x, y = number % columns * (2 * WIDTH + GAP), number // columns * (HEIGHT + CAPTION)

@@ -1,4 +1,5 @@
-"""A foundation stage must reach what the next one builds on; otherwise the chain of stages stops here."""
+"""A foundation stage must reach what the next one builds on; otherwise the chain of stages stops
+here."""
 
 import sys
 from collections.abc import Callable
@@ -19,8 +20,8 @@ def pass_gate(
     render: Callable[[torch.Tensor, str | None], dict[str, torch.Tensor]],
     against: str | None = None,
 ) -> None:
-    """Print the gate of a stage, the mean of its validation scores (less those named `against`), and stop with an error where it is
-    not reached.
+    """Print the gate of a stage, the mean of its validation scores (less those named `against`),
+    and stop with an error where it is not reached.
 
     Raises:
         ValueError: if the score is below `least`. Its checkpoint is there to go on from.
@@ -36,4 +37,7 @@ def pass_gate(
     reached = sum(own) / len(own) - (sum(yardstick.values()) / len(yardstick) if yardstick else 0)
     print(f"gate of {name}: {reached:.2f} dB reached, {least:.2f} dB asked for", flush=True)
     if reached < least:
-        raise ValueError(f"The gate of {name} is missed; train longer (`--max_train_steps`, `--resume_from_checkpoint latest`).")
+        raise ValueError(
+            f"The gate of {name} is missed; train longer (`--max_train_steps`, "
+            "`--resume_from_checkpoint latest`)."
+        )

@@ -1,15 +1,20 @@
 """Foundation 3: text encoder and UNet learn to paint a photo from its words.
 
-    python -m train_lora.mini.train_painter --pretrained_model_name_or_path runs/mini/words/pipeline --train_data_dir PHOTOS \
-        --captions captions.jsonl --degradations noise:5..50 rain haze clean --readout runs/mini/words/readout.safetensors \
+    python -m train_lora.mini.train_painter --pretrained_model_name_or_path \
+        runs/mini/words/pipeline \
+        --train_data_dir PHOTOS \
+        --captions captions.jsonl --degradations noise:5..50 rain haze clean \
+        --readout runs/mini/words/readout.safetensors \
         --validation_data_dir HELD_OUT --output_dir runs/mini/painter
 
-Image encoder, mapper, cleaner and VAE are frozen, words and latents can be cached. The UNet predicts `v` with zero terminal SNR. It paints from
-noise what the words say, half of the time from the last timestep, where one step must paint everything; and, where there is a cleaner,
-it paints from the slightly noised latents of the degraded image: by cleaned words the clean photo, by degraded words the degraded one,
-so that the words need to bring the appearance only. A share of the clean photos is painted by a caption or by nothing, so that prompts
-and classifier-free guidance mean something. Gate: one step from noise paints held-out photos within half a dB of the linear read-out
-of their words. A checkpoint that has a UNet is trained on.
+Image encoder, mapper, cleaner and VAE are frozen, words and latents can be cached. The UNet
+predicts `v` with zero terminal SNR. It paints from noise what the words say, half of the time from
+the last timestep, where one step must paint everything; and, where there is a cleaner, it paints
+from the slightly noised latents of the degraded image: by cleaned words the clean photo, by
+degraded words the degraded one, so that the words need to bring the appearance only. A share of the
+clean photos is painted by a caption or by nothing, so that prompts and classifier-free guidance
+mean something. Gate: one step from noise paints held-out photos within half a dB of the linear
+read-out of their words. A checkpoint that has a UNet is trained on.
 """
 
 from dataclasses import dataclass
@@ -27,7 +32,16 @@ from textir.models import PositionedUNet
 from textir.training import TrainingRun, knob, run_script
 from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.mini.train_words import ReadOut, read_captions
-from train_lora.stage import StageConfig, TrainingData, encoded_batches, load_chain, need, place, publish, validate
+from train_lora.stage import (
+    StageConfig,
+    TrainingData,
+    encoded_batches,
+    load_chain,
+    need,
+    place,
+    publish,
+    validate,
+)
 
 
 @dataclass(kw_only=True)
@@ -44,16 +58,33 @@ class Config(StageConfig):
     use_ema: bool = True
     guidance_size: int = knob(64, "side of the guidance in pixels")
     block_out_channels: list[int] = knob([64, 96], "channels of the levels of a new UNet")
-    last_step_share: float = knob(0.5, "share of samples at the last timestep, where one step must paint everything")
-    caption_share: float = knob(0.1, "share of samples painted from a caption, of photos that have one")
-    empty_share: float = knob(0.05, "share of samples painted from an empty prompt, for classifier-free guidance")
-    clean_share: float = knob(0.3, "share of samples that paint from noise the clean photo from its own words")
-    image_share: float = knob(
-        0.5, "share of samples that paint from the degraded image, with a cleaner; the rest paint it from noise"
+    last_step_share: float = knob(
+        0.5, "share of samples at the last timestep, where one step must paint everything"
     )
-    uncleaned_share: float = knob(0.15, "of those, the share whose words stay degraded and that paint the image as it is")
-    init_strength: float = knob(0.15, "how far towards noise the degraded image is taken, half more or less; 1 is noise alone")
-    num_cached_samples: int = knob(0, "encode so many samples once and go round them; 0 makes fresh ones forever")
+    caption_share: float = knob(
+        0.1, "share of samples painted from a caption, of photos that have one"
+    )
+    empty_share: float = knob(
+        0.05, "share of samples painted from an empty prompt, for classifier-free guidance"
+    )
+    clean_share: float = knob(
+        0.3, "share of samples that paint from noise the clean photo from its own words"
+    )
+    image_share: float = knob(
+        0.5,
+        "share of samples that paint from the degraded image, with a cleaner; the rest paint it "
+        "from noise",
+    )
+    uncleaned_share: float = knob(
+        0.15, "of those, the share whose words stay degraded and that paint the image as it is"
+    )
+    init_strength: float = knob(
+        0.15,
+        "how far towards noise the degraded image is taken, half more or less; 1 is noise alone",
+    )
+    num_cached_samples: int = knob(
+        0, "encode so many samples once and go round them; 0 makes fresh ones forever"
+    )
     gate: float = knob(0.5, "how far in dB the painting may stay behind the read-out")
 
 
@@ -65,7 +96,9 @@ def main(config: Config) -> TrainingRun:
     if pipe.unet is None:
         add_unet(pipe, config)
     if pipe.cleaner is not None:
-        pipe.register_to_config(default_guidance_init="image", default_init_strength=config.init_strength)
+        pipe.register_to_config(
+            default_guidance_init="image", default_init_strength=config.init_strength
+        )
     models = make_trainable(pipe, ["text_encoder", "unet"])
     pipe.unet.requires_grad_(True)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -78,30 +111,65 @@ def main(config: Config) -> TrainingRun:
     @torch.no_grad()
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         kind = draw_kinds(batch["index"], config, pipe.cleaner is not None)
-        clean, from_image, cleaned = (kind[name].to(run.device) for name in ("clean", "from_image", "cleaned"))
-        seen = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
+        clean, from_image, cleaned = (
+            kind[name].to(run.device) for name in ("clean", "from_image", "cleaned")
+        )
+        seen = torch.where(
+            clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1)
+        )
         painted = torch.where((clean | cleaned)[:, None, None, None], batch["clean"], seen)
         words = pipe.mapper(pipe.encode_image(seen).float())
         if pipe.cleaner is not None:
             words = torch.where(cleaned[:, None, None], pipe.cleaner(words), words)
-        latents = pipe.encode_latents(F.interpolate(painted, (config.guidance_size,) * 2, mode="area"))
+        latents = pipe.encode_latents(
+            F.interpolate(painted, (config.guidance_size,) * 2, mode="area")
+        )
         start = latents.clone()
         if cleaned.any():  # elsewhere what is seen is what is painted
-            start[cleaned] = pipe.encode_latents(F.interpolate(seen[cleaned], (config.guidance_size,) * 2, mode="area"))
-        from_photo = {"source": batch["source"], "photo": batch["photo"], "is_clean": clean | cleaned}
-        return {"words": words, "latents": latents, "start": start, "from_image": from_image, **from_photo}
+            start[cleaned] = pipe.encode_latents(
+                F.interpolate(seen[cleaned], (config.guidance_size,) * 2, mode="area")
+            )
+        from_photo = {
+            "source": batch["source"],
+            "photo": batch["photo"],
+            "is_clean": clean | cleaned,
+        }
+        return {
+            "words": words,
+            "latents": latents,
+            "start": start,
+            "from_image": from_image,
+            **from_photo,
+        }
 
-    for batch in encoded_batches(run, pipe, data.crops(config.resolution), encode, config.num_cached_samples):
+    for batch in encoded_batches(
+        run, pipe, data.crops(config.resolution), encode, config.num_cached_samples
+    ):
         with run.accumulate():
             latents, index = batch["latents"], batch["index"]
-            noise, timesteps = draw_noise(index, latents.shape[1:], noise_scheduler, config.seed, run.device)
-            draws = torch.stack([torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i))) for i in index])
+            noise, timesteps = draw_noise(
+                index, latents.shape[1:], noise_scheduler, config.seed, run.device
+            )
+            draws = torch.stack(
+                [
+                    torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i)))
+                    for i in index
+                ]
+            )
             chance, share = draws.to(run.device).unbind(1)
             timesteps = torch.where(chance < config.last_step_share, last, timesteps.clamp(min=1))
             near = near_timesteps(chance, config.init_strength, noise_scheduler)
             timesteps = torch.where(batch["from_image"].bool(), near, timesteps)
             embeds = prompt(pipe, data, captions, batch, share, config)
-            loss = diffusion_loss(run.models["unet"], noise_scheduler, latents, embeds, noise, timesteps, start=batch["start"])
+            loss = diffusion_loss(
+                run.models["unet"],
+                noise_scheduler,
+                latents,
+                embeds,
+                noise,
+                timesteps,
+                start=batch["start"],
+            )
             run.update(loss, len(latents))
         if run.due(config.validation_steps):
             validate(run, config, WHOLE, paint(pipe, config))
@@ -114,12 +182,15 @@ def main(config: Config) -> TrainingRun:
 
 
 def draw_kinds(index: torch.Tensor, config: Config, has_cleaner: bool) -> dict[str, torch.Tensor]:
-    """What each sample `(B,)` paints: `clean` its clean photo by its own words; `from_image` starts from the degraded image, by `cleaned`
-    words or by its own; the others paint the degraded image from noise."""
+    """What each sample `(B,)` paints: `clean` its clean photo by its own words; `from_image` starts
+    from the degraded image, by `cleaned` words or by its own; the others paint the degraded image
+    from noise."""
     place = (index.cpu().double() * 0.6180339887) % 1  # spreads evenly over [0, 1)
     clean = place < config.clean_share
     from_image = ~clean & (place < config.clean_share + config.image_share) & has_cleaner
-    cleaned = from_image & (place >= config.clean_share + config.image_share * config.uncleaned_share)
+    cleaned = from_image & (
+        place >= config.clean_share + config.image_share * config.uncleaned_share
+    )
     return {"clean": clean, "from_image": from_image, "cleaned": cleaned}
 
 
@@ -147,14 +218,21 @@ def add_unet(pipe, config: Config) -> None:
         set_alpha_to_one=True,
     )
     pipe.register_modules(unet=unet, scheduler=scheduler)
-    pipe.register_to_config(default_num_inference_steps=1, default_guidance_scale=1.0, square_guidance=True)
+    pipe.register_to_config(
+        default_num_inference_steps=1, default_guidance_scale=1.0, square_guidance=True
+    )
 
 
-def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.Tensor, config: Config) -> torch.Tensor:
-    """Prompt embeddings of a batch: of the pseudo-words, for a share of the clean photos of a caption or of nothing."""
+def prompt(
+    pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.Tensor, config: Config
+) -> torch.Tensor:
+    """Prompt embeddings of a batch: of the pseudo-words, for a share of the clean photos of a
+    caption or of nothing."""
     embeds = pipe.encode_words(batch["words"])
     texts = {}
-    for row, (draw, source, photo) in enumerate(zip(chance.tolist(), batch["source"].tolist(), batch["photo"].tolist())):
+    for row, (draw, source, photo) in enumerate(
+        zip(chance.tolist(), batch["source"].tolist(), batch["photo"].tolist())
+    ):
         if not batch["is_clean"][row]:
             continue
         said = captions.get(data.sources[int(source)].entries[int(photo)].clean.stem)
@@ -169,13 +247,19 @@ def prompt(pipe, data: TrainingData, captions: dict, batch: dict, chance: torch.
 
 
 def paint(pipe, config: Config):
-    """What one step paints from the words of an image, beside what a matrix reads from them and the image itself, at one size."""
+    """What one step paints from the words of an image, beside what a matrix reads from them and the
+    image itself, at one size."""
     weights = load_file(config.readout) if config.readout else None
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
-        painted = pipe.guide(degraded, "degraded", guidance_init="noise", generator=generator).images.float()
-        rendered = {"painted": painted, "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area")}
+        painted = pipe.guide(
+            degraded, "degraded", guidance_init="noise", generator=generator
+        ).images.float()
+        rendered = {
+            "painted": painted,
+            "clean": F.interpolate(degraded.clamp(0, 1), painted.shape[-2:], mode="area"),
+        }
         if weights is not None:
             words = pipe.mapper(pipe.encode_image(degraded).float())
             head = ReadOut(words.shape[1], words.shape[2]).to(words.device)
@@ -187,14 +271,20 @@ def paint(pipe, config: Config):
 
 
 def guide(pipe, config: Config):
-    """The guidance that a restorer would get, from words as they are and from cleaned ones, beside the degraded image at its size."""
+    """The guidance that a restorer would get, from words as they are and from cleaned ones, beside
+    the degraded image at its size."""
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
         guidance = {
-            words: pipe.guide(degraded, words, generator=torch.Generator().manual_seed(0)).images.float()
+            words: pipe.guide(
+                degraded, words, generator=torch.Generator().manual_seed(0)
+            ).images.float()
             for words in ("degraded", "cleaned")
         }
-        return {"input": F.interpolate(degraded, guidance["cleaned"].shape[-2:], mode="area"), **guidance}
+        return {
+            "input": F.interpolate(degraded, guidance["cleaned"].shape[-2:], mode="area"),
+            **guidance,
+        }
 
     return render
 

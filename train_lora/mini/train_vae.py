@@ -1,9 +1,11 @@
 """Foundation 1: a small VAE, 64 x 64 pixels to 16 x 16 latents.
 
-    python -m train_lora.mini.train_vae --train_data_dir PHOTOS --validation_data_dir HELD_OUT --output_dir runs/mini/vae
+    python -m train_lora.mini.train_vae --train_data_dir PHOTOS --validation_data_dir HELD_OUT \
+        --output_dir runs/mini/vae
 
-The encoder is not trained but computed: principal components of 4 x 4 squares, written into the convolutions of diffusers'
-`AutoencoderTiny`, so that latents are white from the start. The decoder learns to undo it. Gate: 26 dB on held-out photos.
+The encoder is not trained but computed: principal components of 4 x 4 squares, written into the
+convolutions of diffusers' `AutoencoderTiny`, so that latents are white from the start. The decoder
+learns to undo it. Gate: 26 dB on held-out photos.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ LATENT_STD = 0.7  # the decoder squeezes its input with tanh; this much of it pa
 
 @dataclass(kw_only=True)
 class Config(StageConfig):
-    degradations: list[str] = knob(["clean"], "guidance is clean, and so is what the decoder learns from")
+    degradations: list[str] = knob(
+        ["clean"], "guidance is clean, and so is what the decoder learns from"
+    )
     resolution: int = 64
     min_share: float | None = knob(0.4, "whole photos in small")
     train_batch_size: int = 32
@@ -76,8 +80,9 @@ def build_vae(config: Config) -> AutoencoderTiny:
 
 @torch.no_grad()
 def set_components(vae: AutoencoderTiny, images: torch.Tensor) -> None:
-    """Make the encoder the whitened principal components of the 4 x 4 squares of `images` `(B, 3, H, W)` in [0, 1]: blocks pass their
-    input on (all of it is positive), strided convolutions fold squares into channels, the last convolution projects."""
+    """Make the encoder the whitened principal components of the 4 x 4 squares of `images` `(B, 3,
+    H, W)` in [0, 1]: blocks pass their input on (all of it is positive), strided convolutions fold
+    squares into channels, the last convolution projects."""
     first, *middle, last = (layer for layer in vae.encoder.layers)
     for layer in vae.encoder.layers:
         if isinstance(layer, torch.nn.Conv2d):
@@ -100,7 +105,11 @@ def set_components(vae: AutoencoderTiny, images: torch.Tensor) -> None:
     squares = pixel_unshuffle(pixel_unshuffle(images, 2), 2).movedim(1, -1).flatten(0, 2)
     mean = squares.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((squares - mean).T))
-    kept = vectors[:, -len(last.weight) :].flip(1) / values[-len(last.weight) :].flip(0).clamp(min=1e-8).sqrt() * LATENT_STD
+    kept = (
+        vectors[:, -len(last.weight) :].flip(1)
+        / values[-len(last.weight) :].flip(0).clamp(min=1e-8).sqrt()
+        * LATENT_STD
+    )
     last.weight[:, :channels, 1, 1] = kept.T
     last.bias.copy_(-mean @ kept)
 

@@ -1,11 +1,14 @@
 """Foundation 2: a vocabulary, and the image encoder and mapper that put photos into words near it.
 
-    python -m train_lora.mini.train_words --pretrained_model_name_or_path runs/mini/vae/pipeline --train_data_dir PHOTOS \
-        --captions captions.jsonl --degradations noise:5..50 rain haze clean --validation_data_dir HELD_OUT --output_dir runs/mini/words
+    python -m train_lora.mini.train_words --pretrained_model_name_or_path runs/mini/vae/pipeline \
+        --train_data_dir PHOTOS \
+        --captions captions.jsonl --degradations noise:5..50 rain haze clean \
+        --validation_data_dir HELD_OUT --output_dir runs/mini/words
 
-Encoder and mapper are trained together: from the words of a photo, clean or degraded, a linear head must read that photo at
-16 x 16 pixels, and the words must come near the tokens that describe it: its degradations ("hazy", "rainy", ...; "clean" without any),
-and, of captioned photos, the frequent words of its captions. The UNet plays no part yet. Gate: the head reads held-out photos at 23 dB.
+Encoder and mapper are trained together: from the words of a photo, clean or degraded, a linear head
+must read that photo at 16 x 16 pixels, and the words must come near the tokens that describe it:
+its degradations ("hazy", "rainy", ...; "clean" without any), and, of captioned photos, the frequent
+words of its captions. The UNet plays no part yet. Gate: the head reads held-out photos at 23 dB.
 """
 
 import json
@@ -17,7 +20,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from textir.data import LABELS
 from textir.losses import bag_of_words_loss
@@ -63,7 +73,9 @@ class Config(StageConfig):
     max_train_steps: int = 4000
     use_ema: bool = True
     vocabulary_size: int = 2048
-    content_words: int = knob(400, "how many frequent words of the captions the pseudo-words shall name")
+    content_words: int = knob(
+        400, "how many frequent words of the captions the pseudo-words shall name"
+    )
     clean_share: float = knob(0.3, "share of samples that describe the clean photo")
     naming_weight: float = knob(0.01, "of naming, beside the squared error of reading")
     dim: int = knob(192, "width of image tokens and words")
@@ -74,7 +86,8 @@ class Config(StageConfig):
 
 
 class ReadOut(torch.nn.Module):
-    """Reads a photo of 16 x 16 pixels from its words, linearly: `(B, N, D)` -> `(B, 3, 16, 16)`. Only training needs it."""
+    """Reads a photo of 16 x 16 pixels from its words, linearly: `(B, N, D)` -> `(B, 3, 16, 16)`.
+    Only training needs it."""
 
     def __init__(self, num_words: int, dim: int):
         super().__init__()
@@ -100,18 +113,28 @@ def main(config: Config) -> TrainingRun:
         "readout": ReadOut(config.num_words, config.dim),
         "vocabulary": vocabulary,
     }
-    pipe.image_encoder.post_layernorm.requires_grad_(False)  # behind the last hidden state, which is what the mapper reads
+    # Behind the last hidden state, which is what the mapper reads.
+    pipe.image_encoder.post_layernorm.requires_grad_(False)
     run = TrainingRun(config, models_)
     encoder, mapper, readout, embed = run.models.values()
 
-    for batch in run.batches([(data.crops(config.resolution), config.train_batch_size, config.max_train_steps)]):
+    for batch in run.batches(
+        [(data.crops(config.resolution), config.train_batch_size, config.max_train_steps)]
+    ):
         with run.accumulate():
-            clean = torch.tensor([(int(i) * 0.618034) % 1 < config.clean_share for i in batch["index"]], device=run.device)
-            image = torch.where(clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1))
+            clean = torch.tensor(
+                [(int(i) * 0.618034) % 1 < config.clean_share for i in batch["index"]],
+                device=run.device,
+            )
+            image = torch.where(
+                clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1)
+            )
             words = mapper(encoder(pixel_values=pipe.encoder_pixels(image)).last_hidden_state)
             error = readout(words) - F.interpolate(image, (READ_SIDE, READ_SIDE), mode="area")
             present = describe(batch, clean, labels, names).to(run.device)
-            naming = bag_of_words_loss(words, embed(torch.arange(len(names), device=run.device)), present)
+            naming = bag_of_words_loss(
+                words, embed(torch.arange(len(names), device=run.device)), present
+            )
             run.update(error.float().square().mean() + config.naming_weight * naming, len(image))
         if run.due(config.validation_steps):
             validate(run, config, WHOLE, read(pipe, models_["readout"]))
@@ -152,12 +175,16 @@ def add_networks(pipe, config: Config, captions: dict[str, list[str]]) -> None:
     encoder = CLIPVisionModel(vision)
     with torch.no_grad():
         # The default, a fiftieth of the patches' size, is lost in the mapper's mean over patches.
-        encoder.embeddings.position_embedding.weight[1:] = 0.6 * 2**0.5 * sin_cos_positions(8, config.dim)
+        encoder.embeddings.position_embedding.weight[1:] = (
+            0.6 * 2**0.5 * sin_cos_positions(8, config.dim)
+        )
     pipe.register_modules(
         tokenizer=tokenizer,
         text_encoder=CLIPTextModel(text),
         image_encoder=encoder,
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}
+        ),
         mapper=ImageToTextMapper(config.dim, config.dim, config.num_words, config.mapper_width),
     )
 
@@ -175,7 +202,9 @@ def build_tokenizer(texts: list[str], config: Config) -> CLIPTokenizer:
     """A CLIP tokenizer learnt from captions, in which each word for a degradation is one token."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
     alphabet = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary_size - 2,
@@ -188,7 +217,14 @@ def build_tokenizer(texts: list[str], config: Config) -> CLIPTokenizer:
     bpe.train_from_iterator([*texts, " ".join(emphasis), "a photo of a"], trainer)
     learnt = json.loads(bpe.to_str())["model"]
     pieces = list(
-        dict.fromkeys([*learnt["vocab"], *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"])
+        dict.fromkeys(
+            [
+                *learnt["vocab"],
+                *(letter + "</w>" for letter in alphabet),
+                "<|startoftext|>",
+                "<|endoftext|>",
+            ]
+        )
     )
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(pieces)},
@@ -210,14 +246,22 @@ def read_captions(paths: list[str]) -> dict[str, list[str]]:
                     row["captions"] if "captions" in row else [row["text"]]
                 )
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} must hold JSON lines with file_name and captions (or text): {error!r}.") from None
+            raise ValueError(
+                f"{path} must hold JSON lines with file_name and captions (or text): {error!r}."
+            ) from None
     return captions
 
 
-def named_tokens(tokenizer: CLIPTokenizer, captions: dict[str, list[str]], count: int) -> dict[str, int]:
-    """The words that pseudo-words are taught to come near, with their token: one for each degradation, "clean", and the most frequent
-    content words of the captions that are one token."""
-    words = Counter(word for texts in captions.values() for word in {w.strip(".,!?") for t in texts for w in t.lower().split()})
+def named_tokens(
+    tokenizer: CLIPTokenizer, captions: dict[str, list[str]], count: int
+) -> dict[str, int]:
+    """The words that pseudo-words are taught to come near, with their token: one for each
+    degradation, "clean", and the most frequent content words of the captions that are one token."""
+    words = Counter(
+        word
+        for texts in captions.values()
+        for word in {w.strip(".,!?") for t in texts for w in t.lower().split()}
+    )
     wanted = [DEGRADATION_WORDS[label][0] for label in LABELS if label in DEGRADATION_WORDS]
     wanted += ["clean", *(word for word, _ in words.most_common() if word not in STOP_WORDS)]
     tokens = {}
@@ -228,23 +272,34 @@ def named_tokens(tokenizer: CLIPTokenizer, captions: dict[str, list[str]], count
     return tokens
 
 
-def label_table(data: TrainingData, captions: dict[str, list[str]], names: dict[str, int]) -> list[torch.Tensor]:
-    """For each source `(photos, names)`: which words a photo's captions use; NaN for photos without caption."""
+def label_table(
+    data: TrainingData, captions: dict[str, list[str]], names: dict[str, int]
+) -> list[torch.Tensor]:
+    """For each source `(photos, names)`: which words a photo's captions use; NaN for photos without
+    caption."""
     tables = []
     for source in data.sources:
         table = torch.full((len(source), len(names)), float("nan"))
         for row, entry in enumerate(source.entries):
             if entry.clean.stem in captions:
-                said = {word.strip(".,!?") for text in captions[entry.clean.stem] for word in text.lower().split()}
+                said = {
+                    word.strip(".,!?")
+                    for text in captions[entry.clean.stem]
+                    for word in text.lower().split()
+                }
                 table[row] = torch.tensor([float(word in said) for word in names])
         tables.append(table)
     return tables
 
 
-def describe(batch: dict, clean: torch.Tensor, labels: list[torch.Tensor], names: dict[str, int]) -> torch.Tensor:
+def describe(
+    batch: dict, clean: torch.Tensor, labels: list[torch.Tensor], names: dict[str, int]
+) -> torch.Tensor:
     """Which of the named words fit the described images `(B, names)`."""
     present = torch.stack([labels[int(s)][int(p)] for s, p in zip(batch["source"], batch["photo"])])
-    severity = torch.where(clean.cpu()[:, None], torch.zeros_like(batch["severity"].cpu()), batch["severity"].cpu())
+    severity = torch.where(
+        clean.cpu()[:, None], torch.zeros_like(batch["severity"].cpu()), batch["severity"].cpu()
+    )
     columns = {word: column for column, word in enumerate(names)}
     for index, label in enumerate(LABELS):
         if label in DEGRADATION_WORDS:
@@ -267,9 +322,18 @@ def read(pipe, readout: ReadOut):
 
 
 @torch.no_grad()
-def finish(pipe, readout: ReadOut, vocabulary, names: dict[str, int], data: TrainingData, config: Config, folder: Path) -> None:
-    """Bring words to unit size (small ones are lost on the networks behind), write the named embeddings into the table of the text
-    encoder, and keep the head as the measure for the painter."""
+def finish(
+    pipe,
+    readout: ReadOut,
+    vocabulary,
+    names: dict[str, int],
+    data: TrainingData,
+    config: Config,
+    folder: Path,
+) -> None:
+    """Bring words to unit size (small ones are lost on the networks behind), write the named
+    embeddings into the table of the text encoder, and keep the head as the measure for the painter.
+    """
     crops = data.crops(config.resolution)
     images = torch.stack([crops[i]["clean"] for i in range(128)])
     scale = pipe.mapper(pipe.encode_image(images).float()).std()
@@ -280,9 +344,12 @@ def finish(pipe, readout: ReadOut, vocabulary, names: dict[str, int], data: Trai
     readout.linear.weight *= scale
     table = pipe.text_encoder.get_input_embeddings().weight
     table.copy_(F.normalize(table, dim=-1) * config.dim**0.5)
-    table[torch.tensor(list(names.values()))] = F.normalize(vocabulary.weight, dim=-1) * config.dim**0.5
+    table[torch.tensor(list(names.values()))] = (
+        F.normalize(vocabulary.weight, dim=-1) * config.dim**0.5
+    )
     save_file(
-        {"weight": readout.linear.weight.contiguous(), "bias": readout.linear.bias.contiguous()}, folder / "readout.safetensors"
+        {"weight": readout.linear.weight.contiguous(), "bias": readout.linear.bias.contiguous()},
+        folder / "readout.safetensors",
     )
 
 
