@@ -38,13 +38,20 @@ def condition_of(removed: Sequence[str] = (), blind: bool = False) -> torch.Tens
     return torch.tensor([float(label in removed) for label in LABELS] + [float(blind)])
 
 
-def draw_wish(present: Sequence[str], told_share: float, generator: torch.Generator | None = None) -> Wish:
+def draw_wish(
+    present: Sequence[str],
+    told_share: float,
+    generator: torch.Generator | None = None,
+    known: Sequence[str] = LABELS,
+) -> Wish:
     """Draw what to ask of a sample.
 
     Args:
         present: labels of what was done to the photo, in that order; a label may come twice.
         told_share: probability that the network is told; otherwise it has to find out.
         generator: source of randomness.
+        known: labels that the training data show at all. Only these are named where they are absent: a label that is never
+            present would be learnt as "do nothing".
     """
 
     def chance() -> float:
@@ -53,21 +60,26 @@ def draw_wish(present: Sequence[str], told_share: float, generator: torch.Genera
     if chance() >= told_share:
         return Wish(condition_of(blind=True))
     hidden = {"noise"} if HIDES_NOISE & set(present) else set()
-    absent = [label for label in LABELS if label not in present and label not in hidden]
-    if chance() < ABSENT_SHARE:
+    absent = [label for label in known if label not in present and label not in hidden]
+    if chance() < ABSENT_SHARE and absent:
         return Wish(condition_of(_some(absent, 1 + (chance() < 1 / 3), generator)), kept=len(present))
     cuts = [cut for cut in range(1, len(present)) if _can_keep(present[:cut], present[cut:])]
     if cuts and chance() < PARTIAL_SHARE:
         cut = cuts[int(torch.randint(len(cuts), (), generator=generator))]
         return Wish(condition_of(present[cut:]), kept=cut)
-    extra = _some(absent, 1, generator) if chance() < EXTRA_SHARE else []
+    extra = _some(absent, 1, generator) if chance() < EXTRA_SHARE and absent else []
     return Wish(condition_of([*present, *extra]))
 
 
-def draw_wish_of_pair(present: Sequence[str], told_share: float, generator: torch.Generator | None = None) -> Wish:
+def draw_wish_of_pair(
+    present: Sequence[str],
+    told_share: float,
+    generator: torch.Generator | None = None,
+    known: Sequence[str] = LABELS,
+) -> Wish:
     """The same for a pair, whose degradations cannot be had apart: all of it shall go, or nothing. Of pairs that suffer from several,
     half name the first alone: people say what they see first. `kept` is then 0 or all."""
-    wish = draw_wish(present[:1], told_share, generator)
+    wish = draw_wish(present[:1], told_share, generator, known)
     told = [label for label, entry in zip(LABELS, wish.condition) if entry]
     if wish.kept:
         told = [label for label in told if label not in present]

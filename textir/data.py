@@ -331,6 +331,7 @@ class Sampler:
         min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
             for networks that see whole photos in small.
         told_share: share of the samples that name what shall go, see `textir.conditions`; of the others the network has to find out.
+        known: labels that the training data show at all, see `draw_wish`.
             `None` makes samples without a condition.
 
     A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
@@ -346,8 +347,9 @@ class Sampler:
         low_key: float = 0.0,
         min_share: float | None = None,
         told_share: float | None = None,
+        known: Sequence[str] = LABELS,
     ):
-        self.told_share = told_share
+        self.told_share, self.known = told_share, tuple(known)
         self.crop_size, self.max_reduction, self.low_key, self.min_share = crop_size, max_reduction, low_key, min_share
         self.mixture = parse_mixture(recipes) if recipes else []
         self.shares = torch.tensor([share for _, share in self.mixture])
@@ -371,10 +373,10 @@ class Sampler:
             photo, seeds = clean, [int(torch.randint(2**31, (), generator=generator)) for _ in steps]
             degraded = apply_seeded(photo, steps, seeds)
             if self.told_share is not None:
-                wish = draw_wish([RECIPES[name].label for name, _ in steps], self.told_share, generator)
+                wish = draw_wish([RECIPES[name].label for name, _ in steps], self.told_share, generator, self.known)
                 clean = degraded if wish.kept == len(steps) else apply_seeded(photo, steps[: wish.kept], seeds)
         elif self.told_share is not None:
-            wish = draw_wish_of_pair(pair_labels, self.told_share if pair_labels else 0.0, generator)
+            wish = draw_wish_of_pair(pair_labels, self.told_share if pair_labels else 0.0, generator, self.known)
             clean = degraded if wish.kept else clean
         sample = {"degraded": degraded, "clean": clean, "severity": severity}
         if self.told_share is not None:

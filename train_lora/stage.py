@@ -137,16 +137,10 @@ def check_labels(component, config: StageConfig, data: "TrainingData") -> float 
     labels = labels_of(component)
     if not labels:
         return None
-    steps = []
-    if data.is_mixed:
-        for recipe, _ in parse_mixture(config.degradations):
-            steps += parse_recipe(recipe)
-    made = {RECIPES[name].label for name, *_ in steps}
-    for source in data.sources:
-        made |= set(source.labels)
-    if config.told_share and made - set(labels):
+    unknown = [label for label in data.labels if label not in labels]
+    if config.told_share and unknown:
         raise ValueError(
-            f"The training data suffers from {', '.join(sorted(made - set(labels)))}, for which the network has no label; it has "
+            f"The training data suffers from {', '.join(unknown)}, for which the network has no label; it has "
             f"{', '.join(labels)}. Leave that out, or train blind (`--told_share 0`)."
         )
     return config.told_share
@@ -203,10 +197,21 @@ class TrainingData:
     def has_guidance(self) -> bool:
         return all(isinstance(source, Photos) and all(entry.guidance for entry in source.entries) for source in self.sources)
 
+    @property
+    def labels(self) -> list[str]:
+        """What the data suffer from, by recipes and as pairs."""
+        shown = {label for source in self.sources for label in source.labels}
+        if self.is_mixed:
+            for recipe, _ in parse_mixture(self.config.degradations):
+                shown |= {RECIPES[name].label for name, *_ in parse_recipe(recipe)}
+        return [label for label in LABELS if label in shown]
+
     def crops(self, size: int, told_share: float | None = None):
         """Endless training samples of `size` x `size` pixels; with `told_share` they carry conditions, see `Sampler`."""
         config = self.config
-        sampler = Sampler(config.degradations, size, config.max_reduction, config.low_key, config.min_share, told_share)
+        sampler = Sampler(
+            config.degradations, size, config.max_reduction, config.low_key, config.min_share, told_share, self.labels
+        )
         if config.streaming:
             return StreamedCrops(self.sources[0], sampler, seed=config.seed)
         return TrainingCrops(self.sources, sampler, self.weights, seed=config.seed)
