@@ -53,6 +53,26 @@ def test_some_samples_ask_for_what_is_not_there_and_their_photo_stays():
     )
 
 
+def test_a_label_that_the_data_never_show_is_not_named():
+    """Asked for where it is absent alone, it would be learnt as "do nothing": experts of other
+    tasks were lost so."""
+    known = ("noise", "blur")
+    for present, draw in (
+        (["noise"], draw_wish),
+        (["blur", "noise"], draw_wish),
+        (["blur"], draw_wish_of_pair),
+    ):
+        drawn = [
+            draw(present, 1.0, torch.Generator().manual_seed(seed), known) for seed in range(200)
+        ]
+        assert set().union(*(told(wish.condition) for wish in drawn)) <= set(known)
+    alone = [
+        draw_wish(["noise"], 1.0, torch.Generator().manual_seed(seed), ("noise",))
+        for seed in range(50)
+    ]
+    assert all(told(wish.condition) == {"noise"} and not wish.kept for wish in alone)
+
+
 def test_noise_is_never_absent_from_a_dark_photo():
     assert all("noise" not in told(wish.condition) for wish in wishes(["lowlight"]) if wish.kept)
 

@@ -41,7 +41,10 @@ def condition_of(removed: Sequence[str] = (), blind: bool = False) -> torch.Tens
 
 
 def draw_wish(
-    present: Sequence[str], told_share: float, generator: torch.Generator | None = None
+    present: Sequence[str],
+    told_share: float,
+    generator: torch.Generator | None = None,
+    known: Sequence[str] = LABELS,
 ) -> Wish:
     """Draw what to ask of a sample.
 
@@ -49,6 +52,8 @@ def draw_wish(
         present: labels of what was done to the photo, in that order; a label may come twice.
         told_share: probability that the network is told; otherwise it has to find out.
         generator: source of randomness.
+        known: labels that the training data show at all. Only these are named where they are
+            absent: a label that is never present would be learnt as "do nothing".
     """
 
     def chance() -> float:
@@ -57,8 +62,8 @@ def draw_wish(
     if chance() >= told_share:
         return Wish(condition_of(blind=True))
     hidden = {"noise"} if HIDES_NOISE & set(present) else set()
-    absent = [label for label in LABELS if label not in present and label not in hidden]
-    if chance() < ABSENT_SHARE:
+    absent = [label for label in known if label not in present and label not in hidden]
+    if chance() < ABSENT_SHARE and absent:
         return Wish(
             condition_of(_some(absent, 1 + (chance() < 1 / 3), generator)), kept=len(present)
         )
@@ -66,17 +71,20 @@ def draw_wish(
     if cuts and chance() < PARTIAL_SHARE:
         cut = cuts[int(torch.randint(len(cuts), (), generator=generator))]
         return Wish(condition_of(present[cut:]), kept=cut)
-    extra = _some(absent, 1, generator) if chance() < EXTRA_SHARE else []
+    extra = _some(absent, 1, generator) if chance() < EXTRA_SHARE and absent else []
     return Wish(condition_of([*present, *extra]))
 
 
 def draw_wish_of_pair(
-    present: Sequence[str], told_share: float, generator: torch.Generator | None = None
+    present: Sequence[str],
+    told_share: float,
+    generator: torch.Generator | None = None,
+    known: Sequence[str] = LABELS,
 ) -> Wish:
     """The same for a pair, whose degradations cannot be had apart: all of it shall go, or nothing.
     Of pairs that suffer from several, half name the first alone: people say what they see first.
     `kept` is then 0 or all."""
-    wish = draw_wish(present[:1], told_share, generator)
+    wish = draw_wish(present[:1], told_share, generator, known)
     told = [label for label, entry in zip(LABELS, wish.condition) if entry]
     if wish.kept:
         told = [label for label in told if label not in present]

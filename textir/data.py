@@ -358,6 +358,7 @@ class Sampler:
             each side, squeezed into the square; for networks that see whole photos in small.
         told_share: share of the samples that name what shall go, see `textir.conditions`; of the
             others the network has to find out. `None` makes samples without a condition.
+        known: labels that the training data show at all, see `draw_wish`.
 
     A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and
     `"guidance": (3, S, S)` where there is one. `severity` is 0 for what a photo does not suffer
@@ -374,14 +375,14 @@ class Sampler:
         low_key: float = 0.0,
         min_share: float | None = None,
         told_share: float | None = None,
+        known: Sequence[str] = LABELS,
     ):
+        self.crop_size = crop_size
+        self.max_reduction = max_reduction
+        self.low_key = low_key
+        self.min_share = min_share
         self.told_share = told_share
-        self.crop_size, self.max_reduction, self.low_key, self.min_share = (
-            crop_size,
-            max_reduction,
-            low_key,
-            min_share,
-        )
+        self.known = tuple(known)
         self.mixture = Mixture.parse(recipes) if recipes else None
 
     def __call__(
@@ -409,22 +410,15 @@ class Sampler:
                 clean = clean * 2 ** (-torch.rand((), generator=generator) / 2.2)
             doses = recipe.draw(generator)
             severity = severities(doses)
-            photo, seeds = (
-                clean,
-                [int(torch.randint(2**31, (), generator=generator)) for _ in doses],
-            )
+            photo = clean
+            seeds = [int(torch.randint(2**31, (), generator=generator)) for _ in doses]
             degraded = apply_seeded(photo, doses, seeds)
             if self.told_share is not None:
-                wish = draw_wish(recipe.labels, self.told_share, generator)
-                clean = (
-                    degraded
-                    if wish.kept == len(doses)
-                    else apply_seeded(photo, doses[: wish.kept], seeds)
-                )
+                wish = draw_wish(recipe.labels, self.told_share, generator, self.known)
+                clean = apply_seeded(photo, doses[: wish.kept], seeds)
         elif self.told_share is not None:
-            wish = draw_wish_of_pair(
-                pair_labels, self.told_share if pair_labels else 0.0, generator
-            )
+            share = self.told_share if pair_labels else 0.0
+            wish = draw_wish_of_pair(pair_labels, share, generator, self.known)
             clean = degraded if wish.kept else clean
         sample = {"degraded": degraded, "clean": clean, "severity": severity}
         if self.told_share is not None:

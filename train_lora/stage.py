@@ -173,15 +173,10 @@ def check_labels(component, config: StageConfig, data: "TrainingData") -> float 
     labels = labels_of(component)
     if not labels:
         return None
-    made = set()
-    if data.is_mixed:
-        for recipe in Mixture.parse(config.degradations).recipes:
-            made |= set(recipe.labels)
-    for source in data.sources:
-        made |= set(source.labels)
-    if config.told_share and made - set(labels):
+    unknown = [label for label in data.labels if label not in labels]
+    if config.told_share and unknown:
         raise ValueError(
-            f"The training data suffers from {', '.join(sorted(made - set(labels)))}, for which "
+            f"The training data suffers from {', '.join(unknown)}, for which "
             "the network has no label; it has "
             f"{', '.join(labels)}. Leave that out, or train blind (`--told_share 0`)."
         )
@@ -256,6 +251,15 @@ class TrainingData:
             for source in self.sources
         )
 
+    @property
+    def labels(self) -> list[str]:
+        """What the data suffer from, by recipes and as pairs."""
+        shown = {label for source in self.sources for label in source.labels}
+        if self.is_mixed:
+            for recipe in Mixture.parse(self.config.degradations).recipes:
+                shown |= set(recipe.labels)
+        return [label for label in LABELS if label in shown]
+
     def crops(self, size: int, told_share: float | None = None):
         """Endless training samples of `size` x `size` pixels; with `told_share` they carry
         conditions, see `Sampler`."""
@@ -267,6 +271,7 @@ class TrainingData:
             config.low_key,
             config.min_share,
             told_share,
+            self.labels,
         )
         if config.streaming:
             return StreamedCrops(self.sources[0], sampler, seed=config.seed)

@@ -17,9 +17,10 @@ from tests.test_benchmarks import TREES
 from tests.train_lora import forget_processes, run_twofold, small_restorer, trained, write_pairs
 from textir.data import entry_names, find_entries, parse_source
 from textir.training import parse_config
-from train_lora import make_guidance, train_cleaner, train_mapper, train_restorer
+from train_lora import make_guidance, train_cleaner, train_detector, train_mapper, train_restorer
 
 FOLDER = Path(__file__).parents[2] / "train_lora" / "recipes"
+MINI = FOLDER.parent / "mini"
 ORDER = (  # a file that takes stages from another comes behind it
     "all_in_one_promptir",
     "motion_deblurring_nafnet",
@@ -290,3 +291,15 @@ def test_a_matcher_sees_the_mean_of_two_views():
     assert train_restorer.mean_view(left) is left
     both = train_restorer.mean_view(torch.cat([left, right], dim=1))
     torch.testing.assert_close(both, (left + right) / 2)
+
+
+@pytest.mark.parametrize("section", yaml.safe_load((MINI / "told.yaml").read_text()))
+def test_the_record_of_the_embedded_checkpoint_is_understood(section):
+    script = train_detector if section == "detector" else train_restorer
+    config = parse_config(script.Config, ["--config", f"{MINI / 'told.yaml'}#{section}"])
+    assert config.output_dir == f"runs/told/{section}"
+
+
+def test_the_record_names_its_sections_in_order():
+    text = (MINI / "told.yaml").read_text()
+    assert re.findall(r"told\.yaml#(\w+)", text) == list(yaml.safe_load(text))
