@@ -19,13 +19,7 @@ which start as if they were not there:
 The chain of the first does not train here, but the result paints its guidance with it; validation
 shows it too.
 
-A chain small enough to paint in the loop needs no folder: with `--view 256` the guidance of every
-sample is painted from 256 x 256 pixels around the crop, so that it knows more of the photo than the
-crop shows; `--crop_sides` teach tiles and whole photos alike. Photos that the painter has learnt
-from are painted better than others, so a network that learns from their paintings trusts guidance
-too much. `--true_share 1 --guidance_jitter 0.35` takes the clean photo in small instead, with the
-errors of a painter on photos it has never seen. Measure then against what guidance helps, and say
-so in the result: `--guided_degradations haze lowlight`.
+`train_lora.mini.train_fusion` paints in the loop instead, with a chain small enough for that.
 
 The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
@@ -33,13 +27,12 @@ The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
 from textir.adapters import make_trainable
 from textir.conditions import condition_of
 from textir.data import sample_generator
-from textir.degradations import LABELS, Recipe
+from textir.degradations import Recipe
 from textir.losses import restoration_loss
 from textir.models import RESTORERS, GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
@@ -59,26 +52,9 @@ from train_lora.stage import (
     validate,
 )
 
-# The errors that `--guidance_jitter` makes: weight, channels (1: brightness) and cells a side of
-# each field that they are the sum of. These numbers are those of the embedded painter on photos
-# that it has not seen.
-ERRORS = ((0.65, 1, 1), (0.2, 3, 1), (0.7, 1, 4), (0.45, 3, 4))
-SPREAD = 0.45  # of the logarithm of how wrong guidance is, from photo to photo
-LEAST_CORRECTION = (
-    0.1  # what guidance corrects counts as this much at least: paintings of clean photos err too
-)
 CLASSES = {network.__name__: network for network in RESTORERS}
-# Parts that make guidance.
-PAINTERS = (
-    "image_encoder",
-    "mapper",
-    "cleaner",
-    "text_encoder",
-    "unet",
-    "vae",
-)
-COARSE = 8  # side in pixels at which that is measured
-DETAIL = (12, 16, 24, 32)  # sides in pixels that paintings are as detailed as
+PAINTERS = ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")
+"""The parts that make guidance."""
 
 
 @dataclass(kw_only=True)
@@ -98,52 +74,13 @@ class Config(StageConfig):
     guidance_dirs: list[str] = knob(
         [], "guidance of several sources (see --guidance_dir), a folder for each --train_data_dir"
     )
-    view: int | None = knob(
-        None, "paint guidance in the loop, from so many pixels around each crop; of one phase only"
-    )
-    crops_per_view: int = knob(
-        1, "crops of `--resolution` cut out of each view, so that a painting serves several"
-    )
-    crop_sides: list[int] = knob(
-        [],
-        "sides of which each batch draws one for its crops, so many of them that batches cost "
-        "alike; `--resolution` alone otherwise",
-    )
-    guidance_jitter: float = knob(
-        0.0,
-        "errors of guidance, smooth over the view, as a share of what it corrects, such as 0.35: "
-        "photos that the painter has learnt from "
-        "are painted better than others, and would teach too much trust; guidance of "
-        "`--true_share` also loses detail",
-    )
     painted_from: str = knob(
         "cleaned",
         "what `--view` and validation paint from: cleaned words, or degraded ones (the ablation)",
     )
-    true_share: float = knob(
-        0.0,
-        "share of samples that `--view` guides by the clean photo at the size of a painting; 1 "
-        "paints nothing, so it is faster",
-    )
     fusion: str = knob("both", "where guidance enters the network: encoder, decoder or both")
     matcher_widths: list[int] = knob(
         [], "channels of the matcher's levels, finest first; what suits the restorer by default"
-    )
-    aligned: bool = knob(
-        False, "guidance shows everything where the photo does, so a new matcher searches nothing"
-    )
-    relative: bool = knob(
-        False,
-        "a new matcher returns what guidance shows differently from the photo, not what it shows",
-    )
-    new_guidance: bool = knob(
-        False, "replace fusion blocks and matcher of the checkpoint by new ones"
-    )
-    guided_degradations: list[str] = knob(
-        [],
-        "what the result uses its guidance against unless a call says otherwise, such as haze "
-        "lowlight; `all`; as the checkpoint has it "
-        "by default",
     )
     matcher_learning_rate: float | None = knob(None, "of the matcher; the restorer's otherwise")
     trains: str = knob(
@@ -213,41 +150,6 @@ class Config(StageConfig):
             raise ValueError(
                 f"Unknown `--restorer` {self.restorer!r}; known are {', '.join(CLASSES)}."
             )
-        if self.view is not None and (
-            len(self.resolution) > 1 or self.view < self.resolution[0] or not self.guidance
-        ):
-            raise ValueError(
-                "`--view` must be at least the one `--resolution`, with `--guidance`, got "
-                f"{self.view} and {self.resolution}."
-            )
-        if self.crops_per_view < 1 or (self.crops_per_view > 1 and self.view is None):
-            raise ValueError(
-                "`--crops_per_view` must be at least 1 and goes with `--view`, got "
-                f"{self.crops_per_view}."
-            )
-        if not 0 <= self.true_share <= 1 or (self.true_share and self.view is None):
-            raise ValueError(
-                f"`--true_share` must lie in 0 to 1 and goes with `--view`, got {self.true_share}."
-            )
-        if self.crop_sides and (
-            self.view is None
-            or not self.resolution[0] <= min(self.crop_sides) <= max(self.crop_sides) <= self.view
-        ):
-            raise ValueError(
-                "`--crop_sides` must lie between `--resolution` and `--view`, got "
-                f"{self.crop_sides}, {self.resolution} and {self.view}."
-            )
-        if self.guidance_jitter < 0 or (self.guidance_jitter and self.view is None):
-            raise ValueError(
-                "`--guidance_jitter` must be at least 0 and goes with `--view`, got "
-                f"{self.guidance_jitter}."
-            )
-        if self.guided_degradations and self.rank is not None:
-            raise ValueError(
-                "`--guided_degradations` belongs to a whole checkpoint; an adapter (`--rank`) has "
-                "no place for it."
-            )
-        read_guided(self.guided_degradations)
         if self.painted_from not in ("cleaned", "degraded"):
             raise ValueError(
                 f"`--painted_from` must be cleaned or degraded, got {self.painted_from!r}."
@@ -255,89 +157,78 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> TrainingRun:
-    sides = config.resolution if config.view is None else [config.view]
-    data = read_data(config, max(sides))
-    guided = config.guidance and (data.has_guidance or config.view is not None)
-    if not guided and (config.new_guidance or config.guided_degradations):
-        raise ValueError(
-            "`--new_guidance` and `--guided_degradations` need guidance to train with: "
-            "`--guidance_dir`, or `--view` for a "
-            "chain that paints, and not `--guidance False`."
-        )
+    data = read_data(config, max(config.resolution))
+    guided = config.guidance and data.has_guidance
     pipe = load_restorer(config)
-    if config.view is not None:
-        need(
-            pipe, "image_encoder", "mapper", "text_encoder", "tokenizer", "unet", "vae", "scheduler"
-        )
     if config.labels:
         add_condition(pipe, "restorer", config, expert_rank=config.expert_rank)
     if guided:
         add_guidance(pipe, config)
-    told_share = check_labels(pipe.restorer, config, data)
-    if told_share is None and config.trains in ("condition", "experts"):
-        raise ValueError(
-            f"`--trains {config.trains}` needs a network that can be told what to remove; add "
-            "`--labels all`."
-        )
-    if config.guided_degradations:
-        pipe.register_to_config(guided_degradations=read_guided(config.guided_degradations))
-    models = make_trainable(
-        pipe, ["restorer", "matcher"] if guided else ["restorer"], config.rank, config.lora_alpha
-    )
-    freeze_rest(pipe.restorer, config.trains)
-    if config.gradient_checkpointing:
-        for model in models.values():
-            model.enable_gradient_checkpointing()
-    for model in models.values():
-        model.to(memory_format=torch.channels_last)
-    rates = {"matcher": config.matcher_learning_rate} if config.matcher_learning_rate else {}
-    run = TrainingRun(config, models, rates)
-    shown = guided and pipe.unet is not None and config.validation_data_dir is not None
-    place(
-        pipe,
-        run,
-        *models,
-        *(["image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae"] if shown else []),
-    )
-    restorer, matcher = run.models["restorer"], run.models.get("matcher")
-    if config.view is not None:
-        for name in PAINTERS:
-            part = getattr(pipe, name)
-            if part is not None:
-                part.to(run.device)
-    options = {"all_scales": True} if getattr(pipe.restorer, "num_scales", 1) > 1 else {}
-
+    told_share = check_told(pipe.restorer, config, data)
+    run = start_run(pipe, config, guided)
     ends = [*config.phase_ends, config.max_train_steps]
     phases = [
         (data.crops(size, told_share), count, end)
-        for size, count, end in zip(sides, config.train_batch_size, ends)
+        for size, count, end in zip(config.resolution, config.train_batch_size, ends)
     ]
-    columns = condition_columns(pipe.restorer)
     for batch in run.batches(phases):
-        if config.view is not None:
-            batch = cut(paint(pipe, batch, config), config)
-        if told_share is not None:
-            options["condition"] = batch["condition"][:, columns]
         with run.accumulate():
-            degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
-            if guided:
-                guidance = batch["guidance"].contiguous(memory_format=torch.channels_last)
-                features = matcher(mean_view(degraded), guidance).features
-                restored = restorer(
-                    degraded,
-                    features,
-                    draw_strength(batch["index"], config).to(degraded),
-                    **options,
-                )
-            else:
-                restored = restorer(degraded, **options)
+            restored = restore_batch(run, pipe.restorer, batch, config, guided)
             loss = restoration_loss(restored, batch["clean"], config.loss, config.fft_weight)
-            run.update(loss, len(degraded))
+            run.update(loss, len(batch["clean"]))
         if run.due(config.validation_steps):
             validate(run, config, config.validation_size, restore(pipe, config, guided))
     run.save()
     publish(run, pipe, "train_restorer")
     return run
+
+
+def check_told(restorer, config: Config, data: TrainingData) -> float | None:
+    """The share of samples that are told what to remove, `None` for a blind network.
+
+    Raises:
+        ValueError: if only the condition shall train and there is none.
+    """
+    share = check_labels(restorer, config, data)
+    if share is None and config.trains in ("condition", "experts"):
+        raise ValueError(
+            f"`--trains {config.trains}` needs a network that can be told what to remove; add "
+            "`--labels all`."
+        )
+    return share
+
+
+def start_run(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool) -> TrainingRun:
+    """Make trainable what shall train, and bring it and what validation paints with to the
+    device."""
+    parts = ["restorer", "matcher"] if guided else ["restorer"]
+    models = make_trainable(pipe, parts, config.rank, config.lora_alpha)
+    freeze_rest(pipe.restorer, config.trains)
+    for model in models.values():
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.to(memory_format=torch.channels_last)
+    rates = {"matcher": config.matcher_learning_rate} if config.matcher_learning_rate else {}
+    run = TrainingRun(config, models, rates)
+    paints = guided and pipe.unet is not None and config.validation_data_dir is not None
+    place(pipe, run, *models, *(PAINTERS if paints else ()))
+    return run
+
+
+def restore_batch(
+    run: TrainingRun, network, batch: dict[str, torch.Tensor], config: Config, guided: bool
+) -> torch.Tensor | list[torch.Tensor]:
+    """What the training restorer makes of a batch, told what its samples are told; `network` is the
+    same without what accelerate wraps it in."""
+    options = {"all_scales": True} if getattr(network, "num_scales", 1) > 1 else {}
+    if "condition" in batch:
+        options["condition"] = batch["condition"][:, condition_columns(network)]
+    degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
+    if guided:
+        guidance = batch["guidance"].contiguous(memory_format=torch.channels_last)
+        options["guidance_features"] = run.models["matcher"](mean_view(degraded), guidance).features
+        options["strength"] = draw_strength(batch["index"], config).to(degraded)
+    return run.models["restorer"](degraded, **options)
 
 
 def freeze_rest(restorer, trains: str) -> None:
@@ -350,23 +241,6 @@ def freeze_rest(restorer, trains: str) -> None:
     }[trains]
     for name, parameter in restorer.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and any(part in name for part in names))
-
-
-def read_guided(names: list[str]) -> list[str] | None:
-    """What `--guided_degradations` says, for the pipeline; `None` for all.
-
-    Raises:
-        ValueError: if a degradation is unknown.
-    """
-    if list(names) in ([], ["all"]):
-        return None
-    unknown = [name for name in names if name not in LABELS]
-    if unknown:
-        raise ValueError(
-            f"`--guided_degradations` takes all, or some of {', '.join(LABELS)}; got "
-            f"{', '.join(unknown)}."
-        )
-    return list(names)
 
 
 def read_data(config: Config, smallest: int) -> TrainingData:
@@ -422,138 +296,44 @@ def load_restorer(config: Config) -> TextGuidedRestorationPipeline:
         raise ValueError(f"`--restorer_config` does not fit {config.restorer}: {error}") from None
 
 
-def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config) -> None:
+def add_guidance(pipe: TextGuidedRestorationPipeline, config: Config, **matcher_options) -> None:
     """Give a pipeline what guided restoration needs and it lacks: fusion blocks in the restorer,
-    and a matcher that feeds them."""
-    options = dict(pipe.restorer.config)
-    if config.new_guidance:
-        pipe.register_modules(matcher=None)
-    if options.get("guidance_channels") is None or config.new_guidance:
+    and a matcher, with options of its class, that feeds them."""
+    settings = {
+        name: value for name, value in pipe.restorer.config.items() if not name.startswith("_")
+    }
+    if settings.get("guidance_channels") is None:
         refuse_lora(config, "guidance")
-        levels = (
-            len(options["encoder_depths"]) + 1
-            if "encoder_depths" in options
-            else pipe.restorer.num_levels
-        )
-        widths = config.matcher_widths or list(pipe.restorer.guidance_widths[:levels])
-        if len(widths) != levels:
-            raise ValueError(
-                f"`--matcher_widths` needs {levels} numbers, one a level of the restorer, got "
-                f"{widths}."
-            )
-        settings = {name: value for name, value in options.items() if not name.startswith("_")}
-        fused = type(pipe.restorer)(
-            **{**settings, "guidance_channels": widths, "fusion": config.fusion}
-        )
-        backbone = {
-            key: value for key, value in pipe.restorer.state_dict().items() if "fusion" not in key
-        }
-        absent = fused.load_state_dict(backbone, strict=False)
-        if absent.unexpected_keys or not all("fusion" in key for key in absent.missing_keys):
-            raise ValueError(
-                f"{type(fused).__name__} with guidance does not extend the one without; this is a "
-                "mistake in its class."
-            )
-        pipe.register_modules(restorer=fused)
-    for option in ("aligned", "relative"):
-        if pipe.matcher is not None and getattr(config, option) and not pipe.matcher.config[option]:
-            raise ValueError(
-                f"`--{option}` shapes a new matcher and this checkpoint has one; add "
-                "`--new_guidance`, or leave it out."
-            )
+        add_fusion(pipe, config, settings)
     if pipe.matcher is None:
         refuse_lora(config, "matcher")
         channels = list(pipe.restorer.config.guidance_channels)
-        pipe.register_modules(
-            matcher=GuidanceMatcher(
-                widths=channels,
-                downscale=options.get("downscale", 1),
-                aligned=config.aligned,
-                relative=config.relative,
-            )
+        downscale = settings.get("downscale", 1)
+        matcher = GuidanceMatcher(widths=channels, downscale=downscale, **matcher_options)
+        pipe.register_modules(matcher=matcher)
+
+
+def add_fusion(pipe: TextGuidedRestorationPipeline, config: Config, settings: dict) -> None:
+    """Rebuild a restorer with new fusion blocks, which start as if they were not there; `settings`
+    are the arguments of its class."""
+    depths = settings.get("encoder_depths")
+    levels = len(depths) + 1 if depths is not None else pipe.restorer.num_levels
+    widths = config.matcher_widths or list(pipe.restorer.guidance_widths[:levels])
+    if len(widths) != levels:
+        raise ValueError(
+            f"`--matcher_widths` needs {levels} numbers, one a level of the restorer, got {widths}."
         )
-
-
-@torch.no_grad()
-def paint(pipe, batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Paint the guidance of views `(B, 3, V, V)`, or for a share take the clean ones in small;
-    drawn by the index of the sample."""
-    generators = [sample_generator(config.seed ^ 0x71E, int(i)) for i in batch["index"]]
-    true = [
-        bool(torch.rand((), generator=generator) < config.true_share) for generator in generators
-    ]
-    size = pipe.guidance_shape(*batch["clean"].shape[-2:])
-    degraded, guidance = (
-        batch["degraded"].clamp(0, 1),
-        F.interpolate(batch["clean"], size, mode="area"),
-    )
-    painted = [place for place, taken in enumerate(true) if not taken]
-    if painted:
-        generator = [generators[place] for place in painted]
-        guidance[painted] = pipe.guide(
-            degraded[painted], config.painted_from, generator=generator
-        ).images.to(guidance)
-    if config.guidance_jitter:
-        before = F.interpolate(degraded, size, mode="area")
-        drawn = zip(guidance, before, true, generators)
-        guidance = torch.stack([add_errors(*single, config.guidance_jitter) for single in drawn])
-    guidance = F.interpolate(
-        guidance.float(), (config.view,) * 2, mode="bicubic", antialias=True
-    ).clamp(0, 1)
-    return {**batch, "guidance": guidance}
-
-
-def add_errors(
-    guidance: torch.Tensor,
-    before: torch.Tensor,
-    is_true: bool,
-    generator: torch.Generator,
-    jitter: float,
-) -> torch.Tensor:
-    """Guidance `(3, h, w)` as it would be of a photo that the painter has never seen: with errors
-    of brightness and colour, smooth over the photo, of `jitter` times what it corrects of the
-    degraded photo in small, `before`. A true one loses detail as well."""
-    guidance, size = guidance[None], guidance.shape[-2:]
-    coarse = F.adaptive_avg_pool2d(guidance - before[None], COARSE)
-    corrected = (coarse.square().mean() + LEAST_CORRECTION**2).sqrt()
-    wrong = torch.exp(SPREAD * torch.randn((), generator=generator)).to(guidance)
-    errors = torch.zeros_like(guidance)
-    for weight, channels, side in ERRORS:
-        drawn = torch.randn(1, channels, side, side, generator=generator).to(guidance)
-        errors = errors + weight * F.interpolate(drawn, size, mode="bicubic")
-    if is_true:
-        side = DETAIL[torch.randint(len(DETAIL), (), generator=generator)]
-        guidance = F.interpolate(F.adaptive_avg_pool2d(guidance, side), size, mode="bicubic")
-    return (guidance + jitter * wrong * corrected * errors)[0]
-
-
-def cut(batch: dict[str, torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """Cut crops out of the views: `crops_per_view` of `resolution` each, or, of a side that the
-    batch draws, so many of them in all that there are about as many pixels. What is drawn depends
-    on the index of the sample (the side, on that of the first)."""
-    views, side = len(batch["index"]), config.resolution[0]
-    pixels = views * config.crops_per_view * side**2
-    if config.crop_sides:
-        first = sample_generator(config.seed ^ 0x51DE, int(batch["index"][0]))
-        side = config.crop_sides[torch.randint(len(config.crop_sides), (), generator=first)]
-    counts = [len(range(view, max(1, round(pixels / side**2)), views)) for view in range(views)]
-    room, generators = (
-        config.view - side + 1,
-        [sample_generator(config.seed ^ 0xC07, int(i)) for i in batch["index"]],
-    )
-    places = [
-        torch.randint(room, (count, 2), generator=generator).tolist()
-        for count, generator in zip(counts, generators)
-    ]
-
-    def crops(values: torch.Tensor) -> torch.Tensor:
-        if values.ndim < 4:
-            return values.repeat_interleave(torch.tensor(counts, device=values.device), dim=0)
-        return torch.stack(
-            [v[:, y : y + side, x : x + side] for v, spots in zip(values, places) for y, x in spots]
+    options = {**settings, "guidance_channels": widths, "fusion": config.fusion}
+    fused = type(pipe.restorer)(**options)
+    backbone = pipe.restorer.state_dict()
+    backbone = {key: value for key, value in backbone.items() if "fusion" not in key}
+    absent = fused.load_state_dict(backbone, strict=False)
+    if absent.unexpected_keys or not all("fusion" in key for key in absent.missing_keys):
+        raise ValueError(
+            f"{type(fused).__name__} with guidance does not extend the one without; this is a "
+            "mistake in its class."
         )
-
-    return {name: crops(values) for name, values in batch.items()}
+    pipe.register_modules(restorer=fused)
 
 
 def restore(pipe: TextGuidedRestorationPipeline, config: Config, guided: bool):

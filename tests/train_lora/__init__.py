@@ -79,7 +79,7 @@ def forget_processes() -> None:
 
 def make_config(script: str, output_dir: Path, **knobs):
     """A configuration of a script: two steps on batches of two, no worker processes."""
-    lists = script == "train_restorer"
+    lists = script in ("train_restorer", "mini.train_fusion")
     defaults = {
         "degradations": ["noise:25"],
         "max_train_steps": 2,

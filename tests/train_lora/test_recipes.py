@@ -18,6 +18,7 @@ from tests.train_lora import forget_processes, run_twofold, small_restorer, trai
 from textir.data import entry_names, find_entries, parse_source
 from textir.training import parse_config
 from train_lora import make_guidance, train_cleaner, train_detector, train_mapper, train_restorer
+from train_lora.mini import train_fusion
 
 FOLDER = Path(__file__).parents[2] / "train_lora" / "recipes"
 MINI = FOLDER.parent / "mini"
@@ -295,7 +296,9 @@ def test_a_matcher_sees_the_mean_of_two_views():
 
 @pytest.mark.parametrize("section", yaml.safe_load((MINI / "told.yaml").read_text()))
 def test_the_record_of_the_embedded_checkpoint_is_understood(section):
-    script = train_detector if section == "detector" else train_restorer
+    scripts = {"detector": train_detector, "fusion": train_fusion}
+    scripts |= {"trust": train_fusion, "refit": train_fusion}
+    script = scripts.get(section, train_restorer)
     config = parse_config(script.Config, ["--config", f"{MINI / 'told.yaml'}#{section}"])
     assert config.output_dir == f"runs/told/{section}"
 

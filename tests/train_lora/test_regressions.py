@@ -512,63 +512,6 @@ def test_a_freshly_guided_network_is_the_unguided_one_to_the_bit(tmp_path, chain
     assert after.matcher is not None and after.restorer.config.guidance_channels == [4, 6, 8]
 
 
-def test_new_guidance_replaces_what_the_checkpoint_has_and_leaves_the_backbone(tmp_path, pairs):
-    start = write_chain(
-        tmp_path / "chain",
-        restorer=tiny.restorer(open_gates=True),
-        matcher=tiny.components()["matcher"],
-    )
-    knobs = {
-        "pretrained_model_name_or_path": start,
-        "train_data_dir": [pairs],
-        "degradations": [],
-        "trains": "guidance",
-    }
-    output = run(
-        "train_restorer",
-        tmp_path,
-        new_guidance=True,
-        fusion="decoder",
-        relative=True,
-        matcher_widths=[4, 6, 10],
-        **knobs,
-    )
-    before, after = (
-        TextGuidedRestorationPipeline.from_pretrained(folder)
-        for folder in (start, output / "pipeline")
-    )
-    assert (
-        after.matcher.config.relative
-        and after.matcher.config.widths == [4, 6, 10] != before.matcher.config.widths
-    )
-    assert after.restorer.config.fusion == "decoder" and not len(after.restorer.encoder_fusions)
-    old, new = (pipe.restorer.state_dict() for pipe in (before, after))
-    kept = [name for name in new if "fusion" not in name]
-    assert kept and all(torch.equal(new[name], old[name]) for name in kept)
-    assert all((value != 0).any() for name, value in new.items() if name.endswith("alpha"))
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"relative": True}, "add `--new_guidance`"),
-        ({"guidance": False}, "and not `--guidance False`"),
-    ],
-)
-def test_guidance_that_could_not_be_made_new_is_refused(tmp_path, pairs, knobs, message):
-    start = write_chain(
-        tmp_path / "chain", restorer=tiny.restorer(), matcher=tiny.components()["matcher"]
-    )
-    knobs = {
-        "new_guidance": "guidance" in knobs,
-        "train_data_dir": [pairs],
-        "degradations": [],
-        **knobs,
-    }
-    with pytest.raises(ValueError, match=message):
-        run("train_restorer", tmp_path, pretrained_model_name_or_path=start, **knobs)
-
-
 def test_the_ablation_without_guidance_trains_no_matcher(tmp_path, chain, pairs):
     knobs = {"pretrained_model_name_or_path": chain, "train_data_dir": [pairs], "degradations": []}
     output = run("train_restorer", tmp_path, guidance=False, **knobs)
