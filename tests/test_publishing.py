@@ -442,7 +442,7 @@ def test_the_token_is_printed_nowhere(author, cut_off):
 def test_no_spelling_of_the_flag_puts_the_token_into_the_record(tmp_path, monkeypatch, flag):
     """`publish` itself, on the run of one step that the parser makes of this spelling."""
     from textir.training import TrainingRun, parse_config
-    from train_lora.stage import publish
+    from train_lora.chain import publish
     from train_lora.train_restorer import Config
 
     save_photo(tmp_path / "photos/a.png", seed=1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from textir.training import knob, run_script
 from train_lora import train_cleaner, train_detector, train_mapper, train_restorer
-from train_lora.stage import load_chain
+from train_lora.chain import load_chain
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,7 @@ from textir.degradations import Mixture, degrade
 from textir.images import Picture, read_picture, to_pixels, write_picture
 from textir.training import knob, make_folder, public, run_script
 from textir.words import without_degradations
-from train_lora.stage import load_chain
+from train_lora.chain import load_chain
 
 logger = logging.getLogger("textir.training")
 

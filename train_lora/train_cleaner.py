@@ -26,22 +26,20 @@ from textir.adapters import make_trainable
 from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import (
-    StageConfig,
-    TrainingData,
+from train_lora.chain import (
     add_cleaner,
     add_condition,
     as_guidance,
     check_labels,
     condition_columns,
-    encoded_batches,
     labels_of,
     load_chain,
     need,
     place,
     publish,
-    validate,
 )
+from train_lora.data import StageConfig, TrainingData, encoded_batches
+from train_lora.watching import validate
 
 
 @dataclass(kw_only=True)

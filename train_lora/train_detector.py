@@ -21,19 +21,10 @@ from textir.losses import detection_loss
 from textir.metrics import mean_average_precision
 from textir.models import DegradationDetector
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import (
-    StageConfig,
-    TrainingData,
-    add_image_encoder,
-    encoded_batches,
-    load_chain,
-    place,
-    publish,
-    read_json,
-    refuse_lora,
-    validation_pairs,
-)
+from train_lora.chain import add_image_encoder, load_chain, place, publish, read_json, refuse_lora
+from train_lora.data import StageConfig, TrainingData, encoded_batches
 from train_lora.train_mapper import IMAGE_ENCODER
+from train_lora.watching import validation_pairs
 
 
 @dataclass(kw_only=True)

@@ -20,19 +20,17 @@ from textir.adapters import make_trainable
 from textir.encoding import draw_noise
 from textir.losses import diffusion_loss
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import (
-    StageConfig,
-    TrainingData,
+from train_lora.chain import (
     add_image_encoder,
     add_mapper,
     as_guidance,
-    encoded_batches,
     load_chain,
     need,
     place,
     publish,
-    validate,
 )
+from train_lora.data import StageConfig, TrainingData, encoded_batches
+from train_lora.watching import validate
 
 IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 

@@ -36,9 +36,7 @@ from textir.degradations import Recipe
 from textir.losses import restoration_loss
 from textir.models import RESTORERS, GuidanceMatcher
 from textir.training import TrainingRun, knob, run_script
-from train_lora.stage import (
-    StageConfig,
-    TrainingData,
+from train_lora.chain import (
     add_condition,
     check_labels,
     condition_columns,
@@ -49,8 +47,9 @@ from train_lora.stage import (
     publish,
     read_json,
     refuse_lora,
-    validate,
 )
+from train_lora.data import StageConfig, TrainingData
+from train_lora.watching import validate
 
 CLASSES = {network.__name__: network for network in RESTORERS}
 PAINTERS = ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")

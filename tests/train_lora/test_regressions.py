@@ -28,7 +28,8 @@ from tests.train_lora import (
 )
 from textir.training import parse_config
 from train_lora import train_cleaner
-from train_lora.stage import TrainingData, recorded_inputs
+from train_lora.data import TrainingData
+from train_lora.watching import recorded_inputs
 
 # What each stage trains: in full (a pattern of names), and the parts that its adapter has layers
 # in.

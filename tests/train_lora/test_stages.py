@@ -38,7 +38,8 @@ from textir.degradations import LABELS
 from textir.images import read_picture
 from textir.models import TextualCleaner
 from textir.training import list_checkpoints
-from train_lora import make_guidance, stage
+from train_lora import make_guidance
+from train_lora.data import source_labels
 
 load = TextGuidedRestorationPipeline.from_pretrained
 
@@ -827,9 +828,6 @@ def test_labels_belong_to_networks_that_take_a_condition(tmp_path, photos):
 
 
 def test_benchmarks_know_what_their_pairs_suffer_from():
-    assert (
-        stage.source_labels("gopro:/data", [], 0) == ("blur",)
-        and stage.source_labels("photos", [], 0) == ()
-    )
-    assert stage.source_labels("photos", ["clean", "lowlight+noise"], 1) == ("lowlight", "noise")
-    assert stage.source_labels("lol:/data", ["rain"], 3) == ("rain",)
+    assert source_labels("gopro:/data", [], 0) == ("blur",) and source_labels("photos", [], 0) == ()
+    assert source_labels("photos", ["clean", "lowlight+noise"], 1) == ("lowlight", "noise")
+    assert source_labels("lol:/data", ["rain"], 3) == ("rain",)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from textir.training import TrainingRun
-from train_lora.stage import StageConfig, validate
+from train_lora.data import StageConfig
+from train_lora.watching import validate
 
 WHOLE = 10**6  # validate on whole photos, not on their centres
 

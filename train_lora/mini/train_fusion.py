@@ -25,7 +25,8 @@ from textir.degradations import LABELS
 from textir.losses import restoration_loss
 from textir.training import TrainingRun, knob, run_script
 from train_lora import train_restorer
-from train_lora.stage import TrainingData, add_condition, need, publish, refuse_lora, validate
+from train_lora.chain import add_condition, need, publish, refuse_lora
+from train_lora.data import TrainingData
 from train_lora.train_restorer import (
     PAINTERS,
     add_fusion,
@@ -36,6 +37,7 @@ from train_lora.train_restorer import (
     restore_batch,
     start_run,
 )
+from train_lora.watching import validate
 
 # The errors that `--guidance_jitter` makes: weight, channels (1: brightness) and cells a side of
 # each field that they are the sum of. These numbers are those of the embedded painter on photos

@@ -30,18 +30,11 @@ from textir.encoding import draw_noise, near_timesteps
 from textir.losses import diffusion_loss
 from textir.models import PositionedUNet
 from textir.training import TrainingRun, knob, run_script
+from train_lora.chain import load_chain, need, place, publish
+from train_lora.data import StageConfig, TrainingData, encoded_batches
 from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.mini.train_words import ReadOut, read_captions
-from train_lora.stage import (
-    StageConfig,
-    TrainingData,
-    encoded_batches,
-    load_chain,
-    need,
-    place,
-    publish,
-    validate,
-)
+from train_lora.watching import validate
 
 
 @dataclass(kw_only=True)

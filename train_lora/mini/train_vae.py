@@ -17,8 +17,10 @@ from torch.nn.functional import pixel_unshuffle
 from pipelines import TextGuidedRestorationPipeline
 from textir.losses import reconstruction_loss
 from textir.training import TrainingRun, knob, run_script
+from train_lora.chain import publish
+from train_lora.data import StageConfig, TrainingData
 from train_lora.mini.gate import WHOLE, pass_gate
-from train_lora.stage import StageConfig, TrainingData, publish, validate
+from train_lora.watching import validate
 
 LATENT_STD = 0.7  # the decoder squeezes its input with tanh; this much of it passes unharmed
 

@@ -34,8 +34,10 @@ from textir.losses import bag_of_words_loss
 from textir.models import ImageToTextMapper
 from textir.training import TrainingRun, knob, run_script
 from textir.words import DEGRADATION_WORDS
+from train_lora.chain import load_chain, publish
+from train_lora.data import StageConfig, TrainingData
 from train_lora.mini.gate import WHOLE, pass_gate
-from train_lora.stage import StageConfig, TrainingData, load_chain, publish, validate
+from train_lora.watching import validate
 
 STOP_WORDS = {
     "a",

@@ -1,11 +1,12 @@
 """Restore photographs with the help of a guidance image painted from cleaned words.
 
-Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, arXiv
-2312.17334): a degraded image is mapped to pseudo-words, the degradation is removed from the words, Stable Diffusion paints a
-clean guidance image from them, and the guidance, matched to the degraded image, helps a restoration network.
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations*
+(CVPR 2024, arXiv 2312.17334): a degraded image is mapped to pseudo-words, the degradation is
+removed from the words, Stable Diffusion paints a clean guidance image from them, and the guidance,
+matched to the degraded image, helps a restoration network.
 
-This one file travels inside every saved checkpoint; it needs nothing but diffusers, transformers, peft, torch, numpy and
-Pillow.
+This one file travels inside every saved checkpoint; it needs nothing but diffusers, transformers,
+peft, torch, numpy and Pillow.
 """
 
 import contextlib
@@ -39,7 +40,13 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.utils import validate_hf_hub_args
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import BaseImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, PreTrainedModel
+from transformers import (
+    BaseImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    PreTrainedModel,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -64,22 +71,28 @@ TASKS = {
 
 @dataclass
 class RestorationOutput(BaseOutput):
-    """What a restoration returns; fields that do not apply are `None`. Tensors become lists where images differ in size.
+    """What a restoration returns; fields that do not apply are `None`. Tensors become lists where
+    images differ in size.
 
     Attributes:
         images: restored images, in the form that `output_type` asks for.
         guidance_images: what the guidance looked like, in the same form.
         guidance: where the guidance came from: cleaned, degraded, prompt, reference or none.
-        removed: for each image the degradations that the restorer was told to remove; `None` where it had to find out by itself.
-        change: for each image how far restoration moved its pixels: mean of |restored - degraded| on the 0-255 scale.
+        removed: for each image the degradations that the restorer was told to remove; `None` where
+            it had to find out by itself.
+        change: for each image how far restoration moved its pixels: mean of |restored - degraded|
+            on the 0-255 scale.
         degradation: for each image the probability of each degradation.
         severity: for each image the severity of each degradation in [0, 1].
         pseudo_words: `(B, N, D)`.
         cleaned_words: `(B, N, D)`.
-        nearest_tokens: for each image and word the nearest vocabulary tokens, `{"before": [...], "after": [...]}` cleaning.
+        nearest_tokens: for each image and word the nearest vocabulary tokens, `{"before": [...],
+            "after": [...]}` cleaning.
         match_confidence: `(B, 1, H, W)` in [0, 1], how well guidance matched.
-        influence: `(B, 1, H, W)`, how far guidance moved each pixel: mean over channels of |restored - unguided|.
-        guidance_strength: for each image the weight that its guidance had; where all have 0 there is neither match nor influence.
+        influence: `(B, 1, H, W)`, how far guidance moved each pixel: mean over channels of
+            |restored - unguided|.
+        guidance_strength: for each image the weight that its guidance had; where all have 0 there
+            is neither match nor influence.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | list | None
@@ -128,14 +141,16 @@ class Painting:
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for, checked and complete: its defaults are resolved and it contains no contradiction.
+    """What a call asks for, checked and complete: its defaults are resolved and it contains no
+    contradiction.
 
     Attributes:
         labels: degradations to remove; `None`: find out.
         kept: degradations that must stay.
         source: where the guidance comes from: cleaned, degraded, prompt, reference or none.
         painting: how it is painted; `None` where it is not.
-        references: a reference `(1, 3, h, w)` for each image in place of a painted guidance, or `None`.
+        references: a reference `(1, 3, h, w)` for each image in place of a painted guidance, or
+            `None`.
         strength: of the guidance; `None` where the checkpoint decides.
         tile: side of the restorer's tiles in pixels, or `None`.
         overlap: of tiles in pixels.
@@ -172,7 +187,8 @@ class Guidance:
     """A painted guidance and the words that it was painted from.
 
     Attributes:
-        latents: `(B, C, h, w)`; with mirrored guidance of the images and then of their mirror images.
+        latents: `(B, C, h, w)`; with mirrored guidance of the images and then of their mirror
+            images.
         images: `(B, 3, H, W)` in [0, 1], `None` where it was not decoded.
         pseudo_words: `(B, N, D)`, `None` where it was painted from a prompt alone.
         cleaned_words: `(B, N, D)`, or `None`.
@@ -187,9 +203,9 @@ class Guidance:
 class CarriesCodeMixin:
     """Saved pipelines carry their source, so that they load anywhere with `trust_remote_code=True`.
 
-    `_own_components` maps class names to modules of the installed package, and `_embedded` names of checkpoints to its folders. They are
-    filled where the package is installed; then repositories load into the package's classes and none of their code runs. In the carried
-    copy they are empty.
+    `_own_components` maps class names to modules of the installed package, and `_embedded` names of
+    checkpoints to its folders. They are filled where the package is installed; then repositories
+    load into the package's classes and none of their code runs. In the carried copy they are empty.
     """
 
     _own_components: dict[str, str] = {}
@@ -197,27 +213,32 @@ class CarriesCodeMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a folder or a repository of the Hub, like every pipeline of diffusers; `mini` is the checkpoint of the package."""
+        """Load a folder or a repository of the Hub, like every pipeline of diffusers; `mini` is the
+        checkpoint of the package."""
         return super().from_pretrained(
-            cls._embedded.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path), **kwargs
+            cls._embedded.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path),
+            **kwargs,
         )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save in diffusers format, with the source files of the pipeline and its own components.
 
         Raises:
-            ValueError: if LoRA layers are attached; diffusers would write a checkpoint that cannot be read.
+            ValueError: if LoRA layers are attached; diffusers would write a checkpoint that cannot
+                be read.
         """
         attached = [name for name, part in self.components.items() if has_lora_layers(part)]
         if attached:
             raise ValueError(
-                f"LoRA adapters are attached to {', '.join(attached)}. Save them with `save_lora_weights`, or make them permanent with "
+                f"LoRA adapters are attached to {', '.join(attached)}. Save them with "
+                "`save_lora_weights`, or make them permanent with "
                 "`fuse_lora()` and `unload_lora_weights()` before `save_pretrained`."
             )
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory, *args, **kwargs):
-        """Write `model_index.json` and the sources: the last thing that `save_pretrained` does before it uploads."""
+        """Write `model_index.json` and the sources: the last thing that `save_pretrained` does
+        before it uploads."""
         super().save_config(save_directory, *args, **kwargs)
         self._write_sources(Path(save_directory))
 
@@ -225,8 +246,10 @@ class CarriesCodeMixin:
         index_file = folder / self.config_name
         index = json.loads(index_file.read_text())
         for name, part in self.components.items():
-            forgotten = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []  # it warns of its own key
-            # Without a dtype transformers computes in what is stored, float16 too, and diffusers in single precision.
+            # It warns of its own key.
+            forgotten = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []
+            # Without a dtype transformers computes in what is stored, float16 too, and diffusers in
+            # single precision.
             single = {"dtype": "float32"} if isinstance(part, PreTrainedModel) else {}
             settle(folder / name / "config.json", "_name_or_path", "dtype", *forgotten, **single)
             if part is None or type(part).__module__.split(".")[0] in ("diffusers", "transformers"):
@@ -251,22 +274,32 @@ class CarriesCodeMixin:
         loaded = super().load_config(*args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, value in config.items():
-            if isinstance(value, (list, tuple)) and len(value) == 2 and value[1] in cls._own_components:
+            if (
+                isinstance(value, (list, tuple))
+                and len(value) == 2
+                and value[1] in cls._own_components
+            ):
                 config[name] = [cls._own_components[value[1]], value[1]]
         return loaded
 
 
 def settle(config_file: Path, *forgotten: str, **values) -> None:
-    """Take out of a component's config what should not travel (paths of this machine, a dtype that a variant left behind), and write
-    `values` into it."""
+    """Take out of a component's config what should not travel (paths of this machine, a dtype that
+    a variant left behind), and write `values` into it."""
     if config_file.is_file():
-        kept = {key: value for key, value in json.loads(config_file.read_text()).items() if key not in forgotten}
+        kept = {
+            key: value
+            for key, value in json.loads(config_file.read_text()).items()
+            if key not in forgotten
+        }
         config_file.write_text(json.dumps({**kept, **values}, indent=2, sort_keys=True) + "\n")
 
 
 def has_lora_layers(part) -> bool:
     """True also where all adapters were deleted: their layers stay until they are unloaded."""
-    return isinstance(part, torch.nn.Module) and any(isinstance(module, BaseTunerLayer) for module in part.modules())
+    return isinstance(part, torch.nn.Module) and any(
+        isinstance(module, BaseTunerLayer) for module in part.modules()
+    )
 
 
 def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor], part: str) -> None:
@@ -290,17 +323,24 @@ def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor],
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         weight = getattr(base, "weight", None)
         if weight is None:
-            raise ValueError(f"These LoRA weights belong to other networks: the {part} of this pipeline has no layer {name!r}.")
-        expected, got = (weight.shape[1], value.shape[1]) if side == "A" else (weight.shape[0], value.shape[0])
+            raise ValueError(
+                f"These LoRA weights belong to other networks: the {part} of this pipeline has no "
+                f"layer {name!r}."
+            )
+        expected, got = (
+            (weight.shape[1], value.shape[1]) if side == "A" else (weight.shape[0], value.shape[0])
+        )
         if expected != got:
             raise ValueError(
-                f"These LoRA weights belong to other networks: the layer {name!r} of the {part} has {expected} channels there, "
+                f"These LoRA weights belong to other networks: the layer {name!r} of the {part} "
+                f"has {expected} channels there, "
                 f"they are for {got}."
             )
 
 
 class ChainLoraLoaderMixin(LoraBaseMixin):
-    """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling conventions."""
+    """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling
+    conventions."""
 
     _lora_loadable_modules = ["unet", "mapper", "cleaner", "matcher", "restorer", "detector"]
 
@@ -313,15 +353,29 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
             ValueError: if the file is pickled.
         """
         weight_name = str(kwargs.get("weight_name") or "")
-        source = str(pretrained_model_name_or_path_or_dict) if not isinstance(pretrained_model_name_or_path_or_dict, dict) else ""
+        source = (
+            str(pretrained_model_name_or_path_or_dict)
+            if not isinstance(pretrained_model_name_or_path_or_dict, dict)
+            else ""
+        )
         pickled = source.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         if pickled or (weight_name and not weight_name.endswith(".safetensors")):
             raise ValueError(
-                f"{weight_name or source} is a pickled file, which can run code when it is opened; only .safetensors are loaded. "
+                f"{weight_name or source} is a pickled file, which can run code when it is opened; "
+                "only .safetensors are loaded. "
                 "Convert it where you trust it."
             )
         with_metadata = kwargs.pop("return_lora_metadata", False)
-        keys = ("weight_name", "local_files_only", "cache_dir", "force_download", "proxies", "token", "revision", "subfolder")
+        keys = (
+            "weight_name",
+            "local_files_only",
+            "cache_dir",
+            "force_download",
+            "proxies",
+            "token",
+            "revision",
+            "subfolder",
+        )
         state_dict, metadata = _fetch_state_dict(
             pretrained_model_name_or_path_or_dict=pretrained_model_name_or_path_or_dict,
             use_safetensors=True,
@@ -331,37 +385,58 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         )
         return (state_dict, metadata) if with_metadata else state_dict
 
-    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs):
-        """Attach LoRA weights to every component that the file has weights for, under one adapter name; from then on they act.
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs
+    ):
+        """Attach LoRA weights to every component that the file has weights for, under one adapter
+        name; from then on they act.
 
         Raises:
-            ValueError: if the file holds other weights, weights for a component that this pipeline lacks, or weights that do not fit
-                its components; then nothing stays attached.
+            ValueError: if the file holds other weights, weights for a component that this pipeline
+                lacks, or weights that do not fit its components; then nothing stays attached.
         """
-        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs)
+        state_dict, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+        )
         other = [key for key in state_dict if "lora" not in key]
         if other:
-            raise ValueError(f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without `lora` in them.")
+            raise ValueError(
+                f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without "
+                "`lora` in them."
+            )
         parts = {key.split(".", 1)[0] for key in state_dict}
-        present = {part for part in self._lora_loadable_modules if getattr(self, part, None) is not None}
+        present = {
+            part for part in self._lora_loadable_modules if getattr(self, part, None) is not None
+        }
         if parts - present:
             raise ValueError(
-                f"The file has weights for {', '.join(sorted(parts - present))}; this pipeline takes {', '.join(sorted(present))}."
+                f"The file has weights for {', '.join(sorted(parts - present))}; this pipeline "
+                f"takes {', '.join(sorted(present))}."
             )
         if adapter_name is None:
             taken = {name for names in self.get_list_adapters().values() for name in names}
-            adapter_name = next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
-        holders = {part for part, names in self.get_list_adapters().items() if adapter_name in names}
+            adapter_name = next(
+                name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
+            )
+        holders = {
+            part for part, names in self.get_list_adapters().items() if adapter_name in names
+        }
         if hotswap and parts - holders:
             raise ValueError(
-                f"`hotswap` needs an adapter named {adapter_name!r} in {', '.join(sorted(parts - holders))}; load it first."
+                f"`hotswap` needs an adapter named {adapter_name!r} in "
+                f"{', '.join(sorted(parts - holders))}; load it first."
             )
         if not hotswap and parts & holders:
             raise ValueError(
-                f"The name {adapter_name!r} is already in use in {', '.join(sorted(parts & holders))}; choose another one."
+                f"The name {adapter_name!r} is already in use in "
+                f"{', '.join(sorted(parts & holders))}; choose another one."
             )
         for part in parts:
-            layers = {key.removeprefix(f"{part}."): value for key, value in state_dict.items() if key.startswith(f"{part}.")}
+            layers = {
+                key.removeprefix(f"{part}."): value
+                for key, value in state_dict.items()
+                if key.startswith(f"{part}.")
+            }
             check_lora_fits(getattr(self, part), layers, part)
         for part in sorted(parts):
             described = any(key.startswith(f"{part}.") for key in metadata or {})
@@ -379,11 +454,18 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
             except (RuntimeError, ValueError, TypeError, KeyError) as error:
                 if not hotswap:
                     self._detach(adapter_name, parts - holders)
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise ValueError(f"These LoRA weights do not fit the {part} of this pipeline: {reason}") from error
+                reason = (
+                    str(error).strip().splitlines()[0]
+                    if str(error).strip()
+                    else type(error).__name__
+                )
+                raise ValueError(
+                    f"These LoRA weights do not fit the {part} of this pipeline: {reason}"
+                ) from error
 
     def _detach(self, adapter_name: str, parts: set[str]) -> None:
-        """Take an adapter that failed half-way out of some components, with the layers that were made for it alone."""
+        """Take an adapter that failed half-way out of some components, with the layers that were
+        made for it alone."""
         for component in (getattr(self, part) for part in parts):
             if adapter_name in getattr(component, "peft_config", {}):
                 component.delete_adapters(adapter_name)
@@ -392,26 +474,44 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
 
     @classmethod
     def save_lora_weights(
-        cls, save_directory, is_main_process=True, weight_name=None, save_function=None, safe_serialization=True, **parts
+        cls,
+        save_directory,
+        is_main_process=True,
+        weight_name=None,
+        save_function=None,
+        safe_serialization=True,
+        **parts,
     ):
         """Write LoRA weights of several components into one file.
 
         Args:
             save_directory: folder.
-            parts: `{component}_lora_layers` (state dicts of peft) and `{component}_lora_adapter_metadata`, as
+            parts: `{component}_lora_layers` (state dicts of peft) and
+                `{component}_lora_adapter_metadata`, as
                 `diffusers.training_utils._collate_lora_metadata` names them.
 
         Raises:
-            ValueError: if no component is given, an argument is not understood, or a pickled file is asked for.
+            ValueError: if no component is given, an argument is not understood, or a pickled file
+                is asked for.
         """
         if not safe_serialization:
-            raise ValueError("Weights are saved as safetensors only; leave `safe_serialization` at True.")
-        layers = {part: parts.pop(f"{part}_lora_layers", None) for part in cls._lora_loadable_modules}
-        metadata = {part: parts.pop(f"{part}_lora_adapter_metadata", None) for part in cls._lora_loadable_modules}
+            raise ValueError(
+                "Weights are saved as safetensors only; leave `safe_serialization` at True."
+            )
+        layers = {
+            part: parts.pop(f"{part}_lora_layers", None) for part in cls._lora_loadable_modules
+        }
+        metadata = {
+            part: parts.pop(f"{part}_lora_adapter_metadata", None)
+            for part in cls._lora_loadable_modules
+        }
         layers = {part: value for part, value in layers.items() if value}
         if parts or not layers:
             known = ", ".join(f"{part}_lora_layers" for part in cls._lora_loadable_modules)
-            raise ValueError(f"Pass at least one of {known}" + (f"; not understood: {', '.join(parts)}." if parts else "."))
+            raise ValueError(
+                f"Pass at least one of {known}"
+                + (f"; not understood: {', '.join(parts)}." if parts else ".")
+            )
         cls._save_lora_weights(
             save_directory=save_directory,
             lora_layers=layers,
@@ -430,16 +530,19 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
 
 
 class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, DiffusionPipeline):
-    """Restores degraded photographs; every component may be absent, and what can be done without it still works.
+    """Restores degraded photographs; every component may be absent, and what can be done without it
+    still works.
 
-    With `restorer` alone it restores without guidance. Without `restorer` it returns the guidance. A Stable Diffusion
-    checkpoint becomes a whole one with `from_pretrained(SD, image_encoder=..., image_processor=..., mapper=..., ...)`.
+    With `restorer` alone it restores without guidance. Without `restorer` it returns the guidance.
+    A Stable Diffusion checkpoint becomes a whole one with `from_pretrained(SD, image_encoder=...,
+    image_processor=..., mapper=..., ...)`.
 
     Args:
         image_encoder: CLIP vision tower; its last hidden state feeds mapper and detector.
         image_processor: holds the mean and deviation that the image encoder expects.
         tokenizer: of the text encoder.
-        text_encoder: CLIP text tower; its embedding table is the vocabulary that `nearest_tokens` reads.
+        text_encoder: CLIP text tower; its embedding table is the vocabulary that `nearest_tokens`
+            reads.
         mapper: image tokens `(B, 1 + P, Di)` -> pseudo-words `(B, N, D)`.
         cleaner: pseudo-words -> cleaned pseudo-words.
         unet: of Stable Diffusion 1.5, 2.1, Turbo or one of the same kind.
@@ -453,19 +556,27 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         default_guidance_scale: of a call that does not say; above 1 is classifier-free guidance.
         default_guidance_init: of a call that does not say, `noise` or `image`.
         default_init_strength: of a call that does not say.
-        guidance_size: side in pixels of a square guidance image; other aspects get the same area. `None` takes the UNet's native size.
-        square_guidance: paint every guidance as a square, into which the photo is squeezed as for the image encoder, and stretch it
-            to the photo's shape afterwards; for small UNets, which know no other shape.
-        mirror_guidance: paint from the mirror image of the photo too and take the mean of both, mirrored back (geometric self-ensemble, Timofte
-            et al., *Seven Ways to Improve Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors differ there.
-        guided_degradations: what guidance from cleaned words is good for: a call that does not say how strong guidance shall be uses it
-            against these alone (`default_strengths`). `None`: against everything.
-        detection_thresholds: degradation -> `(absent, present)`: with `task="auto"` the restorer is told to remove what the detector gives
-            at least the probability `present`. Where something lies between `absent` and `present` the detector is unsure; then, and where
-            it sees nothing, the restorer finds out by itself, as it always does with `None`.
+        guidance_size: side in pixels of a square guidance image; other aspects get the same area.
+            `None` takes the UNet's native size.
+        square_guidance: paint every guidance as a square, into which the photo is squeezed as for
+            the image encoder, and stretch it to the photo's shape afterwards; for small UNets,
+            which know no other shape.
+        mirror_guidance: paint from the mirror image of the photo too and take the mean of both,
+            mirrored back (geometric self-ensemble, Timofte et al., *Seven Ways to Improve
+            Example-based Single Image Super Resolution*, CVPR 2016); for painters whose errors
+            differ there.
+        guided_degradations: what guidance from cleaned words is good for: a call that does not say
+            how strong guidance shall be uses it against these alone (`default_strengths`). `None`:
+            against everything.
+        detection_thresholds: degradation -> `(absent, present)`: with `task="auto"` the restorer is
+            told to remove what the detector gives at least the probability `present`. Where
+            something lies between `absent` and `present` the detector is unsure; then, and where it
+            sees nothing, the restorer finds out by itself, as it always does with `None`.
     """
 
-    model_cpu_offload_seq = "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
+    model_cpu_offload_seq = (
+        "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
+    )
     _optional_components = [
         "image_encoder",
         "image_processor",
@@ -508,14 +619,24 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         detection_thresholds: dict[str, list[float]] | None = None,
     ):
         super().__init__()
-        named = {"guided_degradations": guided_degradations, "detection_thresholds": detection_thresholds}
+        named = {
+            "guided_degradations": guided_degradations,
+            "detection_thresholds": detection_thresholds,
+        }
         for name, labels in named.items():
             unknown = sorted(map(str, set(labels or ()) - set(TASKS.values())))
             if unknown:
-                raise ValueError(f"`{name}` may name {', '.join(TASKS.values())}; got {', '.join(unknown)}.")
-        wrong = [pair for pair in (detection_thresholds or {}).values() if not 0 <= pair[0] <= pair[1]]
+                raise ValueError(
+                    f"`{name}` may name {', '.join(TASKS.values())}; got {', '.join(unknown)}."
+                )
+        wrong = [
+            pair for pair in (detection_thresholds or {}).values() if not 0 <= pair[0] <= pair[1]
+        ]
         if wrong:
-            raise ValueError(f"`detection_thresholds` must rise from absent to present, from 0 on; got {wrong[0]}.")
+            raise ValueError(
+                "`detection_thresholds` must rise from absent to present, from 0 on; got "
+                f"{wrong[0]}."
+            )
         if isinstance(scheduler, PNDMScheduler):
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
         self.register_modules(
@@ -553,7 +674,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     @property
     def vae_scale_factor(self) -> int:
         """Pixels of the guidance for each latent."""
-        widths = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.encoder_block_out_channels
+        widths = (
+            getattr(self.vae.config, "block_out_channels", None)
+            or self.vae.config.encoder_block_out_channels
+        )
         return 2 ** (len(widths) - 1)
 
     @torch.no_grad()
@@ -583,36 +707,52 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         """Restore images.
 
         Args:
-            image: an image, a list of images of any sizes, or a tensor `(B, 3, H, W)` in [0, 1]; sides of at least 16 pixels.
-            task: what to remove: `auto` (find out), a task (denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg, sharpen), or
-                several, as a list or joined: `"denoise+dehaze"`. What is not there leaves the photo as it is.
-            keep: degradations that must stay, such as `"haze"`: with `auto` everything else that the detector sees is removed.
+            image: an image, a list of images of any sizes, or a tensor `(B, 3, H, W)` in [0, 1];
+                sides of at least 16 pixels.
+            task: what to remove: `auto` (find out), a task (denoise, derain, dehaze, deblur,
+                defocus, lowlight, dejpeg, sharpen), or several, as a list or joined:
+                `"denoise+dehaze"`. What is not there leaves the photo as it is.
+            keep: degradations that must stay, such as `"haze"`: with `auto` everything else that
+                the detector sees is removed.
             prompt: words of the user, joined to the pseudo-words; one for all images or one each.
-            negative_prompt: what the guidance should not show; acts through classifier-free guidance (`guidance_scale` > 1).
-            guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded` words, the `prompt` only, or `none`.
-                A pipeline that has a restorer but no UNet restores without guidance.
-            guidance_image: a reference to be used instead of a painted guidance; any size, one for all or one each.
-            guidance_init: `noise` (the paper), or `image`: start from the latents of the degraded image, which fixes the layout; the
-                checkpoint's `default_guidance_init` by default.
-            init_strength: how much of the way to noise those latents are taken, in (0, 1], and with it the share of the steps that is
-                taken (always one at least); the checkpoint's `default_init_strength` by default.
-            guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no guidance to the bit. By default 1, but 0 where
-                guidance is painted from cleaned words alone and the checkpoint does not know it to help (`default_strengths`).
+            negative_prompt: what the guidance should not show; acts through classifier-free
+                guidance (`guidance_scale` > 1).
+            guidance: what the guidance is painted from: `cleaned` words (the paper), `degraded`
+                words, the `prompt` only, or `none`. A pipeline that has a restorer but no UNet
+                restores without guidance.
+            guidance_image: a reference to be used instead of a painted guidance; any size, one for
+                all or one each.
+            guidance_init: `noise` (the paper), or `image`: start from the latents of the degraded
+                image, which fixes the layout; the checkpoint's `default_guidance_init` by default.
+            init_strength: how much of the way to noise those latents are taken, in (0, 1], and with
+                it the share of the steps that is taken (always one at least); the checkpoint's
+                `default_init_strength` by default.
+            guidance_strength: weight of the guidance in the restorer, in [0, 1]; 0 equals no
+                guidance to the bit. By default 1, but 0 where guidance is painted from cleaned
+                words alone and the checkpoint does not know it to help (`default_strengths`).
             num_inference_steps: denoising steps; the checkpoint's default if not given.
-            guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or less turns it off.
-            generator: source of randomness, or one for each image; by default one with seed 0, so that a call gives the same pixels again.
-            tile: side in pixels of the tiles that the restorer works on; `None` does the image at once. All tiles share one guidance.
+            guidance_scale: classifier-free guidance; the checkpoint's default if not given, 1 or
+                less turns it off.
+            generator: source of randomness, or one for each image; by default one with seed 0, so
+                that a call gives the same pixels again.
+            tile: side in pixels of the tiles that the restorer works on; `None` does the image at
+                once. All tiles share one guidance.
             overlap: pixels that neighbouring tiles share and blend over.
-            output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`, `pt` `(B, 3, H, W)`, or `latent`:
-                stop before decoding and return the latents of the guidance.
-            return_influence: restore without guidance too, to say what guidance changed; `False` saves that time.
-            return_dict: return a `RestorationOutput`, otherwise the tuple `(images, guidance_images)`.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; returns a dict of tensors
-                to be replaced. With `mirror_guidance` they are those of the photos and then those of their mirror images.
+            output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`,
+                `pt` `(B, 3, H, W)`, or `latent`: stop before decoding and return the latents of the
+                guidance.
+            return_influence: restore without guidance too, to say what guidance changed; `False`
+                saves that time.
+            return_dict: return a `RestorationOutput`, otherwise the tuple `(images,
+                guidance_images)`.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each
+                step; returns a dict of tensors to be replaced. With `mirror_guidance` they are
+                those of the photos and then those of their mirror images.
             callback_on_step_end_tensor_inputs: which of `latents` and `prompt_embeds` it gets.
 
         Raises:
-            ValueError: if an argument is out of range, does not fit the others or needs a component that is missing.
+            ValueError: if an argument is out of range, does not fit the others or needs a component
+                that is missing.
         """
         # 1. Check everything at the door
         batches, pictures = self._read_images(image)
@@ -642,7 +782,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         outputs, first = [], 0
         for batch in batches:
             images = slice(first, first + len(batch))
-            outputs.append(self._restore_batch(batch.to(self._execution_device), pictures[images], request.part(images)))
+            outputs.append(
+                self._restore_batch(
+                    batch.to(self._execution_device), pictures[images], request.part(images)
+                )
+            )
             first += len(batch)
         self.maybe_free_model_hooks()
 
@@ -653,17 +797,29 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def _restore_batch(
         self, degraded: torch.Tensor, pictures: list[PIL.Image.Image | None], request: Request
     ) -> RestorationOutput:
-        """The chain of the paper, on images `(B, 3, H, W)`; `pictures` are the Pillow images that they came from."""
+        """The chain of the paper, on images `(B, 3, H, W)`; `pictures` are the Pillow images that
+        they came from."""
         # 1. See what is wrong, and decide what to remove
-        tokens = self.encode_image(degraded) if self._can_detect or request.source in WORDS else None
-        degradation, severity = self.detect(tokens, self.native_pixels(degraded)) if self._can_detect else (None, None)
+        tokens = (
+            self.encode_image(degraded) if self._can_detect or request.source in WORDS else None
+        )
+        degradation, severity = (
+            self.detect(tokens, self.native_pixels(degraded)) if self._can_detect else (None, None)
+        )
         removed = self.choose_removed(request, degradation, len(degraded))
-        found = {"guidance": request.source, "degradation": degradation, "severity": severity, "removed": removed}
+        found = {
+            "guidance": request.source,
+            "degradation": degradation,
+            "severity": severity,
+            "removed": removed,
+        }
 
         # 2. Put it in words, clean the words, and paint the guidance from them
         references = request.references
         if request.painting is not None:
-            guidance = self._guide(degraded, request.painting, removed, tokens, decode=request.output_type != "latent")
+            guidance = self._guide(
+                degraded, request.painting, removed, tokens, decode=request.output_type != "latent"
+            )
             references = None if guidance.images is None else list(guidance.images.split(1))
             words, cleaned = guidance.pseudo_words, guidance.cleaned_words
             found |= {"pseudo_words": words, "cleaned_words": cleaned}
@@ -675,7 +831,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         elif self.restorer is None:
             restored = torch.cat(references)
         else:
-            restored, effect = self._restore_guided(degraded, references, removed, degradation, request)
+            restored, effect = self._restore_guided(
+                degraded, references, removed, degradation, request
+            )
             change = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
             found |= {"change": change.tolist(), **effect}
 
@@ -692,7 +850,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         degradation: list[dict[str, float]] | None,
         request: Request,
     ) -> tuple[torch.Tensor, dict]:
-        """Images restored with their guidance where there is one and it has a strength, and what is to be told of its effect."""
+        """Images restored with their guidance where there is one and it has a strength, and what is
+        to be told of its effect."""
         options = {"tile": request.tile, "overlap": request.overlap, "removed": removed}
         if references is None:
             return self.restore(degraded, **options)[0], {}
@@ -701,7 +860,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if not any(strengths):
             return self.restore(degraded, **options)[0], effect
         unguided = self.restore(degraded, **options)[0] if request.return_influence else None
-        aligned = torch.cat([resize(single.to(degraded), degraded.shape[-2:]) for single in references])
+        aligned = torch.cat(
+            [resize(single.to(degraded), degraded.shape[-2:]) for single in references]
+        )
         restored, effect["match_confidence"] = self.restore(degraded, aligned, strengths, **options)
         if unguided is not None:
             effect["influence"] = (restored - unguided).abs().mean(1, keepdim=True)
@@ -725,12 +886,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         Args:
             degraded: images of one size.
-            guidance: what it is painted from: `cleaned` words, `degraded` words or the `prompt` only.
-            removed: the degradations that the cleaner is told to remove of each image; `None`: it finds out by itself.
+            guidance: what it is painted from: `cleaned` words, `degraded` words or the `prompt`
+                only.
+            removed: the degradations that the cleaner is told to remove of each image; `None`: it
+                finds out by itself.
             prompt: and all others: see `__call__`.
 
         Raises:
-            ValueError: if an argument is out of range, does not fit the others or needs a component that is missing.
+            ValueError: if an argument is out of range, does not fit the others or needs a component
+                that is missing.
         """
         check_tensor(degraded, "degraded")
         painting = self.check_painting(
@@ -745,7 +909,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             count=len(degraded),
         )
         if painting is None:
-            raise ValueError(f"`guidance` must be cleaned, degraded or prompt to be painted, got {guidance!r}.")
+            raise ValueError(
+                f"`guidance` must be cleaned, degraded or prompt to be painted, got {guidance!r}."
+            )
         return self._guide(degraded.to(self._execution_device), painting, removed)
 
     def _guide(
@@ -756,19 +922,28 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         tokens: torch.Tensor | None = None,
         decode: bool = True,
     ) -> Guidance:
-        """See, say, clean and paint; with `mirror_guidance` of the mirror images too. `tokens` are those of the images, if known."""
+        """See, say, clean and paint; with `mirror_guidance` of the mirror images too. `tokens` are
+        those of the images, if known."""
         count, spoken = len(degraded), painting.source in WORDS
         mirrored = spoken and decode and self.config.mirror_guidance
         views = torch.cat([degraded, degraded.flip(-1)]) if mirrored else degraded
         repeats = 2 if mirrored else 1
         prompts = painting.prompts and painting.prompts * repeats
         negatives = (painting.negatives or [""] * count) * repeats
-        generator = painting.generator * repeats if isinstance(painting.generator, list) else painting.generator
+        generator = (
+            painting.generator * repeats
+            if isinstance(painting.generator, list)
+            else painting.generator
+        )
 
         words = cleaned = None
         if spoken:
             known = [] if tokens is None else [tokens]
-            tokens = torch.cat([*known, self.encode_image(views[len(known) * count :])]) if len(known) < repeats else tokens
+            tokens = (
+                torch.cat([*known, self.encode_image(views[len(known) * count :])])
+                if len(known) < repeats
+                else tokens
+            )
             words = self.mapper(tokens.to(self.mapper.dtype))
             if self.cleaner is not None:
                 wish = self.condition_of(self.cleaner, removed and removed * repeats, words)
@@ -777,7 +952,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         else:
             embeds = self.encode_text(prompts)
         negative_embeds = self.encode_text(negatives) if painting.scale > 1 else None
-        latents, timesteps = self.prepare_latents(views, painting.init, painting.init_strength, painting.steps, generator)
+        latents, timesteps = self.prepare_latents(
+            views, painting.init, painting.init_strength, painting.steps, generator
+        )
         latents = self.paint(
             latents,
             timesteps,
@@ -801,8 +978,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         degradation: list[dict[str, float]] | None,
         count: int,
     ) -> list[float]:
-        """The weight of the guidance of each of `count` images: what the call says, or, where that leaves it to the checkpoint and
-        nothing but the photo speaks, `default_strengths`."""
+        """The weight of the guidance of each of `count` images: what the call says, or, where that
+        leaves it to the checkpoint and nothing but the photo speaks, `default_strengths`."""
         painting = request.painting
         prompted = painting is not None and bool(painting.prompts or painting.negatives)
         if request.strength is None and request.source == "cleaned" and not prompted:
@@ -810,15 +987,21 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return [1.0 if request.strength is None else request.strength] * count
 
     def default_strengths(
-        self, removed: list[list[str] | None] | None, degradation: list[dict[str, float]] | None, count: int
+        self,
+        removed: list[list[str] | None] | None,
+        degradation: list[dict[str, float]] | None,
+        count: int,
     ) -> list[float]:
-        """The weight of guidance from cleaned words for each of `count` images in a call that does not say.
+        """The weight of guidance from cleaned words for each of `count` images in a call that does
+        not say.
 
-        Returns 1 where something of the checkpoint's `guided_degradations` is to be removed, otherwise 0. What the restorer finds
-        out by itself is what the detector sees; without a detector that is nothing.
+        Returns 1 where something of the checkpoint's `guided_degradations` is to be removed,
+        otherwise 0. What the restorer finds out by itself is what the detector sees; without a
+        detector that is nothing.
 
         Args:
-            removed: what the restorer is told to remove of each image, `None` if it is told nothing.
+            removed: what the restorer is told to remove of each image, `None` if it is told
+                nothing.
             degradation: what `detect` says of them, if it was asked.
             count: number of images.
         """
@@ -826,8 +1009,12 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if helped is None:
             return [1.0] * count
         images = zip(removed or [None] * count, degradation or [{}] * count)
-        unsure = self.config.detection_thresholds is not None  # then what was not told is not sure enough for guidance either
-        wanted = [([] if unsure else seen_in(seen)) if labels is None else labels for labels, seen in images]
+        # Then what was not told is not sure enough for guidance either.
+        unsure = self.config.detection_thresholds is not None
+        wanted = [
+            ([] if unsure else seen_in(seen)) if labels is None else labels
+            for labels, seen in images
+        ]
         return [float(bool(set(labels) & set(helped))) for labels in wanted]
 
     # ---- what to remove
@@ -835,8 +1022,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def choose_removed(
         self, request: Request, degradation: list[dict[str, float]] | None, count: int
     ) -> list[list[str] | None] | None:
-        """The degradations that the restorer is told to remove of each of `count` images; `None`: it finds out by itself, of one image
-        or of all.
+        """The degradations that the restorer is told to remove of each of `count` images; `None`:
+        it finds out by itself, of one image or of all.
 
         Args:
             request: a call, of which `labels` and `kept` matter here.
@@ -851,40 +1038,56 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 return None
             return [surely_seen(image, thresholds) for image in degradation]
         known = set(self.can_remove) - set(request.kept)
-        return [[label for label in seen_in(image, thresholds) if label in known] for image in degradation]
+        return [
+            [label for label in seen_in(image, thresholds) if label in known]
+            for image in degradation
+        ]
 
     @property
     def can_remove(self) -> tuple[str, ...]:
-        """The degradations that this pipeline can be told to remove: those of its restorer, or, if it has none, of its cleaner."""
+        """The degradations that this pipeline can be told to remove: those of its restorer, or, if
+        it has none, of its cleaner."""
         part = self.cleaner if self.restorer is None else self.restorer
         return tuple((part is not None and part.config.get("labels")) or ())
 
     def _check_told(self, labels: tuple[str, ...] | None, kept: tuple[str, ...]) -> None:
         both = sorted(set(labels or ()) & set(kept))
         if both:
-            raise ValueError(f"`task` asks to remove {', '.join(both)} and `keep` to keep it; take one of them out.")
+            raise ValueError(
+                f"`task` asks to remove {', '.join(both)} and `keep` to keep it; take one of them "
+                "out."
+            )
         known = self.can_remove
         if not known and (labels is not None or kept):
             raise ValueError(
-                "The restorer of this checkpoint is blind: it finds out by itself what to remove and cannot be told. Leave `task` at "
+                "The restorer of this checkpoint is blind: it finds out by itself what to remove "
+                "and cannot be told. Leave `task` at "
                 "auto and `keep` empty, or take a checkpoint whose restorer has labels."
             )
         absent = [label for label in (*(labels or ()), *kept) if label not in known]
         if absent:
-            raise ValueError(f"This checkpoint knows no {', '.join(absent)}; it can be told of {', '.join(known)}.")
+            raise ValueError(
+                f"This checkpoint knows no {', '.join(absent)}; it can be told of "
+                f"{', '.join(known)}."
+            )
         if kept and labels is None and not self._can_detect:
             raise ValueError(
-                "`keep` with `task='auto'` removes what a detector sees, and this checkpoint has none; name the tasks instead."
+                "`keep` with `task='auto'` removes what a detector sees, and this checkpoint has "
+                "none; name the tasks instead."
             )
 
     def condition_of(
         self, part: ModelMixin, removed: list[list[str] | None] | None, like: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The argument `condition` `(B, len(labels) + 1)` that tells a component what to remove; nothing for one that is blind."""
+        """The argument `condition` `(B, len(labels) + 1)` that tells a component what to remove;
+        nothing for one that is blind."""
         labels = part.config.get("labels")
         if labels is None:
             return {}
-        rows = [[float(label in (image or ())) for label in labels] + [float(image is None)] for image in removed or [None]]
+        rows = [
+            [float(label in (image or ())) for label in labels] + [float(image is None)]
+            for image in removed or [None]
+        ]
         if all(row == rows[0] for row in rows):
             rows = rows[:1]  # one for all is faster
         return {"condition": torch.tensor(rows, device=like.device, dtype=part.dtype)}
@@ -892,11 +1095,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     # ---- the steps, each usable on its own
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Image tokens `(B, 1 + P, Di)` of images `(B, 3, H, W)` in [0, 1]; the whole image is squeezed into the encoder's square."""
-        return self.image_encoder(pixel_values=self.encoder_pixels(image).to(self.image_encoder.dtype)).last_hidden_state
+        """Image tokens `(B, 1 + P, Di)` of images `(B, 3, H, W)` in [0, 1]; the whole image is
+        squeezed into the encoder's square."""
+        return self.image_encoder(
+            pixel_values=self.encoder_pixels(image).to(self.image_encoder.dtype)
+        ).last_hidden_state
 
     def encoder_pixels(self, image: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] as the image encoder wants them: its size, mean and deviation."""
+        """Images `(B, 3, H, W)` in [0, 1] as the image encoder wants them: its size, mean and
+        deviation."""
         side = self.image_encoder.config.image_size
         pixels = resize(image.float().clamp(0, 1), (side, side))
         mean = torch.tensor(self.image_processor.image_mean, device=image.device)[:, None, None]
@@ -904,33 +1111,46 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return (pixels - mean) / std
 
     def native_pixels(self, image: torch.Tensor, side: int = 128) -> torch.Tensor:
-        """The centre of images `(B, 3, H, W)` in native pixels, `side` at most; what a detector may judge texture by."""
+        """The centre of images `(B, 3, H, W)` in native pixels, `side` at most; what a detector may
+        judge texture by."""
         top, left = (max(length - side, 0) // 2 for length in image.shape[-2:])
         return image[..., top : top + side, left : left + side].clamp(0, 1)
 
     def detect(
         self, image_tokens: torch.Tensor, pixels: torch.Tensor | None = None
     ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-        """Probability and severity of each degradation, a dict for each image; from image tokens and `native_pixels`."""
+        """Probability and severity of each degradation, a dict for each image; from image tokens
+        and `native_pixels`."""
         seen = self.detector(image_tokens.to(self.detector.dtype), pixels)
         labels = self.detector.config.labels
-        probability, severity = seen.logits.float().sigmoid().tolist(), seen.severity.float().tolist()
-        return [dict(zip(labels, row)) for row in probability], [dict(zip(labels, row)) for row in severity]
+        probability, severity = (
+            seen.logits.float().sigmoid().tolist(),
+            seen.severity.float().tolist(),
+        )
+        return [dict(zip(labels, row)) for row in probability], [
+            dict(zip(labels, row)) for row in severity
+        ]
 
     def encode_words(self, words: torch.Tensor, prompt: list[str] | None = None) -> torch.Tensor:
-        """Prompt embeddings `(B, L, D)` of "a photo of a" and the words `(B, N, D)`, followed by the user's prompt."""
+        """Prompt embeddings `(B, L, D)` of "a photo of a" and the words `(B, N, D)`, followed by
+        the user's prompt."""
         batch, count, _ = words.shape
         length = self.tokenizer.model_max_length
         opening = self._token_ids(self.config.template)
         if len(opening) + count + 2 > length:
-            raise ValueError(f"{count} pseudo-words and the template {self.config.template!r} do not fit into {length} tokens.")
+            raise ValueError(
+                f"{count} pseudo-words and the template {self.config.template!r} do not fit into "
+                f"{length} tokens."
+            )
         rows = []
         for text in prompt or [None] * batch:
             extra = self._token_ids(f", {text}") if text else []
             room = length - 2 - len(opening) - count
             if len(extra) > room:
                 logger.warning(
-                    "The prompt has %d tokens beside the pseudo-words; the last %d are cut.", len(extra), len(extra) - room
+                    "The prompt has %d tokens beside the pseudo-words; the last %d are cut.",
+                    len(extra),
+                    len(extra) - room,
                 )
             rows.append(self._framed([*opening, *opening[-1:] * count, *extra[:room]]))
         ids = torch.tensor(rows, device=words.device)
@@ -945,20 +1165,34 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         for text in texts:
             ids = self._token_ids(text)
             if len(ids) > length - 2:
-                logger.warning("%r has %d tokens; the last %d are cut.", text[:40], len(ids), len(ids) - length + 2)
+                logger.warning(
+                    "%r has %d tokens; the last %d are cut.",
+                    text[:40],
+                    len(ids),
+                    len(ids) - length + 2,
+                )
             rows.append(self._framed(ids[: length - 2]))
-        return self.text_encoder(torch.tensor(rows, device=self._execution_device)).last_hidden_state
+        return self.text_encoder(
+            torch.tensor(rows, device=self._execution_device)
+        ).last_hidden_state
 
     def nearest_tokens(
         self, before: torch.Tensor, after: torch.Tensor | None = None, count: int = 3
     ) -> list[list[dict[str, list[str]]]]:
-        """The vocabulary tokens nearest by cosine to each word `(B, N, D)`, before and after cleaning."""
-        known = torch.arange(len(self.tokenizer), device=before.device)  # the table may be padded beyond the vocabulary
-        table = self.text_encoder.get_input_embeddings()(known)  # called, so that it is there while weights are offloaded
+        """The vocabulary tokens nearest by cosine to each word `(B, N, D)`, before and after
+        cleaning."""
+        # The table may be padded beyond the vocabulary.
+        known = torch.arange(len(self.tokenizer), device=before.device)
+        # Called, so that it is there while weights are offloaded.
+        table = self.text_encoder.get_input_embeddings()(known)
         table = F.normalize(table.float(), dim=-1)
 
         def read(words: torch.Tensor) -> list[list[list[str]]]:
-            nearest = (F.normalize(words.to(table), dim=-1) @ table.T).topk(min(count, len(table))).indices
+            nearest = (
+                (F.normalize(words.to(table), dim=-1) @ table.T)
+                .topk(min(count, len(table)))
+                .indices
+            )
             return [[self._readable(ids) for ids in image] for image in nearest.tolist()]
 
         old = read(before)
@@ -966,14 +1200,28 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return [[{"before": b, "after": a} for b, a in zip(*pair)] for pair in zip(old, new)]
 
     def prepare_latents(
-        self, degraded: torch.Tensor, init: str, strength: float, steps: int, generator: torch.Generator | list | None
+        self,
+        degraded: torch.Tensor,
+        init: str,
+        strength: float,
+        steps: int,
+        generator: torch.Generator | list | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starting latents for the guidance of `degraded` `(B, 3, H, W)`, and the timesteps that lead from them to a picture."""
+        """Starting latents for the guidance of `degraded` `(B, 3, H, W)`, and the timesteps that
+        lead from them to a picture."""
         height, width = self.guidance_shape(*degraded.shape[-2:])
-        shape = (len(degraded), self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        noise = randn_tensor(shape, generator=generator, device=degraded.device, dtype=self.unet.dtype)
+        shape = (
+            len(degraded),
+            self.unet.config.in_channels,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+        noise = randn_tensor(
+            shape, generator=generator, device=degraded.device, dtype=self.unet.dtype
+        )
         if init == "image":
-            steps = max(steps, math.ceil(1 / strength))  # fewer would leave no step as short as `strength`
+            # Fewer would leave no step as short as `strength`.
+            steps = max(steps, math.ceil(1 / strength))
         self.scheduler.set_timesteps(steps, device=degraded.device)
         if init == "noise":
             return noise * self.scheduler.init_noise_sigma, self.scheduler.timesteps
@@ -982,7 +1230,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         timesteps = self.scheduler.timesteps[(steps - kept) * order :]
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index((steps - kept) * order)
-        latents = self.encode_latents(resize(degraded.float().clamp(0, 1), (height, width))).to(self.unet.dtype)
+        latents = self.encode_latents(resize(degraded.float().clamp(0, 1), (height, width))).to(
+            self.unet.dtype
+        )
         return self.scheduler.add_noise(latents, noise, timesteps[:1]), timesteps
 
     def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -992,7 +1242,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return latents * self.vae.config.scaling_factor
 
     def guidance_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the guidance for an image: its aspect at the area that the UNet is used to."""
+        """Height and width of the guidance for an image: its aspect at the area that the UNet is
+        used to."""
         native = self.config.guidance_size or self.unet.config.sample_size * self.vae_scale_factor
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         multiple = min(multiple, native)
@@ -1012,7 +1263,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         callback: Callable | None = None,
         callback_inputs: Sequence[str] = ("latents",),
     ) -> torch.Tensor:
-        """Denoise latents; both branches of classifier-free guidance go through the UNet in one call."""
+        """Denoise latents; both branches of classifier-free guidance go through the UNet in one
+        call."""
         self._num_timesteps = len(timesteps)
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
@@ -1022,11 +1274,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 both = torch.cat([latents, latents]) if guided else latents
                 embeds = torch.cat([negative_embeds, prompt_embeds]) if guided else prompt_embeds
                 both = self.scheduler.scale_model_input(both, t)
-                noise = self.unet(both, t, encoder_hidden_states=embeds.to(self.unet.dtype), return_dict=False)[0]
+                noise = self.unet(
+                    both, t, encoder_hidden_states=embeds.to(self.unet.dtype), return_dict=False
+                )[0]
                 if guided:
                     negative, positive = noise.chunk(2)
                     noise = negative + guidance_scale * (positive - negative)
-                latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0].to(self.unet.dtype)
+                latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0].to(
+                    self.unet.dtype
+                )
                 if callback is not None:
                     tensors = {}
                     for name in callback_inputs:
@@ -1038,8 +1294,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return latents
 
     def decode_latents(self, latents: torch.Tensor, clip: bool = True) -> torch.Tensor:
-        """Latents -> images `(B, 3, h, w)` in [0, 1]; without `clip` values may leave it, and gradients are never cut."""
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        """Latents -> images `(B, 3, h, w)` in [0, 1]; without `clip` values may leave it, and
+        gradients are never cut."""
+        pixels = self.vae.decode(
+            (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False
+        )[0]
         image = pixels.float() / 2 + 0.5
         return image.clamp(0, 1) if clip else image
 
@@ -1052,8 +1311,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         overlap: int = 32,
         removed: list[list[str] | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is one, of one strength or one for each;
-        `removed` says what it shall remove of each, `None` that it shall find out.
+        """Run the restorer on images `(B, 3, H, W)`, with a guidance of the same size if there is
+        one, of one strength or one for each; `removed` says what it shall remove of each, `None`
+        that it shall find out.
 
         Returns:
             restored images in [0, 1], and the confidence of the match `(B, 1, H, W)` or `None`.
@@ -1067,7 +1327,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 return self.restorer(region, **wishes).float()
             matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
             features = [f.to(self.restorer.dtype) for f in matched.features]
-            weight = strength if isinstance(strength, float | int) else region.new_tensor(strength)[:, None, None, None]
+            weight = (
+                strength
+                if isinstance(strength, float | int)
+                else region.new_tensor(strength)[:, None, None, None]
+            )
             restored = self.restorer(region, guidance_features=features, strength=weight, **wishes)
             return torch.cat([restored.float(), matched.confidence.float()], dim=1)
 
@@ -1081,13 +1345,22 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
     @property
     def _can_detect(self) -> bool:
-        return self.detector is not None and self.image_encoder is not None and self.image_processor is not None
+        return (
+            self.detector is not None
+            and self.image_encoder is not None
+            and self.image_processor is not None
+        )
 
     # ---- tokens
 
     def _framed(self, ids: list[int]) -> list[int]:
-        """Token ids between begin and end of text, padded to the length that the text encoder takes."""
-        begin, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        """Token ids between begin and end of text, padded to the length that the text encoder
+        takes."""
+        begin, end, pad = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )
         row = [begin, *ids, end]
         return row + [end if pad is None else pad] * (self.tokenizer.model_max_length - len(row))
 
@@ -1121,23 +1394,31 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         callback_inputs: Sequence[str] = ("latents",),
         count: int = 1,
     ) -> Request:
-        """Check the arguments of a call on `count` images, see `__call__`, and resolve its defaults.
+        """Check the arguments of a call on `count` images, see `__call__`, and resolve its
+        defaults.
 
         Raises:
-            ValueError: if one is unknown or out of range, they contradict each other, or a component that they need is missing.
+            ValueError: if one is unknown or out of range, they contradict each other, or a
+                component that they need is missing.
         """
         labels, kept = read_task(task), read_keep(keep)
         self._check_told(labels, kept)
         if guidance_strength is not None and not 0 <= guidance_strength <= 1:
             raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+            raise ValueError(
+                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
+            )
         if tile is not None and tile < 64:
             raise ValueError(f"`tile` must be at least 64 pixels, got {tile}.")
         if tile is not None and not 0 <= overlap <= tile // 2:
-            raise ValueError(f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}.")
+            raise ValueError(
+                f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}."
+            )
 
-        source = self._guidance_source(guidance, prompt, negative_prompt, guidance_image, output_type)
+        source = self._guidance_source(
+            guidance, prompt, negative_prompt, guidance_image, output_type
+        )
         painting = self.check_painting(
             "none" if source == "reference" else source,
             prompt,
@@ -1182,34 +1463,49 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         callback_inputs: Sequence[str] = ("latents",),
         count: int = 1,
     ) -> Painting | None:
-        """Check the arguments that concern the painting of guidance, and resolve their defaults; `None` if none is painted.
+        """Check the arguments that concern the painting of guidance, and resolve their defaults;
+        `None` if none is painted.
 
         Raises:
-            ValueError: if one is unknown or out of range, they contradict each other, or a component that they need is missing.
+            ValueError: if one is unknown or out of range, they contradict each other, or a
+                component that they need is missing.
         """
-        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps = (
+            self.config.default_num_inference_steps
+            if num_inference_steps is None
+            else num_inference_steps
+        )
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         init = guidance_init or self.config.default_guidance_init
         strength = self.config.default_init_strength if init_strength is None else init_strength
         if guidance not in GUIDANCE_MODES:
-            raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}.")
+            raise ValueError(
+                f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}."
+            )
         if init not in ("noise", "image"):
             raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
         if not 0 < strength <= 1:
             raise ValueError(f"`init_strength` must lie in (0, 1], got {strength}.")
         if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_inference_steps` must be a whole number of at least 1, got {steps}.")
+            raise ValueError(
+                f"`num_inference_steps` must be a whole number of at least 1, got {steps}."
+            )
         if negative_prompt is not None and scale <= 1:
             raise ValueError(
-                f"`negative_prompt` acts through classifier-free guidance, which `guidance_scale` {scale:g} turns off; set it above 1."
+                "`negative_prompt` acts through classifier-free guidance, which `guidance_scale` "
+                f"{scale:g} turns off; set it above 1."
             )
         unknown = [name for name in callback_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}."
+                "`callback_on_step_end_tensor_inputs` may hold "
+                f"{', '.join(self._callback_tensor_inputs)}; got {', '.join(unknown)}."
             )
         if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or a list of {count}, got a list of {len(generator)}.")
+            raise ValueError(
+                f"`generator` must be one generator or a list of {count}, got a list of "
+                f"{len(generator)}."
+            )
         prompts = self._one_each(prompt, count, "prompt")
         negatives = self._one_each(negative_prompt, count, "negative_prompt")
         if guidance == "none":
@@ -1222,7 +1518,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         self._check_parts(needed, guidance)
         if self.unet.config.in_channels != self.vae.config.latent_channels:
             raise ValueError(
-                f"The UNet takes {self.unet.config.in_channels} channels and the VAE makes {self.vae.config.latent_channels}; "
+                f"The UNet takes {self.unet.config.in_channels} channels and the VAE makes "
+                f"{self.vae.config.latent_channels}; "
                 "load a text-to-image base, not an inpainting one."
             )
         return Painting(
@@ -1238,37 +1535,54 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             callback_inputs=tuple(callback_inputs),
         )
 
-    def _guidance_source(self, guidance: str, prompt, negative_prompt, guidance_image, output_type: str) -> str:
+    def _guidance_source(
+        self, guidance: str, prompt, negative_prompt, guidance_image, output_type: str
+    ) -> str:
         """What the guidance of a call comes from: cleaned, degraded, prompt, reference or none."""
         prompted = prompt is not None or negative_prompt is not None
         source = guidance
         if guidance_image is not None:
             source = "reference"
-        elif guidance == "cleaned" and self.unet is None and self.restorer is not None and not (prompt or negative_prompt):
+        elif (
+            guidance == "cleaned"
+            and self.unet is None
+            and self.restorer is not None
+            and not (prompt or negative_prompt)
+        ):
             self._warn_unguided()
             source = "none"
         if source == "none" and prompted:
-            raise ValueError("`prompt` and `negative_prompt` speak through the guidance, which `guidance='none'` turns off.")
+            raise ValueError(
+                "`prompt` and `negative_prompt` speak through the guidance, which "
+                "`guidance='none'` turns off."
+            )
         if source == "reference" and self.restorer is None:
             raise ValueError("`guidance_image` guides a restorer, and this pipeline has none.")
         if source == "reference" and prompted:
-            raise ValueError("`prompt` and `negative_prompt` shape a painted guidance; with `guidance_image` nothing is painted.")
+            raise ValueError(
+                "`prompt` and `negative_prompt` shape a painted guidance; with `guidance_image` "
+                "nothing is painted."
+            )
         if source in ("none", "reference") and output_type == "latent":
             raise ValueError(
-                "`output_type='latent'` returns the latents of a painted guidance; choose cleaned, degraded or prompt."
+                "`output_type='latent'` returns the latents of a painted guidance; choose cleaned, "
+                "degraded or prompt."
             )
         return source
 
     def _warn_unguided(self) -> None:
         if not getattr(self, "_told_unguided", False):
-            logger.warning("This checkpoint has no guidance chain (no UNet); it restores without guidance.")
+            logger.warning(
+                "This checkpoint has no guidance chain (no UNet); it restores without guidance."
+            )
             self._told_unguided = True
 
     def _check_parts(self, needed: list[str], source: str) -> None:
         missing = [name for name in needed if getattr(self, name, None) is None]
         if missing:
             raise ValueError(
-                f"Guidance {source!r} needs {', '.join(missing)}, which this pipeline lacks; load a checkpoint that has them"
+                f"Guidance {source!r} needs {', '.join(missing)}, which this pipeline lacks; load "
+                "a checkpoint that has them"
                 + (", or pass `guidance='none'`." if self.restorer is not None else ".")
             )
 
@@ -1277,7 +1591,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             return None
         texts = [text] * count if isinstance(text, str) else list(text)
         if len(texts) != count:
-            raise ValueError(f"`{name}` must be one text or a list of {count}, got a list of {len(texts)}.")
+            raise ValueError(
+                f"`{name}` must be one text or a list of {count}, got a list of {len(texts)}."
+            )
         return texts
 
     def _references(self, image, count: int) -> list[torch.Tensor] | None:
@@ -1289,15 +1605,24 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             raise ValueError(f"`guidance_image` must be one image or {count}, got {len(singles)}.")
         return singles if len(singles) == count else singles * count
 
-    def _read_images(self, image, name: str = "image") -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
-        """Batches `(B, 3, H, W)` in [0, 1], each of one size, and the Pillow images whose mode the results shall have again."""
+    def _read_images(
+        self, image, name: str = "image"
+    ) -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
+        """Batches `(B, 3, H, W)` in [0, 1], each of one size, and the Pillow images whose mode the
+        results shall have again."""
         if isinstance(image, torch.Tensor):
             check_tensor(image, name)
             return [image.float()], [None] * len(image)
         pictures = image if isinstance(image, (list, tuple)) else [image]
         if not pictures or not all(isinstance(picture, PIL.Image.Image) for picture in pictures):
-            kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures})) or "an empty list"
-            raise ValueError(f"`{name}` must be a PIL image, a list of them or a tensor (B, 3, H, W) in [0, 1], got {kinds}.")
+            kinds = (
+                ", ".join(sorted({type(picture).__name__ for picture in pictures}))
+                or "an empty list"
+            )
+            raise ValueError(
+                f"`{name}` must be a PIL image, a list of them or a tensor (B, 3, H, W) in [0, 1], "
+                f"got {kinds}."
+            )
         pictures = [PIL.ImageOps.exif_transpose(picture) for picture in pictures]
         tensors = [tensor_from_pil(picture, name) for picture in pictures]
         same = all(tensor.shape == tensors[0].shape for tensor in tensors)
@@ -1316,7 +1641,9 @@ def read_task(task: str | list[str]) -> tuple[str, ...] | None:
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
         got = ", ".join(map(repr, unknown)) or "nothing"
-        raise ValueError(f"`task` must be auto, or one or several of {', '.join(TASKS)}; got {got}.")
+        raise ValueError(
+            f"`task` must be auto, or one or several of {', '.join(TASKS)}; got {got}."
+        )
     return tuple(TASKS[name] for name in names)
 
 
@@ -1333,38 +1660,63 @@ def read_keep(keep: str | list[str] | None) -> tuple[str, ...]:
     for name in names:
         if name not in labels:
             hint = f"; to keep it, say {TASKS[name]}" if name in TASKS else ""
-            raise ValueError(f"`keep` names degradations ({', '.join(labels)}), got {name!r}{hint}.")
+            raise ValueError(
+                f"`keep` names degradations ({', '.join(labels)}), got {name!r}{hint}."
+            )
     return names
 
 
-def read_names(value: str | list[str], argument: str, expected: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def read_names(
+    value: str | list[str], argument: str, expected: str, known: tuple[str, ...]
+) -> tuple[str, ...]:
     """The names in a list, or in a text that joins them by +; each once."""
     names = value.split("+") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"`{argument}` must be {expected} {', '.join(known)}, as a text or a list of texts; got {value!r} "
+            f"`{argument}` must be {expected} {', '.join(known)}, as a text or a list of texts; "
+            f"got {value!r} "
             f"({type(value).__name__})."
         )
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def seen_in(probabilities: dict[str, float], thresholds: dict[str, list[float]] | None = None) -> list[str]:
-    """The degradations that are more likely there than not, and those that a checkpoint's thresholds take for present before."""
+def seen_in(
+    probabilities: dict[str, float], thresholds: dict[str, list[float]] | None = None
+) -> list[str]:
+    """The degradations that are more likely there than not, and those that a checkpoint's
+    thresholds take for present before."""
     least = {label: min(present, PRESENT) for label, (_, present) in (thresholds or {}).items()}
-    return [label for label, probability in probabilities.items() if probability >= least.get(label, PRESENT)]
+    return [
+        label
+        for label, probability in probabilities.items()
+        if probability >= least.get(label, PRESENT)
+    ]
 
 
-def surely_seen(probabilities: dict[str, float], thresholds: dict[str, list[float]]) -> list[str] | None:
-    """The degradations that a detector takes for present by a checkpoint's thresholds; `None` where it is unsure about one or sees none."""
-    if any(absent <= probabilities.get(label, 0.0) < present for label, (absent, present) in thresholds.items()):
+def surely_seen(
+    probabilities: dict[str, float], thresholds: dict[str, list[float]]
+) -> list[str] | None:
+    """The degradations that a detector takes for present by a checkpoint's thresholds; `None` where
+    it is unsure about one or sees none."""
+    if any(
+        absent <= probabilities.get(label, 0.0) < present
+        for label, (absent, present) in thresholds.items()
+    ):
         return None
-    return [label for label, (_, present) in thresholds.items() if probabilities.get(label, 0.0) >= present] or None
+    return [
+        label
+        for label, (_, present) in thresholds.items()
+        if probabilities.get(label, 0.0) >= present
+    ] or None
 
 
 @contextlib.contextmanager
-def inject_words(text_encoder: CLIPTextModel, words: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Within the block the token embeddings at `positions` `(N,)` are `words` `(B, N, D)`; the encoder's own `forward` stays the
-    entry, so offloading and LoRA hooks keep working. One call at a time for each text encoder."""
+def inject_words(
+    text_encoder: CLIPTextModel, words: torch.Tensor, positions: torch.Tensor
+) -> Iterator[None]:
+    """Within the block the token embeddings at `positions` `(N,)` are `words` `(B, N, D)`; the
+    encoder's own `forward` stays the entry, so offloading and LoRA hooks keep working. One call at
+    a time for each text encoder."""
 
     def replace(module, args, embeddings):
         embeddings = embeddings.clone()
@@ -1381,13 +1733,15 @@ def inject_words(text_encoder: CLIPTextModel, words: torch.Tensor, positions: to
 def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bicubic with anti-aliasing, `(B, C, H, W)` in [0, 1] -> `(B, C, *size)` in [0, 1].
 
-    Reductions by more than `MAX_REDUCTION` begin with means of squares: CUDA has no room for so wide a filter.
+    Reductions by more than `MAX_REDUCTION` begin with means of squares: CUDA has no room for so
+    wide a filter.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     factors = [side / wanted for side, wanted in zip(image.shape[-2:], size)]
     if max(factors) > MAX_REDUCTION:
-        smaller = [min(side, 4 * wanted) for side, wanted in zip(image.shape[-2:], size)]  # the rest is left to the better filter
+        # The rest is left to the better filter.
+        smaller = [min(side, 4 * wanted) for side, wanted in zip(image.shape[-2:], size)]
         image = F.interpolate(image, smaller, mode="area")
     return F.interpolate(image, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
@@ -1412,10 +1766,12 @@ def apply_tiled(
     overlap: int,
     on_tile: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and blend the results.
+    """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and
+    blend the results.
 
-    The outer quarter of an overlap is thrown away and its middle half blended linearly, so a function that sees no further than
-    `overlap // 4` pixels gives the same result as on the whole image.
+    The outer quarter of an overlap is thrown away and its middle half blended linearly, so a
+    function that sees no further than `overlap // 4` pixels gives the same result as on the whole
+    image.
     """
     height, width = image.shape[-2:]
     total, weight = None, torch.zeros(1, 1, height, width, device=image.device)
@@ -1436,7 +1792,8 @@ def apply_tiled(
 
 
 def blend_window(side: int, overlap: int, fade_in: bool, fade_out: bool) -> torch.Tensor:
-    """Weights `(side,)` of a tile: 1, but fading from and to 0 over `overlap` pixels at ends that lie inside the image."""
+    """Weights `(side,)` of a tile: 1, but fading from and to 0 over `overlap` pixels at ends that
+    lie inside the image."""
     margin = overlap // 4
     ramp = ((torch.arange(overlap) - margin + 0.5) / max(overlap - 2 * margin, 1)).clamp(0, 1)
     window = torch.ones(side)
@@ -1451,7 +1808,10 @@ def check_tensor(image: torch.Tensor, name: str) -> None:
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"`{name}` must be (B, 3, H, W), got shape {tuple(image.shape)}.")
     if not image.is_floating_point():
-        raise ValueError(f"`{name}` must hold floating-point values in [0, 1], got {image.dtype}; divide 8-bit values by 255.")
+        raise ValueError(
+            f"`{name}` must hold floating-point values in [0, 1], got {image.dtype}; divide 8-bit "
+            "values by 255."
+        )
     check_size(image.shape[-2], image.shape[-1], name)
     if not torch.isfinite(image).all():
         raise ValueError(f"`{name}` holds NaN or infinite values.")
@@ -1462,11 +1822,15 @@ def check_tensor(image: torch.Tensor, name: str) -> None:
 
 def check_size(height: int, width: int, name: str) -> None:
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"`{name}` must be at least {MIN_SIDE} pixels on each side, got {width} x {height}; enlarge it first.")
+        raise ValueError(
+            f"`{name}` must be at least {MIN_SIDE} pixels on each side, got {width} x {height}; "
+            "enlarge it first."
+        )
 
 
 def tensor_from_pil(picture: PIL.Image.Image, name: str) -> torch.Tensor:
-    """`(1, 3, H, W)` in [0, 1] of a Pillow image of any mode; gray is repeated, alpha is left out."""
+    """`(1, 3, H, W)` in [0, 1] of a Pillow image of any mode; gray is repeated, alpha is left
+    out."""
     check_size(picture.height, picture.width, name)
     if picture.mode.startswith("I"):
         array = np.asarray(picture).astype(np.float32) / 65535
@@ -1481,7 +1845,8 @@ def tensor_from_pil(picture: PIL.Image.Image, name: str) -> torch.Tensor:
 
 
 def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PIL.Image.Image:
-    """A Pillow image of `(H, W, 3)` in [0, 1] with mode, alpha, profile and EXIF of the image it came from."""
+    """A Pillow image of `(H, W, 3)` in [0, 1] with mode, alpha, profile and EXIF of the image it
+    came from."""
     mode = like.mode if like is not None else "RGB"
     if mode == "F":
         return PIL.Image.fromarray(array.mean(-1))
@@ -1500,7 +1865,8 @@ def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PI
 
 
 def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
-    """One output of the outputs of single images; tensors become lists where sizes differ or some images have none."""
+    """One output of the outputs of single images; tensors become lists where sizes differ or some
+    images have none."""
 
     def join(values: list):
         if all(value is None for value in values):
@@ -1520,11 +1886,14 @@ def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
 
 
 def convert(images: list[torch.Tensor], output_type: str, dress: list | None = None):
-    """Single images `(1, C, H, W)` in the form that `output_type` names; lists where sizes differ."""
+    """Single images `(1, C, H, W)` in the form that `output_type` names; lists where sizes
+    differ."""
     same = all(image.shape == images[0].shape for image in images)
     if output_type in ("pt", "latent"):
         return torch.cat(images) if same else images
     arrays = [image.float().clamp(0, 1).movedim(1, -1).cpu().numpy() for image in images]
     if output_type == "np":
         return np.concatenate(arrays) if same else arrays
-    return [pil_from_array(array[0], like) for array, like in zip(arrays, dress or [None] * len(arrays))]
+    return [
+        pil_from_array(array[0], like) for array, like in zip(arrays, dress or [None] * len(arrays))
+    ]

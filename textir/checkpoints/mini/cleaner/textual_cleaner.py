@@ -1,9 +1,10 @@
 """M_clean: takes the degradation out of pseudo-words.
 
-Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 3): one MLP for
-each word, no exchange between words. The defaults are the paper's shapes (118.2 M parameters) without residual;
-`residual=True` starts as the identity, which keeps the words of clean photos, and `rank` builds a light form. Ours: a cleaner with
-`labels` can be told what to take out; the condition moves the words that its MLPs see.
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations*
+(CVPR 2024, eq. 3): one MLP for each word, no exchange between words. The defaults are the paper's
+shapes (118.2 M parameters) without residual; `residual=True` starts as the identity, which keeps
+the words of clean photos, and `rank` builds a light form. Ours: a cleaner with `labels` can be told
+what to take out; the condition moves the words that its MLPs see.
 """
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 
 
 class WordMLP(nn.Module):
-    """Three times linear, layer normalisation, LeakyReLU, then linear: `(..., word_dim)` -> `(..., out_dim)`."""
+    """Three times linear, layer normalisation, LeakyReLU, then linear: `(..., word_dim)` -> `(...,
+    out_dim)`."""
 
     def __init__(self, word_dim: int, width: int, out_dim: int):
         super().__init__()
@@ -39,10 +41,11 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_words: pseudo-words for each image.
         width: width of the hidden layers.
         residual: add the output to the input, starting from zero.
-        rank: in the light form one MLP serves all words, told apart by a learned embedding, and each word has a low-rank head of
-            this rank; `None` gives every word an MLP of its own (the paper).
-        labels: degradations that the cleaner can be told to take out, in the order of the condition's entries; `None` builds one that
-            always finds out for itself.
+        rank: in the light form one MLP serves all words, told apart by a learned embedding, and
+            each word has a low-rank head of this rank; `None` gives every word an MLP of its own
+            (the paper).
+        labels: degradations that the cleaner can be told to take out, in the order of the
+            condition's entries; `None` builds one that always finds out for itself.
     """
 
     _lora_layers = ["fc1", "fc2", "fc3", "output"]
@@ -74,27 +77,35 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
             self.condition_shift = nn.Linear(len(labels) + 1, num_words * word_dim, bias=False)
             nn.init.zeros_(self.condition_shift.weight)
 
-    def forward(self, pseudo_words: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, pseudo_words: torch.Tensor, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Clean words.
 
         Args:
             pseudo_words: `(B, num_words, word_dim)`.
-            condition: `(B, len(labels) + 1)`, or `(1, ...)` for all alike: 1 for each degradation to take out, and 1 in the last entry
-                for "find out yourself", which is also what `None` means.
+            condition: `(B, len(labels) + 1)`, or `(1, ...)` for all alike: 1 for each degradation
+                to take out, and 1 in the last entry for "find out yourself", which is also what
+                `None` means.
 
         Returns:
             cleaned pseudo-words `(B, num_words, word_dim)`.
 
         Raises:
-            ValueError: if number or width of the words differ, the condition has another length, or one is given to a cleaner without
-                labels.
+            ValueError: if number or width of the words differ, the condition has another length, or
+                one is given to a cleaner without labels.
         """
         expected = (self.config.num_words, self.config.word_dim)
         if pseudo_words.ndim != 3 or tuple(pseudo_words.shape[1:]) != expected:
-            raise ValueError(f"`pseudo_words` must be (B, {expected[0]}, {expected[1]}), got {tuple(pseudo_words.shape)}.")
+            raise ValueError(
+                f"`pseudo_words` must be (B, {expected[0]}, {expected[1]}), got "
+                f"{tuple(pseudo_words.shape)}."
+            )
         words = pseudo_words + self._shift(condition, pseudo_words)
         if self.config.rank is None:
-            cleaned = torch.stack([mlp(word) for mlp, word in zip(self.words, words.unbind(1))], dim=1)
+            cleaned = torch.stack(
+                [mlp(word) for mlp, word in zip(self.words, words.unbind(1))], dim=1
+            )
         else:
             low = self.shared(words + self.position)
             cleaned = torch.einsum("bnr,nrd->bnd", low, self.expand)
@@ -105,14 +116,23 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
         labels = self.config.labels
         if labels is None:
             if condition is not None:
-                raise ValueError("This cleaner was built without `labels`; it cannot be told what to take out.")
+                raise ValueError(
+                    "This cleaner was built without `labels`; it cannot be told what to take out."
+                )
             return 0.0
         count = len(labels) + 1
         if condition is None:
             condition = torch.eye(count, device=words.device)[-1:]
-        elif condition.ndim != 2 or condition.shape[1] != count or len(condition) not in (1, len(words)):
+        elif (
+            condition.ndim != 2
+            or condition.shape[1] != count
+            or len(condition) not in (1, len(words))
+        ):
             raise ValueError(
-                f"`condition` must be ({len(words)}, {count}): one number for each of {', '.join(labels)}, and a last one for "
+                f"`condition` must be ({len(words)}, {count}): one number for each of "
+                f"{', '.join(labels)}, and a last one for "
                 f"'find out yourself'; got {tuple(condition.shape)}."
             )
-        return self.condition_shift(condition.to(words)).unflatten(1, (self.config.num_words, self.config.word_dim))
+        return self.condition_shift(condition.to(words)).unflatten(
+            1, (self.config.num_words, self.config.word_dim)
+        )

@@ -1,4 +1,5 @@
-"""Says what is wrong with a photo: a small head on the image tokens, several degradations at once, each with its severity.
+"""Says what is wrong with a photo: a small head on the image tokens, several degradations at once,
+each with its severity.
 
 Ours; the paper restores each task with a network of its own and needs no detector.
 """
@@ -20,8 +21,10 @@ class DetectedDegradations(BaseOutput):
     """What a detector sees.
 
     Attributes:
-        logits: `(B, L)`; `sigmoid` gives the probability of each degradation, independent of the others.
-        severity: `(B, L)` in [0, 1], 0 slight and 1 extreme; only meaningful where the degradation is present.
+        logits: `(B, L)`; `sigmoid` gives the probability of each degradation, independent of the
+            others.
+        severity: `(B, L)` in [0, 1], 0 slight and 1 extreme; only meaningful where the degradation
+            is present.
     """
 
     logits: torch.Tensor = None  # defaults let accelerate rebuild outputs under mixed precision
@@ -31,8 +34,8 @@ class DetectedDegradations(BaseOutput):
 class TextureBranch(nn.Module):
     """Statistics of fine structure: `(B, 3, H, W)` -> `(B, 6 * width)`.
 
-    Four convolutions, the first on differences from the local mean, each but that one at half the size of the one before; of the last two the
-    mean and the deviation over all pixels.
+    Four convolutions, the first on differences from the local mean, each but that one at half the
+    size of the one before; of the last two the mean and the deviation over all pixels.
     """
 
     def __init__(self, width: int):
@@ -61,8 +64,9 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
         image_dim: width of the image tokens.
         labels: names of the degradations, in the order of the outputs.
         width: width of the hidden layer.
-        pixel_width: channels of a small convolutional branch that looks at native pixels too, where noise, blocks and blur show that an
-            image encoder, which sees the image squeezed into its square, hides; `None` goes by the tokens alone.
+        pixel_width: channels of a small convolutional branch that looks at native pixels too, where
+            noise, blocks and blur show that an image encoder, which sees the image squeezed into
+            its square, hides; `None` goes by the tokens alone.
     """
 
     _lora_layers = ["hidden", "presence", "severity"]
@@ -71,7 +75,16 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def __init__(
         self,
         image_dim: int = 1280,
-        labels: tuple[str, ...] = ("noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "downup"),
+        labels: tuple[str, ...] = (
+            "noise",
+            "rain",
+            "haze",
+            "blur",
+            "defocus",
+            "lowlight",
+            "jpeg",
+            "downup",
+        ),
         width: int = 256,
         pixel_width: int | None = None,
     ):
@@ -85,16 +98,19 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if pixel_width is not None:
             self.texture = TextureBranch(pixel_width)
 
-    def forward(self, image_tokens: torch.Tensor, pixels: torch.Tensor | None = None) -> DetectedDegradations:
-        """Judge images by their tokens `(B, 1 + P, image_dim)`, the class token first, and by native pixels `(B, 3, H, W)` in [0, 1] if it
-        has a branch for them.
+    def forward(
+        self, image_tokens: torch.Tensor, pixels: torch.Tensor | None = None
+    ) -> DetectedDegradations:
+        """Judge images by their tokens `(B, 1 + P, image_dim)`, the class token first, and by
+        native pixels `(B, 3, H, W)` in [0, 1] if it has a branch for them.
 
         Raises:
             ValueError: if the tokens have another width, or pixels are missing.
         """
         if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.config.image_dim:
             raise ValueError(
-                f"`image_tokens` must be (B, 1 + patches, {self.config.image_dim}), got {tuple(image_tokens.shape)}."
+                f"`image_tokens` must be (B, 1 + patches, {self.config.image_dim}), got "
+                f"{tuple(image_tokens.shape)}."
             )
         tokens = self.norm(image_tokens)
         weights = self.attention(tokens[:, 1:]).softmax(dim=1)
@@ -105,4 +121,6 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
             pooled.append(self.texture(pixels))
         pooled = torch.cat(pooled, dim=-1)
         hidden = self.activation(self.hidden(pooled))
-        return DetectedDegradations(logits=self.presence(hidden), severity=self.severity(hidden).sigmoid())
+        return DetectedDegradations(
+            logits=self.presence(hidden), severity=self.severity(hidden).sigmoid()
+        )

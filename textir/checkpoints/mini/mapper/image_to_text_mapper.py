@@ -1,8 +1,10 @@
-"""M_i2t: from the image tokens of a CLIP vision tower to pseudo-words in the embedding space of its text tower.
+"""M_i2t: from the image tokens of a CLIP vision tower to pseudo-words in the embedding space of its
+text tower.
 
-Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 2). Each word is
-the sum of what an MLP reads from the class token and what another reads from the patch tokens, averaged over the patches.
-The defaults are the paper's shapes (249.5 M parameters); `rank` builds a light form with shared trunks.
+Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations*
+(CVPR 2024, eq. 2). Each word is the sum of what an MLP reads from the class token and what another
+reads from the patch tokens, averaged over the patches. The defaults are the paper's shapes (249.5 M
+parameters); `rank` builds a light form with shared trunks.
 """
 
 import torch
@@ -29,7 +31,8 @@ class MLPTrunk(nn.Module):
 
 
 class WordMLPs(nn.Module):
-    """The paper's form: an MLP of its own for each word, `(B, T, in_dim)` -> `(B, num_words, T, word_dim)`."""
+    """The paper's form: an MLP of its own for each word, `(B, T, in_dim)` -> `(B, num_words, T,
+    word_dim)`."""
 
     def __init__(self, in_dim: int, word_dim: int, num_words: int, width: int):
         super().__init__()
@@ -37,11 +40,14 @@ class WordMLPs(nn.Module):
         self.outputs = nn.ModuleList(nn.Linear(width, word_dim) for _ in range(num_words))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return torch.stack([output(trunk(tokens)) for trunk, output in zip(self.trunks, self.outputs)], dim=1)
+        return torch.stack(
+            [output(trunk(tokens)) for trunk, output in zip(self.trunks, self.outputs)], dim=1
+        )
 
 
 class LowRankWords(nn.Module):
-    """The light form: one trunk for all words, and for each word a low-rank head, `(B, T, in_dim)` -> `(B, N, T, word_dim)`."""
+    """The light form: one trunk for all words, and for each word a low-rank head, `(B, T, in_dim)`
+    -> `(B, N, T, word_dim)`."""
 
     def __init__(self, in_dim: int, word_dim: int, num_words: int, width: int, rank: int):
         super().__init__()
@@ -52,7 +58,8 @@ class LowRankWords(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_words, 1, word_dim))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        low = self.reduce(self.trunk(tokens)).unflatten(-1, (self.num_words, self.rank))  # (B, T, N, rank)
+        # (B, T, N, rank)
+        low = self.reduce(self.trunk(tokens)).unflatten(-1, (self.num_words, self.rank))
         return torch.einsum("btnr,nrd->bntd", low, self.expand) + self.bias
 
 
@@ -61,10 +68,12 @@ class ImageToTextMapper(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     Args:
         image_dim: width of the image tokens (1280 for CLIP ViT-H/14).
-        word_dim: width of the word embeddings (1024 for the text tower of Stable Diffusion 2.1, 768 for 1.5).
+        word_dim: width of the word embeddings (1024 for the text tower of Stable Diffusion 2.1, 768
+            for 1.5).
         num_words: pseudo-words for each image; the paper's ablation finds 20 to be enough.
         width: width of the hidden layers; `None` takes `image_dim`.
-        rank: rank of each word's head in the light form with shared trunks; `None` gives every word MLPs of its own (the paper).
+        rank: rank of each word's head in the light form with shared trunks; `None` gives every word
+            MLPs of its own (the paper).
     """
 
     _supports_gradient_checkpointing = True
@@ -95,7 +104,8 @@ class ImageToTextMapper(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Read the words of images.
 
         Args:
-            image_tokens: `(B, 1 + P, image_dim)`, the class token first: the last hidden state of the vision tower.
+            image_tokens: `(B, 1 + P, image_dim)`, the class token first: the last hidden state of
+                the vision tower.
 
         Returns:
             pseudo-words `(B, num_words, word_dim)`.
@@ -103,9 +113,14 @@ class ImageToTextMapper(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Raises:
             ValueError: if the tokens have another width or there is no patch token.
         """
-        if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.config.image_dim or image_tokens.shape[1] < 2:
+        if (
+            image_tokens.ndim != 3
+            or image_tokens.shape[-1] != self.config.image_dim
+            or image_tokens.shape[1] < 2
+        ):
             raise ValueError(
-                f"`image_tokens` must be (B, 1 + patches, {self.config.image_dim}), got {tuple(image_tokens.shape)}; "
+                f"`image_tokens` must be (B, 1 + patches, {self.config.image_dim}), got "
+                f"{tuple(image_tokens.shape)}; "
                 "take the last hidden state of the image encoder that the mapper was trained with."
             )
         class_words = self._run(self.from_class, image_tokens[:, :1])

@@ -1,8 +1,10 @@
-"""Finds, for every place of the degraded image, the place of the guidance image that shows the same thing.
+"""Finds, for every place of the degraded image, the place of the guidance image that shows the same
+thing.
 
-Guidance has the right content but not the right geometry. As in the paper (Lin et al., CVPR 2024, section 3.4), which follows MASA-SR
-(Lu et al., CVPR 2021), both images go through one encoder; blocks are located coarsely at the deepest level, then each 3 x 3 patch
-inside its block; the guidance features of all levels are moved there and weighted by how well they match.
+Guidance has the right content but not the right geometry. As in the paper (Lin et al., CVPR 2024,
+section 3.4), which follows MASA-SR (Lu et al., CVPR 2021), both images go through one encoder;
+blocks are located coarsely at the deepest level, then each 3 x 3 patch inside its block; the
+guidance features of all levels are moved there and weighted by how well they match.
 """
 
 from dataclasses import dataclass
@@ -21,11 +23,15 @@ class MatchedGuidance(BaseOutput):
     """Guidance brought into the geometry of the degraded image.
 
     Attributes:
-        features: one `(B, C_level, H_level, W_level)` for each level, finest first, weighted by `confidence`.
-        confidence: `(B, 1, H, W)` in [0, 1] at the size of the degraded image: cosine similarity of the matched patches.
+        features: one `(B, C_level, H_level, W_level)` for each level, finest first, weighted by
+            `confidence`.
+        confidence: `(B, 1, H, W)` in [0, 1] at the size of the degraded image: cosine similarity of
+            the matched patches.
     """
 
-    features: list[torch.Tensor] = None  # defaults let accelerate rebuild outputs under mixed precision
+    features: list[torch.Tensor] = (
+        None  # defaults let accelerate rebuild outputs under mixed precision
+    )
     confidence: torch.Tensor = None
 
 
@@ -46,16 +52,20 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     Args:
         in_channels: channels of both images.
-        widths: channels of each level, finest first; a restorer takes them as its `guidance_channels`.
+        widths: channels of each level, finest first; a restorer takes them as its
+            `guidance_channels`.
         depth: residual blocks for each level.
-        downscale: fold squares of this many pixels into channels before the first level, like the restorer's.
+        downscale: fold squares of this many pixels into channels before the first level, like the
+            restorer's.
         block_size: side of the blocks located together, in pixels of the deepest level.
         window: side of the search window, in blocks.
         dilations: dilations of the 3 x 3 patches that describe a block's centre.
-        aligned: search nothing; for guidance that shows everything where the degraded image does, as it does when it was painted from
-            it (`guidance_init="image"`). Features are weighted by the match at the place itself.
-        relative: return by how much the features of the guidance differ from those of the degraded image at that place. A restorer that
-            predicts what to add to the degraded image then reads what the guidance would add, and need not work it out itself.
+        aligned: search nothing; for guidance that shows everything where the degraded image does,
+            as it does when it was painted from it (`guidance_init="image"`). Features are weighted
+            by the match at the place itself.
+        relative: return by how much the features of the guidance differ from those of the degraded
+            image at that place. A restorer that predicts what to add to the degraded image then
+            reads what the guidance would add, and need not work it out itself.
     """
 
     _supports_gradient_checkpointing = True
@@ -77,27 +87,37 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ):
         super().__init__()
         if block_size < 1 or window < 1:
-            raise ValueError(f"`block_size` and `window` must be at least 1, got {block_size} and {window}.")
+            raise ValueError(
+                f"`block_size` and `window` must be at least 1, got {block_size} and {window}."
+            )
         sources = (in_channels * downscale**2, *widths[:-1])
         self.entries = nn.ModuleList(
             nn.Conv2d(source, width, 3, stride=1 if level == 0 else 2, padding=1)
             for level, (source, width) in enumerate(zip(sources, widths))
         )
-        for entry in self.entries:  # features stay as large as the image, level by level; by default each would be smaller
+        for entry in (
+            self.entries
+        ):  # features stay as large as the image, level by level; by default each would be smaller
             nn.init.kaiming_normal_(entry.weight, nonlinearity="linear")
-        self.levels = nn.ModuleList(nn.ModuleList(ResidualBlock(width) for _ in range(depth)) for width in widths)
+        self.levels = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(width) for _ in range(depth)) for width in widths
+        )
         self.gradient_checkpointing = False
 
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:
-        """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes and aspects."""
+        """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes
+        and aspects."""
         if degraded.ndim != 4 or degraded.shape[:2] != guidance.shape[:2]:
             raise ValueError(
-                "`degraded` and `guidance` must be (B, C, H, W) with one batch size and number of channels, "
+                "`degraded` and `guidance` must be (B, C, H, W) with one batch size and number of "
+                "channels, "
                 f"got {tuple(degraded.shape)} and {tuple(guidance.shape)}."
             )
         height, width = degraded.shape[-2:]
         if guidance.shape[-2:] != degraded.shape[-2:]:
-            resized = F.interpolate(guidance.float(), (height, width), mode="bicubic", antialias=True)
+            resized = F.interpolate(
+                guidance.float(), (height, width), mode="bicubic", antialias=True
+            )
             guidance = resized.clamp(0, 1).to(guidance.dtype)
         queries = self.encode(degraded)
         sources = self.encode(guidance)
@@ -112,14 +132,19 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             moved = source if self.config.aligned else gather_blocks(source, rows, columns, scale)
             if self.config.relative:
                 moved = moved - queries[level]
-            features.append(moved * F.interpolate(score, moved.shape[-2:], mode="bilinear", align_corners=False))
+            features.append(
+                moved * F.interpolate(score, moved.shape[-2:], mode="bilinear", align_corners=False)
+            )
         step = self.config.downscale * 2 ** (len(sources) - 1)
         size = (score.shape[-2] * step, score.shape[-1] * step)
-        confidence = F.interpolate(score, size, mode="bilinear", align_corners=False)[..., :height, :width]
+        confidence = F.interpolate(score, size, mode="bilinear", align_corners=False)[
+            ..., :height, :width
+        ]
         return MatchedGuidance(features=features, confidence=confidence)
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Features of every level, finest first; sides are padded to whole blocks of the deepest level's pixels."""
+        """Features of every level, finest first; sides are padded to whole blocks of the deepest
+        level's pixels."""
         multiple = self.config.downscale * 2 ** (len(self.levels) - 1)
         x = F.pixel_unshuffle(pad_to_multiple(image, multiple), self.config.downscale)
         x = x.contiguous(memory_format=torch.channels_last)  # a third faster on processors
@@ -134,15 +159,19 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             features.append(x)
         return features
 
-    def match(self, query: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def match(
+        self, query: torch.Tensor, source: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """For each pixel of `query` `(B, C, H, W)` the best pixel of `source` (same size).
 
         Returns:
-            rows and columns in `source`, integers `(B, H, W)`, and the cosine similarity of the 3 x 3 patches in [0, 1],
-            `(B, H, W)`, through which gradients flow.
+            rows and columns in `source`, integers `(B, H, W)`, and the cosine similarity of the 3 x
+            3 patches in [0, 1], `(B, H, W)`, through which gradients flow.
         """
         query, source = query.float(), source.float()
-        if torch.onnx.is_in_onnx_export():  # what is exported must not depend on the number of images
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # what is exported must not depend on the number of images
             return self._match(query, source)
         found = [self._match(*pair) for pair in zip(query.split(1), source.split(1))]
         rows, columns, score = (torch.cat(parts) for parts in zip(*found))
@@ -157,17 +186,30 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         whole = pad_to_multiple(query, size)
         grid = (whole.shape[-2] // size, whole.shape[-1] // size)
         with torch.no_grad():
-            top, left = (places.flatten() for places in self._locate(whole, source, grid, side))  # (B * blocks,) each
+            # (B * blocks,) each.
+            top, left = (places.flatten() for places in self._locate(whole, source, grid, side))
 
         bordered_query, bordered_source = F.pad(whole, (1, 1, 1, 1)), F.pad(source, (1, 1, 1, 1))
-        image, row, column = torch.meshgrid(*(torch.arange(n, device=device) for n in (batch, *grid)), indexing="ij")
-        image, query_top, query_left = image.flatten(), row.flatten() * size, column.flatten() * size
+        image, row, column = torch.meshgrid(
+            *(torch.arange(n, device=device) for n in (batch, *grid)), indexing="ij"
+        )
+        image, query_top, query_left = (
+            image.flatten(),
+            row.flatten() * size,
+            column.flatten() * size,
+        )
         steps = torch.arange(side, device=device)
-        inside = ((steps < height)[:, None] & (steps < width)).flatten()  # a window may be larger than the source
+        inside = (
+            (steps < height)[:, None] & (steps < width)
+        ).flatten()  # a window may be larger than the source
         everything = torch.arange(top.shape[0], device=device)
         rows, columns, scores = [], [], []
-        for part in [everything] if torch.onnx.is_in_onnx_export() else everything.split(blocks_at_once):
-            q = cut_squares(bordered_query, image[part], query_top[part], query_left[part], size + 2)
+        for part in (
+            [everything] if torch.onnx.is_in_onnx_export() else everything.split(blocks_at_once)
+        ):
+            q = cut_squares(
+                bordered_query, image[part], query_top[part], query_left[part], size + 2
+            )
             s = cut_squares(bordered_source, image[part], top[part], left[part], side + 2)
             similarity = patch_cosine(q, s).masked_fill(~inside, -1)  # (blocks, size², side²)
             score, best = similarity.max(-1)
@@ -182,8 +224,8 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return unblock(rows), unblock(columns), unblock(scores)
 
     def _locate(self, query, source, grid, side) -> tuple[torch.Tensor, torch.Tensor]:
-        """Top and left of the search window in `source` `(B, C, H, W)` for each block of `query`, by its dilated centre patches, integers
-        `(B, blocks)`."""
+        """Top and left of the search window in `source` `(B, C, H, W)` for each block of `query`,
+        by its dilated centre patches, integers `(B, blocks)`."""
         size = self.config.block_size
         batch, _, height, width = source.shape
         similarity = torch.zeros(batch, grid[0] * grid[1], height, width, device=query.device)
@@ -193,13 +235,19 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             bordered = F.pad(query, (dilation,) * 4)
             offsets = torch.arange(3, device=query.device) * dilation
             patches = bordered[
-                ..., (centers[:, None] + offsets)[:, None, :, None], (middles[:, None] + offsets)[None, :, None, :]
+                ...,
+                (centers[:, None] + offsets)[:, None, :, None],
+                (middles[:, None] + offsets)[None, :, None, :],
             ]
             kernels = patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (B, blocks, C, 3, 3)
-            kernels = kernels / kernels.flatten(2).norm(dim=2).clamp(min=1e-6)[..., None, None, None]
+            kernels = (
+                kernels / kernels.flatten(2).norm(dim=2).clamp(min=1e-6)[..., None, None, None]
+            )
             dots = correlate(source, kernels, dilation)
             ones = torch.ones(1, 1, 3, 3, device=query.device)
-            energy = F.conv2d(source.square().sum(1, keepdim=True), ones, padding=dilation, dilation=dilation)
+            energy = F.conv2d(
+                source.square().sum(1, keepdim=True), ones, padding=dilation, dilation=dilation
+            )
             similarity += dots / energy.sqrt().clamp(min=1e-6)
         best = similarity.flatten(2).argmax(2)
         row = best // width
@@ -209,23 +257,36 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 
 def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Repeat the border of `(B, C, H, W)` at the right and bottom until both sides are multiples of `multiple`."""
+    """Repeat the border of `(B, C, H, W)` at the right and bottom until both sides are multiples of
+    `multiple`."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def correlate(source: torch.Tensor, kernels: torch.Tensor, dilation: int) -> torch.Tensor:
-    """Each image of `source` `(B, C, H, W)` under its own dilated `kernels` `(B, K, C, 3, 3)`: `(B, K, H, W)`."""
+    """Each image of `source` `(B, C, H, W)` under its own dilated `kernels` `(B, K, C, 3, 3)`: `(B,
+    K, H, W)`."""
     if not torch.onnx.is_in_onnx_export():  # then B is 1
         return F.conv2d(source, kernels[0], padding=dilation, dilation=dilation)
-    height, width = source.shape[-2:]  # ONNX knows no convolution with kernels for each image: the same as one product
+    # ONNX knows no convolution with kernels for each image: the same as one product.
+    height, width = source.shape[-2:]
     bordered, starts = F.pad(source, (dilation,) * 4), [i * dilation for i in range(3)]
-    shifted = torch.cat([bordered[..., top : top + height, left : left + width] for top in starts for left in starts], dim=1)
-    return (kernels.permute(0, 1, 3, 4, 2).flatten(2) @ shifted.flatten(2)).unflatten(2, (height, width))
+    shifted = torch.cat(
+        [
+            bordered[..., top : top + height, left : left + width]
+            for top in starts
+            for left in starts
+        ],
+        dim=1,
+    )
+    return (kernels.permute(0, 1, 3, 4, 2).flatten(2) @ shifted.flatten(2)).unflatten(
+        2, (height, width)
+    )
 
 
 def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity in [0, 1] of the 3 x 3 patches of `query` and `source` `(B, C, H, W)` around each pixel, `(B, H, W)`."""
+    """Cosine similarity in [0, 1] of the 3 x 3 patches of `query` and `source` `(B, C, H, W)`
+    around each pixel, `(B, H, W)`."""
     dots, *energies = (
         F.avg_pool2d((a * b).sum(1, keepdim=True), 3, 1, padding=1)
         for a, b in ((query, source), (query, query), (source, source))
@@ -234,9 +295,11 @@ def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return (dots / (norms[0] * norms[1]))[:, 0].clamp(0, 1)
 
 
-def cut_squares(images: torch.Tensor, which: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int) -> torch.Tensor:
-    """Squares of `images` `(B, C, H, W)`, of the one that `which` `(K,)` names at `top`, `left` `(K,)`, as `(K, side, side, C)`; beyond the
-    border the last pixel repeats."""
+def cut_squares(
+    images: torch.Tensor, which: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side: int
+) -> torch.Tensor:
+    """Squares of `images` `(B, C, H, W)`, of the one that `which` `(K,)` names at `top`, `left`
+    `(K,)`, as `(K, side, side, C)`; beyond the border the last pixel repeats."""
     steps = torch.arange(side, device=images.device)
     rows = (top[:, None] + steps).clamp(max=images.shape[-2] - 1)
     columns = (left[:, None] + steps).clamp(max=images.shape[-1] - 1)
@@ -244,29 +307,40 @@ def cut_squares(images: torch.Tensor, which: torch.Tensor, top: torch.Tensor, le
 
 
 def patch_cosine(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of all 3 x 3 patches of `query` `(K, a + 2, a + 2, C)` and `source` `(K, b + 2, b + 2, C)`.
+    """Cosine similarity of all 3 x 3 patches of `query` `(K, a + 2, a + 2, C)` and `source` `(K, b
+    + 2, b + 2, C)`.
 
-    Patches are never unfolded: products of single pixels are summed along the nine shifts that both patches share.
+    Patches are never unfolded: products of single pixels are summed along the nine shifts that both
+    patches share.
 
     Returns:
         `(K, a * a, b * b)`.
     """
     a, b = query.shape[1] - 2, source.shape[1] - 2
     pixels = torch.einsum("kyxc,kvuc->kyxvu", query, source)
-    dots = sum(pixels[:, i : i + a, j : j + a, i : i + b, j : j + b] for i in range(3) for j in range(3))
-    query_energy, source_energy = (F.avg_pool2d(x.square().sum(-1)[:, None], 3, 1) * 9 for x in (query, source))
+    dots = sum(
+        pixels[:, i : i + a, j : j + a, i : i + b, j : j + b] for i in range(3) for j in range(3)
+    )
+    query_energy, source_energy = (
+        F.avg_pool2d(x.square().sum(-1)[:, None], 3, 1) * 9 for x in (query, source)
+    )
     norms = (
-        query_energy.clamp(min=1e-12).sqrt().flatten(1)[:, :, None] * source_energy.clamp(min=1e-12).sqrt().flatten(1)[:, None]
+        query_energy.clamp(min=1e-12).sqrt().flatten(1)[:, :, None]
+        * source_energy.clamp(min=1e-12).sqrt().flatten(1)[:, None]
     )
     return dots.flatten(3).flatten(1, 2) / norms
 
 
-def gather_blocks(features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, scale: int) -> torch.Tensor:
-    """Move `scale` x `scale` squares of `features` `(B, C, h * scale, w * scale)`: the one at `rows`, `columns` `(B, h, w)` goes to
-    the place where that entry stands."""
+def gather_blocks(
+    features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, scale: int
+) -> torch.Tensor:
+    """Move `scale` x `scale` squares of `features` `(B, C, h * scale, w * scale)`: the one at
+    `rows`, `columns` `(B, h, w)` goes to the place where that entry stands."""
     batch, channels, height, width = features.shape
     steps = torch.arange(scale, device=features.device)
-    fine_rows = (rows[:, :, None, :, None] * scale + steps[:, None, None]).expand(-1, -1, -1, -1, scale)
+    fine_rows = (rows[:, :, None, :, None] * scale + steps[:, None, None]).expand(
+        -1, -1, -1, -1, scale
+    )
     fine_columns = (columns[:, :, None, :, None] * scale + steps).expand(-1, -1, scale, -1, -1)
     index = (fine_rows * width + fine_columns).flatten(1)[:, None].expand(-1, channels, -1)
     return features.flatten(2).gather(2, index).reshape(batch, channels, height, width)

@@ -1,11 +1,14 @@
-"""NAFNet, a restoration network without activation functions, that can also listen to a guidance image.
+"""NAFNet, a restoration network without activation functions, that can also listen to a guidance
+image.
 
-Chen et al., *Simple Baselines for Image Restoration* (ECCV 2022, arXiv 2204.04676), written from the paper. Guidance enters
-as in *Improving Image Restoration through Removing Degradations in Textual Representations* (CVPR 2024, eq. 5):
-`F <- F + alpha * B([F, F_g])` with `alpha` zero at the start, so a fresh guided network is its backbone to the bit.
+Chen et al., *Simple Baselines for Image Restoration* (ECCV 2022, arXiv 2204.04676), written from
+the paper. Guidance enters as in *Improving Image Restoration through Removing Degradations in
+Textual Representations* (CVPR 2024, eq. 5): `F <- F + alpha * B([F, F_g])` with `alpha` zero at the
+start, so a fresh guided network is its backbone to the bit.
 
-Ours: a network with `labels` can be told what to remove. Its condition scales and shifts the normalised features of each block
-(Perez et al., *FiLM*, AAAI 2018) and weighs low-rank experts, one a label, on the 1 x 1 convolutions (Hu et al., *LoRA*, ICLR 2022).
+Ours: a network with `labels` can be told what to remove. Its condition scales and shifts the
+normalised features of each block (Perez et al., *FiLM*, AAAI 2018) and weighs low-rank experts, one
+a label, on the 1 x 1 convolutions (Hu et al., *LoRA*, ICLR 2022).
 """
 
 from collections.abc import Iterator
@@ -23,7 +26,8 @@ TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
 
 
 class LayerNorm2d(nn.Module):
-    """Layer normalisation over the channels of every pixel of `(B, C, H, W)`; free of copies in channels_last memory."""
+    """Layer normalisation over the channels of every pixel of `(B, C, H, W)`; free of copies in
+    channels_last memory."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -36,26 +40,38 @@ class LayerNorm2d(nn.Module):
 
 
 def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
-    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a processor.
+    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a
+    processor.
 
     Yields:
-        indices of the tile with a border of `border` pixels where there is one, of the tile within that, and of the tile.
+        indices of the tile with a border of `border` pixels where there is one, of the tile within
+        that, and of the tile.
     """
     spans = []
     for size in x.shape[-2:]:
         count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
         ends = [size * i // count for i in range(count + 1)]
         seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
-        inside = [slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])]
-        spans.append([(slice(*s), i, slice(start, end)) for s, i, start, end in zip(seen, inside, ends, ends[1:])])
+        inside = [
+            slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])
+        ]
+        spans.append(
+            [
+                (slice(*s), i, slice(start, end))
+                for s, i, start, end in zip(seen, inside, ends, ends[1:])
+            ]
+        )
     for rows in spans[0]:
         for columns in spans[1]:
             yield tuple((..., row, column) for row, column in zip(rows, columns))
 
 
 def in_tiles(x: torch.Tensor) -> bool:
-    """Whether blocks go tile by tile: in inference on a processor, where whole maps would pass through memory again and again."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether blocks go tile by tile: in inference on a processor, where whole maps would pass
+    through memory again and again."""
+    return (
+        x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    )
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -65,8 +81,9 @@ def gate(x: torch.Tensor) -> torch.Tensor:
 
 
 def local_mean(x: torch.Tensor, window: int | None, share: float = 0.0) -> torch.Tensor:
-    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, or one of `share` of the longer side if that is more,
-    moved inwards at the border; over the whole image where the window is larger, or `None`."""
+    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, or one of `share`
+    of the longer side if that is more, moved inwards at the border; over the whole image where the
+    window is larger, or `None`."""
     if window is not None and share:
         height, width = x.shape[-2:]
         if torch.onnx.is_in_onnx_export():  # there sizes are tensors
@@ -92,7 +109,8 @@ def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
 
 
 def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose cumulated sums are slow besides."""
+    """The same as a product with a band matrix, which asks nothing about sizes: for ONNX, whose
+    cumulated sums are slow besides."""
     places = torch.arange(x.shape[dim], device=x.device)
     starts = (places - window // 2).clamp(max=x.shape[dim] - window).clamp(min=0)
     band = ((places[:, None] >= starts) & (places[:, None] < starts + window)).to(x)
@@ -100,10 +118,12 @@ def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
 
 
 class ExpertConv2d(nn.Conv2d):
-    """A 1 x 1 convolution with a low-rank expert for each of `labels` labels: `W + sum_l c_l * U_l D_l`.
+    """A 1 x 1 convolution with a low-rank expert for each of `labels` labels: `W + sum_l c_l * U_l
+    D_l`.
 
-    `U` is zero at the start, so a fresh layer is the plain convolution to the bit. With `rank` 0 there are no experts. The other
-    arguments are those of the base class, of which peft builds the layers of an adapter.
+    `U` is zero at the start, so a fresh layer is the plain convolution to the bit. With `rank` 0
+    there are no experts. The other arguments are those of the base class, of which peft builds the
+    layers of an adapter.
     """
 
     def __init__(
@@ -118,14 +138,19 @@ class ExpertConv2d(nn.Conv2d):
         labels: int = 0,
         rank: int = 0,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias
+        )
         self.has_experts = labels > 0 and rank > 0
         if self.has_experts:
-            self.expert_down = nn.Parameter(torch.randn(labels, rank, in_channels) / in_channels**0.5)
+            self.expert_down = nn.Parameter(
+                torch.randn(labels, rank, in_channels) / in_channels**0.5
+            )
             self.expert_up = nn.Parameter(torch.zeros(labels, out_channels, rank))
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve `(B, C, H, W)`; `weights` `(1 or B, labels)` are those of the experts, `None` leaves them out."""
+        """Convolve `(B, C, H, W)`; `weights` `(1 or B, labels)` are those of the experts, `None`
+        leaves them out."""
         if weights is None or not self.has_experts:
             return super().forward(x)
         experts = torch.einsum("bl,lor,lri->boi", weights, self.expert_up, self.expert_down)
@@ -133,7 +158,9 @@ class ExpertConv2d(nn.Conv2d):
         pixels = x.permute(0, 2, 3, 1)
         if len(kernels) == 1:
             mapped = F.linear(pixels, kernels[0], self.bias)
-        elif x.device.type == "cpu" and not torch.onnx.is_in_onnx_export():  # twice as fast there as one product of batches
+        elif (
+            x.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+        ):  # twice as fast there as one product of batches
             mapped = torch.stack([F.linear(*pair, self.bias) for pair in zip(pixels, kernels)])
         else:
             mapped = pixels.flatten(1, 2) @ kernels.transpose(1, 2) + self.bias
@@ -153,13 +180,15 @@ class Wish(NamedTuple):
 
 
 class NAFBlock(nn.Module):
-    """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel attention, then feed-forward.
+    """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel
+    attention, then feed-forward.
 
     Args:
         channels: of the features.
         window: side of the neighbourhood of channel attention outside training, see `NAFNet`.
         share: of the longer side that it grows to.
-        labels: number of degradations that a condition may name; 0 builds a block that takes no condition.
+        labels: number of degradations that a condition may name; 0 builds a block that takes no
+            condition.
         condition_width: numbers in the embedding of a condition.
         rank: of the experts.
     """
@@ -207,9 +236,13 @@ class NAFBlock(nn.Module):
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
-        return self.channel_attention(local_mean(mixed, None if self.training else self.window, self.share))
+        return self.channel_attention(
+            local_mean(mixed, None if self.training else self.window, self.share)
+        )
 
-    def feed_forward(self, x: torch.Tensor, mixed: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
+    def feed_forward(
+        self, x: torch.Tensor, mixed: torch.Tensor, wish: Wish | None = None
+    ) -> torch.Tensor:
         """What follows pixel by pixel."""
         weights = None if wish is None else wish.weights
         x = x + self.project1(mixed, weights) * self.scale1.to(mixed)
@@ -227,26 +260,34 @@ class NAFBlock(nn.Module):
 
 
 class GuidanceFusion(nn.Module):
-    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature maps, gated from zero.
+    """`F + strength * alpha * B([F, F_g])`: a block of the backbone's own kind on both feature
+    maps, gated from zero.
 
-    The backbone's features, which are small in its depths, are normalised before: the block's own norm sees both maps at once and would
-    let the larger one drown the other.
+    The backbone's features, which are small in its depths, are normalised before: the block's own
+    norm sees both maps at once and would let the larger one drown the other.
     """
 
-    def __init__(self, channels: int, guidance_channels: int, window: int | None = None, share: float = 0.0):
+    def __init__(
+        self, channels: int, guidance_channels: int, window: int | None = None, share: float = 0.0
+    ):
         super().__init__()
         self.norm = LayerNorm2d(channels)
         self.block = NAFBlock(channels + guidance_channels, window, share)
         self.project = nn.Conv2d(channels + guidance_channels, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
-    def forward(self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, guidance: torch.Tensor, strength: float | torch.Tensor
+    ) -> torch.Tensor:
         guidance = fit(guidance, *x.shape[-2:]).to(x)
-        return x + strength * self.alpha * self.project(self.block(torch.cat([self.norm(x), guidance], dim=1)))
+        return x + strength * self.alpha * self.project(
+            self.block(torch.cat([self.norm(x), guidance], dim=1))
+        )
 
 
 def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Crop features at the right and bottom, or repeat their border there, until they are `height` x `width`."""
+    """Crop features at the right and bottom, or repeat their border there, until they are `height`
+    x `width`."""
     features = features[..., :height, :width]
     missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
     return F.pad(features, missing, mode="replicate") if any(missing) else features
@@ -258,20 +299,24 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     Args:
         in_channels: channels of the image.
         width: channels of the finest level; each deeper level doubles them.
-        encoder_depths: blocks of each encoder level, finest first; each is followed by a halving of the size.
+        encoder_depths: blocks of each encoder level, finest first; each is followed by a halving of
+            the size.
         middle_depth: blocks below the deepest level.
         decoder_depths: blocks of each decoder level, deepest first.
-        downscale: fold squares of this many pixels into channels first (pixel unshuffle); 1 is the network of the paper.
-        guidance_channels: channels of the guidance features, one for each encoder level and one for the middle; `None` builds
-            a network that takes no guidance.
+        downscale: fold squares of this many pixels into channels first (pixel unshuffle); 1 is the
+            network of the paper.
+        guidance_channels: channels of the guidance features, one for each encoder level and one for
+            the middle; `None` builds a network that takes no guidance.
         fusion: where guidance enters: `encoder` (and middle), `decoder`, or `both`.
-        pooling_window: side in pixels of the neighbourhood over which channel attention averages outside training, some times the
-            training crop; `None` averages over the whole image, however large (Chu et al., *Improving Image Restoration by Revisiting
-            Global Information Aggregation*, ECCV 2022).
-        pooling_share: lets that neighbourhood grow with the photo, to at least this share of its longer side: veils and darkness are
-            matters of the whole photo, however many pixels it has.
-        labels: degradations that the network can be told to remove, in the order of the condition's entries; `None` builds a
-            network that always finds out for itself.
+        pooling_window: side in pixels of the neighbourhood over which channel attention averages
+            outside training, some times the training crop; `None` averages over the whole image,
+            however large (Chu et al., *Improving Image Restoration by Revisiting Global Information
+            Aggregation*, ECCV 2022).
+        pooling_share: lets that neighbourhood grow with the photo, to at least this share of its
+            longer side: veils and darkness are matters of the whole photo, however many pixels it
+            has.
+        labels: degradations that the network can be told to remove, in the order of the condition's
+            entries; `None` builds a network that always finds out for itself.
         condition_width: numbers in the embedding of a condition.
         expert_rank: rank of the experts, one for each label in each block; 0 builds none.
     """
@@ -282,7 +327,15 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _lora_layers = ["expand1", "expand2", "project1", "project2"]
 
-    guidance_widths = (8, 16, 32, 48, 64, 96)  # of a matcher that costs a small part of the network, finest level first
+    # Of a matcher that costs a small part of the network, finest level first.
+    guidance_widths = (
+        8,
+        16,
+        32,
+        48,
+        64,
+        96,
+    )
 
     @register_to_config
     def __init__(
@@ -304,35 +357,54 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         depth = len(encoder_depths)
         if len(decoder_depths) != depth:
-            raise ValueError(f"`decoder_depths` must have {depth} entries like `encoder_depths`, got {len(decoder_depths)}.")
+            raise ValueError(
+                f"`decoder_depths` must have {depth} entries like `encoder_depths`, got "
+                f"{len(decoder_depths)}."
+            )
         if fusion not in ("encoder", "decoder", "both"):
             raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
         if guidance_channels is not None and len(guidance_channels) != depth + 1:
             raise ValueError(
-                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the middle), got {len(guidance_channels)}."
+                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
+                f"middle), got {len(guidance_channels)}."
             )
         if not 0 <= pooling_share <= 1:
             raise ValueError(f"`pooling_share` must lie in 0 to 1, got {pooling_share}.")
         if pooling_share and pooling_window is None:
-            raise ValueError("`pooling_share` lets a `pooling_window` grow; give that too, or neither to average over the image.")
+            raise ValueError(
+                "`pooling_share` lets a `pooling_window` grow; give that too, or neither to "
+                "average over the image."
+            )
         if labels is not None and (not labels or len(set(labels)) < len(labels)):
-            raise ValueError(f"`labels` must name each degradation once, got {list(labels)}; `None` builds a blind network.")
+            raise ValueError(
+                f"`labels` must name each degradation once, got {list(labels)}; `None` builds a "
+                "blind network."
+            )
         if expert_rank and labels is None:
-            raise ValueError(f"`expert_rank` {expert_rank} needs `labels`: there is one expert for each.")
+            raise ValueError(
+                f"`expert_rank` {expert_rank} needs `labels`: there is one expert for each."
+            )
         widths = [width * 2**level for level in range(depth + 1)]
-        windows = [pooling_window and max(1, pooling_window // (downscale * 2**level)) for level in range(depth + 1)]
+        windows = [
+            pooling_window and max(1, pooling_window // (downscale * 2**level))
+            for level in range(depth + 1)
+        ]
         pools = [(window, pooling_share) for window in windows]
         wishes = (len(labels or ()), condition_width, expert_rank)
         pixels = in_channels * downscale**2
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(_blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools))
+        self.encoders = nn.ModuleList(
+            _blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools)
+        )
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
         self.middle = _blocks(widths[-1], middle_depth, *pools[-1], *wishes)
         self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in reversed(widths[:-1])
+            nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2))
+            for c in reversed(widths[:-1])
         )
         self.decoders = nn.ModuleList(
-            _blocks(c, n, *p, *wishes) for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1])
+            _blocks(c, n, *p, *wishes)
+            for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1])
         )
         self.outro = nn.Conv2d(width, pixels, 3, padding=1)
         if labels is not None:
@@ -344,10 +416,13 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         encoder_fusions, decoder_fusions = [], []
         if guidance_channels is not None and fusion != "decoder":
-            encoder_fusions = [GuidanceFusion(c, g, *p) for c, g, p in zip(widths, guidance_channels, pools)]
+            encoder_fusions = [
+                GuidanceFusion(c, g, *p) for c, g, p in zip(widths, guidance_channels, pools)
+            ]
         if guidance_channels is not None and fusion != "encoder":
             decoder_fusions = [
-                GuidanceFusion(c, g, *p) for c, g, p in zip(widths[-2::-1], guidance_channels[-2::-1], pools[-2::-1])
+                GuidanceFusion(c, g, *p)
+                for c, g, p in zip(widths[-2::-1], guidance_channels[-2::-1], pools[-2::-1])
             ]
         self.encoder_fusions = nn.ModuleList(encoder_fusions)
         self.decoder_fusions = nn.ModuleList(decoder_fusions)
@@ -369,38 +444,54 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Args:
             degraded: `(B, C, H, W)` in [0, 1], any size.
-            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as a matcher returns them.
-            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B, 1, 1, 1)`, one for each image.
-            condition: `(B, len(labels) + 1)`, or `(1, ...)` for all images alike: 1 for each degradation to remove, and 1 in the
-                last entry for "find out yourself". All zeros: remove nothing. `None`: find out yourself.
+            guidance_features: one `(B, C_level, H_level, W_level)` for each level, finest first, as
+                a matcher returns them.
+            strength: multiplies what guidance adds; 0 leaves the bare backbone. A number, or `(B,
+                1, 1, 1)`, one for each image.
+            condition: `(B, len(labels) + 1)`, or `(1, ...)` for all images alike: 1 for each
+                degradation to remove, and 1 in the last entry for "find out yourself". All zeros:
+                remove nothing. `None`: find out yourself.
 
         Returns:
             restored images `(B, C, H, W)`, not clipped.
 
         Raises:
-            ValueError: if guidance is given to a network built without it, or with another number of levels; likewise a condition.
+            ValueError: if guidance is given to a network built without it, or with another number
+                of levels; likewise a condition.
         """
         if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
-            raise ValueError(f"`degraded` must be (B, {self.config.in_channels}, H, W), got {tuple(degraded.shape)}.")
-        guidance = self._check_guidance(guidance_features) if torch.is_tensor(strength) or strength else None
+            raise ValueError(
+                f"`degraded` must be (B, {self.config.in_channels}, H, W), got "
+                f"{tuple(degraded.shape)}."
+            )
+        guidance = (
+            self._check_guidance(guidance_features)
+            if torch.is_tensor(strength) or strength
+            else None
+        )
         wish = self._read_condition(condition, degraded)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)
 
         folded = F.pixel_unshuffle(image, self.config.downscale)
-        x = self.intro(folded.contiguous(memory_format=torch.channels_last))  # a third faster on processors
+        # A third faster on processors.
+        x = self.intro(folded.contiguous(memory_format=torch.channels_last))
         skips = []
         for level, (blocks, down) in enumerate(zip(self.encoders, self.downs)):
             x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
             x = self._run(blocks, x, wish)
             skips.append(x)
             x = down(x)
-        x = self._fuse(self.encoder_fusions, len(self.encoders), x, guidance, len(self.encoders), strength)
+        x = self._fuse(
+            self.encoder_fusions, len(self.encoders), x, guidance, len(self.encoders), strength
+        )
         x = self._run(self.middle, x, wish)
         for i, (up, blocks) in enumerate(zip(self.ups, self.decoders)):
             x = up(x) + skips.pop()
-            x = self._fuse(self.decoder_fusions, i, x, guidance, len(self.encoders) - 1 - i, strength)
+            x = self._fuse(
+                self.decoder_fusions, i, x, guidance, len(self.encoders) - 1 - i, strength
+            )
             x = self._run(blocks, x, wish)
         restored = image + F.pixel_shuffle(self.outro(x), self.config.downscale)
         return restored[..., :height, :width]
@@ -410,31 +501,51 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if features is None:
             return None
         if expected is None:
-            raise ValueError("This NAFNet takes no guidance; build it with `guidance_channels`, or pass no `guidance_features`.")
+            raise ValueError(
+                "This NAFNet takes no guidance; build it with `guidance_channels`, or pass no "
+                "`guidance_features`."
+            )
         channels = [f.shape[1] for f in features]
         if channels != list(expected):
-            raise ValueError(f"`guidance_features` must have {list(expected)} channels, finest level first, got {channels}.")
+            raise ValueError(
+                f"`guidance_features` must have {list(expected)} channels, finest level first, got "
+                f"{channels}."
+            )
         return features
 
-    def _read_condition(self, condition: torch.Tensor | None, degraded: torch.Tensor) -> Wish | None:
+    def _read_condition(
+        self, condition: torch.Tensor | None, degraded: torch.Tensor
+    ) -> Wish | None:
         labels = self.config.labels
         if labels is None:
             if condition is not None:
-                raise ValueError("This NAFNet is blind: it was built without `labels` and cannot be told what to remove.")
+                raise ValueError(
+                    "This NAFNet is blind: it was built without `labels` and cannot be told what "
+                    "to remove."
+                )
             return None
         count = len(labels) + 1
         if condition is None:
             condition = F.one_hot(torch.tensor([count - 1], device=degraded.device), count)
-        elif condition.ndim != 2 or condition.shape[1] != count or len(condition) not in (1, len(degraded)):
+        elif (
+            condition.ndim != 2
+            or condition.shape[1] != count
+            or len(condition) not in (1, len(degraded))
+        ):
             raise ValueError(
-                f"`condition` must be ({len(degraded)}, {count}): one number for each of {', '.join(labels)}, and a last one for "
+                f"`condition` must be ({len(degraded)}, {count}): one number for each of "
+                f"{', '.join(labels)}, and a last one for "
                 f"'find out yourself'; got {tuple(condition.shape)}."
             )
         condition = condition.to(degraded)
         return Wish(self.condition_embedding(condition), condition[:, :-1])
 
     def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
-        return fusions[index](x, guidance[level], strength) if guidance is not None and len(fusions) else x
+        return (
+            fusions[index](x, guidance[level], strength)
+            if guidance is not None and len(fusions)
+            else x
+        )
 
     def _run(self, blocks: nn.ModuleList, x: torch.Tensor, wish: Wish | None) -> torch.Tensor:
         for block in blocks:

@@ -1,7 +1,9 @@
-"""A UNet of Stable Diffusion's kind that knows where it is: what small ones need to paint a layout from words alone.
+"""A UNet of Stable Diffusion's kind that knows where it is: what small ones need to paint a layout
+from words alone.
 
-Large UNets find positions through their many padded convolutions; with two levels and one step there is nothing they could find them
-by. The class is diffusers' own, with a learned map added behind its first convolution. Ours; not in the paper.
+Large UNets find positions through their many padded convolutions; with two levels and one step
+there is nothing they could find them by. The class is diffusers' own, with a learned map added
+behind its first convolution. Ours; not in the paper.
 """
 
 import functools
@@ -13,7 +15,8 @@ from torch import nn
 
 
 class PositionedConv(nn.Module):
-    """A convolution and a learned map `(1, C, S, S)` added to what it returns, stretched to the size at hand."""
+    """A convolution and a learned map `(1, C, S, S)` added to what it returns, stretched to the
+    size at hand."""
 
     def __init__(self, conv: nn.Conv2d, size: int):
         super().__init__()
@@ -22,11 +25,14 @@ class PositionedConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)
-        return x + F.interpolate(self.positions, x.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)
+        return x + F.interpolate(
+            self.positions, x.shape[-2:], mode="bilinear", align_corners=False
+        ).to(x.dtype)
 
 
 class PositionedUNet(UNet2DConditionModel):
-    """`UNet2DConditionModel` with a learned map of positions; the arguments are those of its parent."""
+    """`UNet2DConditionModel` with a learned map of positions; the arguments are those of its
+    parent."""
 
     @functools.wraps(UNet2DConditionModel.__init__)  # the configuration is read from this signature
     def __init__(self, *args, **kwargs):
