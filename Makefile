@@ -1,0 +1,19 @@
+FILES ?= tests
+
+.PHONY: lint format test check mini
+
+lint:  ## what CI says about style
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+test:  ## make test FILES=tests/test_images.py
+	pytest $(FILES)
+
+check: lint test  ## all that CI checks, in this environment
+
+mini:  ## renew the copies of our code in the embedded checkpoint
+	python -m tests.refresh_mini
