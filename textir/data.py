@@ -331,8 +331,8 @@ class Sampler:
         min_share: take, instead of crops, most of a clean photo: a window of at least this share of each side, squeezed into the square;
             for networks that see whole photos in small.
         told_share: share of the samples that name what shall go, see `textir.conditions`; of the others the network has to find out.
-        known: labels that the training data show at all, see `draw_wish`.
             `None` makes samples without a condition.
+        known: labels that the training data show at all, see `draw_wish`.
 
     A sample is `{"degraded": (C, S, S), "clean": (3, S, S), "severity": (len(LABELS),)}`, and `"guidance": (3, S, S)` where there is
     one. `severity` is 0 for what a photo does not suffer from and NaN throughout for pairs, of which it is not known. With `told_share`
