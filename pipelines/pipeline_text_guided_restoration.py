@@ -654,7 +654,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         """The weight of guidance from cleaned words for each of `count` images in a call that does not say.
 
         Returns 1 where something of the checkpoint's `guided_degradations` is to be removed, otherwise 0. What the restorer finds
-        out by itself is what the detector sees; without a detector that is nothing.
+        out by itself is what the detector sees; without a detector, or where `detection_thresholds` tell what is sure, it is nothing.
 
         Args:
             removed: what the restorer is told to remove of each image, `None` if it is told nothing.
@@ -664,9 +664,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         helped = self.config.guided_degradations
         if helped is None:
             return [1.0] * count
-        images = zip(removed or [None] * count, degradation or [{}] * count)
-        unsure = self.config.detection_thresholds is not None  # then what was not told is not sure enough for guidance either
-        wanted = [([] if unsure else seen_in(seen)) if labels is None else labels for labels, seen in images]
+        if degradation is None or self.config.detection_thresholds is not None:  # what is sure was told then
+            degradation = [{}] * count
+        images = zip(removed or [None] * count, degradation)
+        wanted = [seen_in(seen) if labels is None else labels for labels, seen in images]
         return [float(bool(set(labels) & set(helped))) for labels in wanted]
 
     # ---- what to remove
