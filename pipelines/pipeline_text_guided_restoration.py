@@ -997,7 +997,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         Returns 1 where something of the checkpoint's `guided_degradations` is to be removed,
         otherwise 0. What the restorer finds out by itself is what the detector sees; without a
-        detector that is nothing.
+        detector, or where `detection_thresholds` tell what is sure, it is nothing.
 
         Args:
             removed: what the restorer is told to remove of each image, `None` if it is told

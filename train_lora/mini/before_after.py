@@ -16,7 +16,7 @@ from pipelines import TextGuidedRestorationPipeline, load
 from textir.degradations import degrade
 from textir.images import to_pixels, to_tensor
 
-PAIRS = (  # photo, its top left corner in the figure, recipe, task
+PAIRS = (  # caption, photo, top left corner of the part that is shown, recipe, task
     ("noise", photos.chelsea, (20, 110), "noise8:35", "denoise"),
     ("camera noise", photos.astronaut, (0, 80), "developed:80+jpeg:90", "denoise+dejpeg"),
     ("rain", photos.coffee, (60, 120), "rain:0.9", "derain"),
