@@ -10,10 +10,10 @@ format:
 	ruff check --fix .
 	ruff format .
 
-test:  ## make test FILES=tests/test_images.py
+test:  ## make test FILES=tests/images/test_picture.py
 	pytest $(FILES)
 
 check: lint test  ## all that CI checks, in this environment
 
 mini:  ## renew the copies of our code in the embedded checkpoint
-	python -m tests.refresh_mini
+	python -m tests.tools.refresh_mini

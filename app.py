@@ -33,9 +33,16 @@ from pipelines import MINI, load
 from pipelines.loading import carried_adapters, find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import TASKS
 from textir.degradations import RECIPES, degrade
-from textir.images import Picture, output_name, picture_from_pil, read_picture, write_picture
-from textir.metrics import psnr, ssim
-from textir.restoration import HARDLY, STAGES, restore_picture, stage_clock
+from textir.images.picture import (
+    Picture,
+    output_name,
+    picture_from_pil,
+    read_picture,
+    write_picture,
+)
+from textir.evaluation.metrics import psnr, ssim
+from textir.images.explanation import HARDLY
+from textir.images.restoration import STAGES, restore_picture, stage_clock
 
 CHECKPOINT = os.environ.get("TEXTIR_CHECKPOINT", MINI)
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))

@@ -68,7 +68,7 @@ def load(
     if len(places) > 1:
         pipe.set_adapters(list(places))
     if backend == "onnx":
-        from textir.onnx_export import use_onnx
+        from textir.hub.onnx_files import use_onnx
 
         use_onnx(pipe, place)
     return pipe

@@ -9,7 +9,8 @@ import torch
 from pipelines import load
 from pipelines.pipeline_text_guided_restoration import TASKS
 from textir.conditions import SCENE, condition_of, draw_wish, draw_wish_of_pair
-from textir.data import Images, Sampler, sample_generator
+from textir.data.photos import Images
+from textir.data.samples import Sampler, sample_generator
 from textir.degradations import LABELS
 from textir.models import DegradationDetector
 

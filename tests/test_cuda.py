@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines import load
-from tests import tiny
+from tests.tools import tiny
 from tests.train_lora import run as train
 from tests.train_lora import small_restorer, write_photos
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import image
+from tests.tools.tiny import image
 from textir.degradations import (
     RECIPES,
     Recipe,

@@ -14,9 +14,9 @@ from skimage import data
 from typer.testing import CliRunner
 
 from pipelines import MINI, TextGuidedRestorationPipeline
-from textir.adapters import make_trainable, save_adapter
-from textir.benchmarks import BENCHMARKS
 from textir.cli import app
+from textir.data.layouts import BENCHMARKS
+from textir.training.lora import make_trainable, save_adapter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

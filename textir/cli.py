@@ -131,7 +131,9 @@ def restore(
 ) -> None:
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its
     source."""
-    from textir.restoration import plan_jobs, restore_files, restore_picture, what_was_done
+    from textir.images.explanation import what_was_done
+    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.restoration import restore_picture
 
     with explained():
         jobs = plan_jobs(inputs, output, recursive)
@@ -217,9 +219,9 @@ def degrade(
     import torch
 
     from textir.degradations import RECIPES, Recipe, degrade
-    from textir.evaluation import contact_sheet
-    from textir.images import list_images, read_picture, write_picture
-    from textir.restoration import plan_jobs, restore_files
+    from textir.evaluation.scores import contact_sheet
+    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.picture import list_images, read_picture, write_picture
 
     def run(picture):
         generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
@@ -327,8 +329,8 @@ def evaluate(
     backend: Backend = "torch",
 ) -> None:
     """Measure PSNR and SSIM, before and after restoration."""
-    from textir.evaluation import evaluate
-    from textir.metrics import Protocol
+    from textir.evaluation.metrics import Protocol
+    from textir.evaluation.scores import evaluate
 
     with explained():
         brought = (degradation, kept, keep) != (None, None, None) or (
@@ -401,7 +403,7 @@ def measure_suite(
     """Run a suite and print its tables; returns everything measured."""
     from dataclasses import asdict
 
-    from textir.suite import SUITES, guidance_table, protocol, run_suite, table
+    from textir.evaluation.suite import SUITES, guidance_table, protocol, run_suite, table
 
     if name not in SUITES:
         raise ValueError(f"Unknown `--suite` {name!r}; known are {', '.join(SUITES)}.")
@@ -427,8 +429,8 @@ def measure_suite(
 def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None) -> None:
     """Write scores with the command and the digests of the weights that they were measured with."""
     from pipelines.loading import find_adapters, locate
-    from textir.hub import weights_digest
-    from textir.images import writing
+    from textir.hub.publishing import weights_digest
+    from textir.machine import writing
 
     def digest(place: str | Path) -> str:
         # A name on the Hub says it all.
@@ -469,7 +471,7 @@ def push(
 ) -> None:
     """Publish a trained checkpoint or adapter, with a card made of its training record and its
     measured evaluations."""
-    from textir.hub import push
+    from textir.hub.publishing import push
 
     with explained():
         typer.echo(push(folder, repo, token, private, license_name, message))
@@ -507,7 +509,7 @@ def restorers(
     multiplication they reach."""
     import torch
 
-    from textir.speed import RESTORERS, time_restorers
+    from textir.evaluation.speed import RESTORERS, time_restorers
 
     with explained():
         sides = [
@@ -548,8 +550,8 @@ def convert(
     from safetensors.torch import save_file
 
     from pipelines import TextGuidedRestorationPipeline
-    from textir.conversion import convert, convert_back, read_weights
-    from textir.images import writing
+    from textir.hub.conversion import convert, convert_back, read_weights
+    from textir.machine import writing
 
     with explained():
         if back:
@@ -594,7 +596,7 @@ def onnx(
 ) -> None:
     """Write restorer and matcher as ONNX files, for `--backend onnx` and runtimes without torch; an
     adapter becomes part of them."""
-    from textir.onnx_export import export_onnx, require
+    from textir.hub.onnx_files import export_onnx, require
 
     with explained():
         require("onnx")

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from textir.training import knob, run_script
+from textir.training.config import knob, run_script
 from train_lora import train_cleaner, train_detector, train_mapper, train_restorer
 from train_lora.chain import load_chain
 

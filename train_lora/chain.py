@@ -15,11 +15,12 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModel
 from pipelines import TextGuidedRestorationPipeline, load
 from pipelines.loading import find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import has_lora_layers
-from textir.adapters import has_adapters, save_adapter
 from textir.degradations import LABELS
-from textir.hub import describe_training, push, write_card
+from textir.hub.publishing import describe_training, push, write_card
 from textir.models import ImageToTextMapper, TextualCleaner
-from textir.training import TrainingRun, public
+from textir.training.config import public
+from textir.training.lora import has_adapters, save_adapter
+from textir.training.run import TrainingRun
 from train_lora.data import StageConfig, TrainingData, read_all_labels
 
 logger = logging.getLogger("textir.training")

@@ -7,19 +7,13 @@ from pathlib import Path
 
 import torch
 
-from textir.benchmarks import BENCHMARKS
-from textir.data import (
-    HubPhotos,
-    Photos,
-    Sampler,
-    StreamedCrops,
-    TrainingCrops,
-    find_entries,
-    parse_source,
-)
+from textir.data.cache import encode_samples, to_device
+from textir.data.layouts import BENCHMARKS
+from textir.data.photos import HubPhotos, Photos, find_entries, parse_source
+from textir.data.samples import Sampler, StreamedCrops, TrainingCrops
 from textir.degradations import LABELS, Mixture
-from textir.encoding import encode_samples, to_device
-from textir.training import TrainingConfig, TrainingRun, knob, make_folder, public
+from textir.training.config import TrainingConfig, knob, public
+from textir.training.run import TrainingRun, make_folder
 from train_lora.watching import save_first_batch
 
 logger = logging.getLogger("textir.training")

@@ -20,11 +20,12 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from textir.data import entry_names, find_entries
+from textir.data.photos import entry_names, find_entries
 from textir.degradations import Mixture, degrade
-from textir.images import Picture, read_picture, to_pixels, write_picture
-from textir.training import knob, make_folder, public, run_script
-from textir.words import without_degradations
+from textir.images.picture import Picture, read_picture, to_pixels, write_picture
+from textir.training.config import knob, public, run_script
+from textir.training.run import make_folder
+from train_lora.captions import without_degradations
 from train_lora.chain import load_chain
 
 logger = logging.getLogger("textir.training")

@@ -22,10 +22,11 @@ import torch
 from diffusers import DDPMScheduler
 
 from pipelines.pipeline_text_guided_restoration import resize
-from textir.adapters import make_trainable
-from textir.encoding import draw_noise, near_timesteps
-from textir.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
-from textir.training import TrainingRun, knob, run_script
+from textir.data.samples import draw_noise, near_timesteps
+from textir.training.config import knob, run_script
+from textir.training.lora import make_trainable
+from textir.training.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import (
     add_cleaner,
     add_condition,

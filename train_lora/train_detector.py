@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from textir.adapters import make_trainable
-from textir.data import LABELS, find_entries
-from textir.degradations import RECIPES, Recipe
-from textir.images import to_tensor
-from textir.losses import detection_loss
-from textir.metrics import mean_average_precision
+from textir.data.photos import find_entries
+from textir.degradations import LABELS, RECIPES, Recipe
+from textir.evaluation.metrics import mean_average_precision
+from textir.images.picture import to_tensor
 from textir.models import DegradationDetector
-from textir.training import TrainingRun, knob, run_script
+from textir.training.config import knob, run_script
+from textir.training.lora import make_trainable
+from textir.training.losses import detection_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import add_image_encoder, load_chain, place, publish, read_json, refuse_lora
 from train_lora.data import StageConfig, TrainingData, encoded_batches
 from train_lora.train_mapper import IMAGE_ENCODER

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDPMScheduler
 
-from textir.adapters import make_trainable
-from textir.encoding import draw_noise
-from textir.losses import diffusion_loss
-from textir.training import TrainingRun, knob, run_script
+from textir.data.samples import draw_noise
+from textir.training.config import knob, run_script
+from textir.training.lora import make_trainable
+from textir.training.losses import diffusion_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import (
     add_image_encoder,
     add_mapper,

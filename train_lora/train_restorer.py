@@ -29,13 +29,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipelines import TextGuidedRestorationPipeline
-from textir.adapters import make_trainable
 from textir.conditions import condition_of
-from textir.data import sample_generator
+from textir.data.samples import sample_generator
 from textir.degradations import Recipe
-from textir.losses import restoration_loss
 from textir.models import RESTORERS, GuidanceMatcher
-from textir.training import TrainingRun, knob, run_script
+from textir.training.config import knob, run_script
+from textir.training.lora import make_trainable
+from textir.training.losses import restoration_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import (
     add_condition,
     check_labels,

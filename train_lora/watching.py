@@ -9,13 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from textir.data import (
-    find_entries,
-)
-from textir.evaluation import Pair, load_pairs
-from textir.images import Picture, to_pixels, to_tensor, write_picture
-from textir.metrics import psnr
-from textir.training import TrainingRun
+from textir.data.photos import find_entries
+from textir.evaluation.metrics import psnr
+from textir.evaluation.scores import Pair, load_pairs
+from textir.images.picture import Picture, to_pixels, to_tensor, write_picture
+from textir.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from train_lora.data import StageConfig

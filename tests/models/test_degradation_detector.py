@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tiny import IMAGE_DIM
+from tests.tools.tiny import IMAGE_DIM
 from textir.models import DegradationDetector
 
 

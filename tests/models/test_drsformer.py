@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 
-from tests.tiny import image, transformer
+from tests.tools.tiny import image, transformer
+from textir.hub.published_arithmetic import expert_layer
 from textir.models import DRSformer
 from textir.models.drsformer import (
     KEPT,
@@ -16,7 +17,6 @@ from textir.models.drsformer import (
     PairedConv,
     SparseChannelAttention,
 )
-from textir.plain import expert_layer
 
 
 def test_attention_is_the_sum_of_four_that_keep_the_best():

@@ -13,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 from peft import LoraConfig
 
-from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, sfnet, transformer
+from tests.tools.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM, image, restorer, sfnet, transformer
 from textir.models import (
     DegradationDetector,
     DRSformer,

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import image
+from tests.tools.tiny import image
 from textir.models import GuidanceMatcher, NAFNet
 from textir.models.guidance_matcher import cut_squares, gather_blocks, patch_cosine
 

@@ -4,7 +4,7 @@ light one."""
 import pytest
 import torch
 
-from tests.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM
+from tests.tools.tiny import IMAGE_DIM, NUM_WORDS, WORD_DIM
 from textir.models import ImageToTextMapper
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests import tiny
-from tests.tiny import image, restorer
+from tests.tools import tiny
+from tests.tools.tiny import image, restorer
 from textir.models import NAFNet, nafnet
 from textir.models.nafnet import (
     ExpertConv2d,

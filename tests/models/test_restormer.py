@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.tiny import image, transformer
+from tests.tools.tiny import image, transformer
 from textir.models import DRSformer, PromptIR, Restormer
 from textir.models.restormer import ChannelAttention, ChannelNorm
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import image, sfnet
-from textir.losses import restoration_loss
+from tests.tools.tiny import image, sfnet
 from textir.models.sfnet import DynamicFilter, GlobalSelection, PatchSelection, local_mean
+from textir.training.losses import restoration_loss
 
 
 def guidance(batch: int = 1) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ identity."""
 import pytest
 import torch
 
-from tests.tiny import NUM_WORDS, WORD_DIM
+from tests.tools.tiny import NUM_WORDS, WORD_DIM
 from textir.models import TextualCleaner
 
 

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests.tools import tiny
 
 SIZES = [(40, 56), (64, 48), (36, 80), (70, 44)]
 

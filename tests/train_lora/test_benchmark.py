@@ -1,7 +1,7 @@
 """The benchmark measures every stage that a checkpoint has the components for, and leaves out the
 others."""
 
-from tests import tiny
+from tests.tools import tiny
 from tests.train_lora import write_photos
 from train_lora import benchmark
 

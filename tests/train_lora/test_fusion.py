@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines import TextGuidedRestorationPipeline
-from tests import tiny
+from tests.tools import tiny
 from tests.train_lora import (
     make_config,
     run,

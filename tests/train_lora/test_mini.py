@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from pipelines import TextGuidedRestorationPipeline
 from tests.train_lora import forget_processes
-from textir.data import LABELS
-from textir.words import DEGRADATION_WORDS
+from textir.degradations import LABELS
 from train_lora import train_cleaner
+from train_lora.captions import DEGRADATION_WORDS
 from train_lora.mini import train_painter, train_vae, train_words
 from train_lora.mini.gate import pass_gate
 

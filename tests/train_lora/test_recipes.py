@@ -12,11 +12,11 @@ import torch
 import yaml
 from PIL import Image
 
-from tests import tiny
-from tests.test_benchmarks import TREES
+from tests.data.test_layouts import TREES
+from tests.tools import tiny
 from tests.train_lora import forget_processes, run_twofold, small_restorer, trained, write_pairs
-from textir.data import entry_names, find_entries, parse_source
-from textir.training import parse_config
+from textir.data.photos import entry_names, find_entries, parse_source
+from textir.training.config import parse_config
 from train_lora import make_guidance, train_cleaner, train_detector, train_mapper, train_restorer
 from train_lora.mini import train_fusion
 

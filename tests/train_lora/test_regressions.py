@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import TextGuidedRestorationPipeline
-from tests import tiny
+from tests.tools import tiny
 from tests.train_lora import (
     make_config,
     run,
@@ -26,7 +26,7 @@ from tests.train_lora import (
     write_photo,
     write_photos,
 )
-from textir.training import parse_config
+from textir.training.config import parse_config
 from train_lora import train_cleaner
 from train_lora.data import TrainingData
 from train_lora.watching import recorded_inputs

@@ -18,7 +18,7 @@ from accelerate.utils import is_tensorboard_available
 from safetensors.torch import load_file
 
 from pipelines import TextGuidedRestorationPipeline
-from tests import tiny
+from tests.tools import tiny
 from tests.train_lora import (
     call,
     in_two_processes,
@@ -35,9 +35,9 @@ from tests.train_lora import (
     write_photos,
 )
 from textir.degradations import LABELS
-from textir.images import read_picture
+from textir.images.picture import read_picture
 from textir.models import TextualCleaner
-from textir.training import list_checkpoints
+from textir.training.run import list_checkpoints
 from train_lora import make_guidance
 from train_lora.data import source_labels
 

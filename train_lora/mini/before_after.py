@@ -14,7 +14,7 @@ from skimage import data as photos
 
 from pipelines import TextGuidedRestorationPipeline, load
 from textir.degradations import degrade
-from textir.images import to_pixels, to_tensor
+from textir.images.picture import to_pixels, to_tensor
 
 PAIRS = (  # caption, photo, top left corner of the part that is shown, recipe, task
     ("noise", photos.chelsea, (20, 110), "noise8:35", "denoise"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from textir.training import TrainingRun
+from textir.training.run import TrainingRun
 from train_lora.data import StageConfig
 from train_lora.watching import validate
 

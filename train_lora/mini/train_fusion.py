@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from pipelines import TextGuidedRestorationPipeline
-from textir.data import sample_generator
+from textir.data.samples import sample_generator
 from textir.degradations import LABELS
-from textir.losses import restoration_loss
-from textir.training import TrainingRun, knob, run_script
+from textir.training.config import knob, run_script
+from textir.training.losses import restoration_loss
+from textir.training.run import TrainingRun
 from train_lora import train_restorer
 from train_lora.chain import add_condition, need, publish, refuse_lora
 from train_lora.data import TrainingData

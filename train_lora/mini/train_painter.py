@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 
-from textir.adapters import make_trainable
-from textir.data import sample_generator
-from textir.encoding import draw_noise, near_timesteps
-from textir.losses import diffusion_loss
+from textir.data.samples import draw_noise, near_timesteps, sample_generator
 from textir.models import PositionedUNet
-from textir.training import TrainingRun, knob, run_script
+from textir.training.config import knob, run_script
+from textir.training.lora import make_trainable
+from textir.training.losses import diffusion_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import load_chain, need, place, publish
 from train_lora.data import StageConfig, TrainingData, encoded_batches
 from train_lora.mini.gate import WHOLE, pass_gate

@@ -15,8 +15,9 @@ from diffusers import AutoencoderTiny
 from torch.nn.functional import pixel_unshuffle
 
 from pipelines import TextGuidedRestorationPipeline
-from textir.losses import reconstruction_loss
-from textir.training import TrainingRun, knob, run_script
+from textir.training.config import knob, run_script
+from textir.training.losses import reconstruction_loss
+from textir.training.run import TrainingRun
 from train_lora.chain import publish
 from train_lora.data import StageConfig, TrainingData
 from train_lora.mini.gate import WHOLE, pass_gate

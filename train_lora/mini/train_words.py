@@ -29,11 +29,12 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from textir.data import LABELS
-from textir.losses import bag_of_words_loss
+from textir.degradations import LABELS
 from textir.models import ImageToTextMapper
-from textir.training import TrainingRun, knob, run_script
-from textir.words import DEGRADATION_WORDS
+from textir.training.config import knob, run_script
+from textir.training.losses import bag_of_words_loss
+from textir.training.run import TrainingRun
+from train_lora.captions import DEGRADATION_WORDS
 from train_lora.chain import load_chain, publish
 from train_lora.data import StageConfig, TrainingData
 from train_lora.mini.gate import WHOLE, pass_gate

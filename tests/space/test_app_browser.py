@@ -1,0 +1,192 @@
+"""The page as people see it, in a Chromium that is installed already: desk, phone, dark mode;
+nothing leaves the machine."""
+
+import re
+import shutil
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+
+from tests.tools.space import tiny_space
+from textir.images.picture import Picture, write_picture
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+WAIT = 30_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser, width: int, height: int, query: str = ""):
+    """A loaded page, with the addresses that it asked for and the errors of its console."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(WAIT)
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on(
+        "console",
+        lambda message: page.errors.append(message.text) if message.type == "error" else None,
+    )
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(tiny_space()[0] + query)
+    button(page, "Restore").wait_for()
+    return page
+
+
+@pytest.fixture(scope="module")
+def desk(browser):
+    return open_page(browser, 1280, 900)
+
+
+@pytest.fixture(scope="module")
+def phone(browser):
+    return open_page(browser, 390, 844)
+
+
+def button(page, name: str):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def choose_example(page, name: str) -> None:
+    page.get_by_text(name, exact=True).first.click()
+    page.wait_for_selector(f"img[src$='/{name.replace(' ', '')}.png'], img[src*='{name}']")
+
+
+def restore_rain(page) -> None:
+    choose_example(page, "rain")
+    button(page, "Restore").click()
+    page.get_by_text("restored in").wait_for()
+    page.get_by_alt_text("6. Restored").wait_for()
+
+
+def test_an_example_is_restored_and_explained(desk, tmp_path):
+    restore_rain(desk)
+    desk.screenshot(path=tmp_path / "desk.png", full_page=True)
+    assert desk.get_by_text("451 x 300, 8-bit, restored in").is_visible()
+    assert desk.get_by_text("rain-restored").first.is_visible()
+    titles = desk.eval_on_selector_all(
+        ".strip figure img", "images => images.map(i => i.naturalWidth > 0 && i.alt)"
+    )
+    assert [title and title.split(".")[0] for title in titles] == list("123456")
+    assert all(len(title) > 4 for title in titles)
+    rows = desk.locator(".words tr").count()
+    assert rows == 1 + 4 and desk.locator(".words mark").count() > 0
+
+
+def test_the_slider_moves_between_before_and_after(desk):
+    if not desk.locator(".slider-wrap").count():
+        restore_rain(desk)
+    after, handle = desk.locator(".slider-wrap img").nth(1), desk.get_by_test_id("slider")
+    handle.scroll_into_view_if_needed()
+
+    def hidden() -> float:
+        return float(re.search(r"([\d.]+)%\)", after.get_attribute("style"))[1])
+
+    before, box = hidden(), handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    desk.mouse.move(x, y)
+    desk.mouse.down()
+    desk.mouse.move(x - 120, y, steps=4)
+    desk.mouse.up()
+    assert hidden() < before - 10
+
+
+def test_the_other_tabs_open(desk):
+    for tab, name in (
+        ("Compare", "Compare"),
+        ("Degrade", "Degrade and restore"),
+        ("Batch", "Restore all"),
+    ):
+        desk.get_by_role("tab", name=tab, exact=True).click()
+        playwright.expect(button(desk, name)).to_be_visible()
+    desk.get_by_role("tab", name="Use it elsewhere").click()
+    playwright.expect(desk.get_by_text("Fine-tune and publish")).to_be_visible()
+    desk.get_by_role("tab", name="Restore", exact=True).click()
+    playwright.expect(button(desk, "Restore")).to_be_visible()
+
+
+def test_an_uploaded_photo_is_restored_as_one_file_of_its_name(desk, tmp_path):
+    pixels = np.random.default_rng(0).random((48, 80, 3), dtype=np.float32)
+    desk.get_by_label("Remove Image").or_(desk.get_by_label("Clear")).first.click()
+    desk.locator("input[type=file]").first.set_input_files(
+        write_picture(tmp_path / "mine.png", Picture(pixels))
+    )
+    desk.wait_for_selector("img[src$='/mine.png']")
+    button(desk, "Restore").click()
+    desk.get_by_text("80 x 48, 8-bit, restored in").wait_for()
+    playwright.expect(desk.get_by_text("mine-restored").first).to_be_visible()
+
+
+def test_stop_ends_a_run(desk):
+    desk.get_by_role("button", name="Advanced").click()
+    choose_example(desk, "noise")
+    steps = desk.get_by_label("number input for Steps")
+    steps.fill("50")
+    steps.press("Tab")
+    button(desk, "Restore").click()
+    desk.get_by_alt_text("Guidance, forming").wait_for()
+    button(desk, "Stop").click()
+    desk.wait_for_function("!document.querySelector('.progress-text, .generating, .eta-bar')")
+    desk.wait_for_timeout(500)
+    assert desk.get_by_alt_text("Guidance, forming").count() == 1
+    assert desk.get_by_text("512 x 512, 8-bit, restored in").count() == 0
+    steps.fill("0")
+    steps.press("Tab")
+    button(desk, "Restore").click()
+    desk.get_by_text("512 x 512, 8-bit, restored in").wait_for()
+
+
+def test_a_phone_needs_no_horizontal_scrolling(phone, tmp_path):
+    restore_rain(phone)
+    phone.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("Restore", "Stop"):
+        button(phone, name).scroll_into_view_if_needed()
+        box = button(phone, name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
+    for tab in ("Compare", "Degrade", "Batch", "Use it elsewhere"):
+        shown = phone.get_by_role("tablist").get_by_role("tab", name=tab, exact=True)
+        if not shown.is_visible():
+            phone.locator(".overflow-menu > button").click()
+            shown = phone.locator(".overflow-dropdown button", has_text=tab)
+        shown.click()
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390, tab
+
+
+def test_dark_mode_renders_dark(browser, tmp_path):
+    page = open_page(browser, 900, 700, "?__theme=dark")
+    page.screenshot(path=tmp_path / "dark.png", full_page=True)
+    style = "e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color]"
+    shades = [page.eval_on_selector("gradio-app", style)[0], page.eval_on_selector("h1", style)[1]]
+    background, text = (sum(map(float, re.findall(r"[\d.]+", shade)[:3])) for shade in shades)
+    assert background < 150 and text > 500, shades
+    assert not page.errors
+    page.close()
+
+
+def test_nothing_leaves_the_machine_and_the_console_is_quiet(desk, phone):
+    own = urlparse(tiny_space()[0]).netloc
+    for page in (desk, phone):
+        assert {urlparse(url).netloc for url in page.asked if url.startswith(("http", "ws"))} == {
+            own
+        }
+        assert not page.errors

@@ -1,0 +1,66 @@
+"""How large a tile of an image a restorer can take at once; the pipeline does the tiling itself
+(`tile=`)."""
+
+import math
+from weakref import WeakKeyDictionary
+
+import torch
+
+from textir.machine import free_memory
+
+# Feature maps of the largest kind alive at once in a residual block: input, norm, branch, gate.
+LIVE_TENSORS = 8
+
+measured: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()
+
+
+def bytes_per_pixel(restorer: torch.nn.Module) -> float:
+    """Memory that a restorer needs for each pixel, from the largest feature map that it makes of a
+    small image; measured once."""
+    if restorer not in measured:
+        measured[restorer] = measure(restorer)
+    return measured[restorer]
+
+
+@torch.no_grad()
+def measure(restorer: torch.nn.Module) -> float:
+    largest = 0
+
+    def record(module, args, output):
+        nonlocal largest
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, output.numel() * output.element_size())
+
+    leaves = [module for module in restorer.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(record) for leaf in leaves]
+    parameter = next(restorer.parameters())
+    side = 64
+    try:
+        # No hooks of others.
+        restorer.forward(
+            torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return LIVE_TENSORS * largest / side**2
+
+
+def choose_tile(
+    height: int, width: int, restorer: torch.nn.Module, available: int | None = None
+) -> int | None:
+    """Side of the tiles that fit into half of the memory, a multiple of 64; `None` if the image
+    fits as a whole.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        restorer: the network that will see the tiles.
+        available: bytes of memory; what is free on the restorer's device if not given.
+    """
+    if available is None:
+        available = free_memory(next(restorer.parameters()).device)
+    pixels = available / 2 / bytes_per_pixel(restorer)
+    if height * width <= pixels:
+        return None
+    return max(256, int(math.sqrt(pixels)) // 64 * 64)
