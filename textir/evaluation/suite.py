@@ -7,13 +7,14 @@ words, from cleaned words, and from a clean thumbnail: an oracle, which bounds w
 painter of that size could give. Lin et al. compare the first three in their Table 11.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from textir.degradations import Recipe
 from textir.evaluation.metrics import Protocol, psnr, ssim
@@ -133,6 +134,21 @@ class RowScores:
         return float(gains.mean()), float(low), float(high)
 
 
+def choose_rows(name: str, only: Sequence[str] | None = None) -> list[Row]:
+    """The rows of a suite, or those whose name starts with one of `only`.
+
+    Raises:
+        ValueError: if there is no such suite or no such row.
+    """
+    if name not in SUITES:
+        raise ValueError(f"Unknown suite {name!r}; known are {', '.join(SUITES)}.")
+    rows = [row for row in SUITES[name] if not only or row.name.startswith(tuple(only))]
+    if not rows:
+        known = ", ".join(row.name for row in SUITES[name])
+        raise ValueError(f"No row of {name} starts with {' or '.join(only)}; it has {known}.")
+    return rows
+
+
 def run_suite(
     pipe,
     root: str | Path,
@@ -142,7 +158,6 @@ def run_suite(
     limit: int | None = None,
     with_baselines: bool = False,
     against=None,
-    on_row: Callable[[RowScores], None] = lambda scores: None,
 ) -> list[RowScores]:
     """Measure a pipeline on every row.
 
@@ -157,7 +172,6 @@ def run_suite(
         limit: at most so many images of a row.
         with_baselines: measure methods without learning too.
         against: another pipeline, measured beside this one with its own defaults.
-        on_row: called after each row.
 
     Raises:
         ValueError: if a set is missing.
@@ -168,7 +182,7 @@ def run_suite(
             f"{root} lacks the sets {', '.join(missing)}; pass the folder that holds them."
         )
     results = []
-    for row in rows:
+    for row in tqdm(rows, "sets", disable=None):
         scores = RowScores(row.name)
         for place, seed in enumerate(seeds):
             pairs = list(load_pairs(Path(root) / row.data, row.degradation, seed, kept=row.kept))
@@ -185,7 +199,6 @@ def run_suite(
                     add(scores.psnr, name, place, psnr(image, pair.clean))
                     add(scores.ssim, name, place, ssim(image, pair.clean))
         results.append(scores)
-        on_row(scores)
     return results
 
 

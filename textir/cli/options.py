@@ -1,0 +1,88 @@
+"""What commands share: their options, their errors, and how they load a pipeline."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Inputs = Annotated[list[Path], typer.Argument(help="Image files and folders.")]
+Output = Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="mini (embedded), a folder in diffusers format, or a Hub id.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="LoRA: a name in the checkpoint, a folder or a Hub id.")
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        help="What to remove: auto (find out), denoise, derain, dehaze, deblur, defocus, "
+        "lowlight, dejpeg, sharpen, or several, joined "
+        "by +."
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        help="What must stay, such as haze; with --task auto everything else that is found is "
+        "removed."
+    ),
+]
+Guidance = Annotated[str, typer.Option(help="cleaned, degraded, prompt or none.")]
+Prompt = Annotated[str | None, typer.Option(help="Words joined to the pseudo-words.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the guidance should not show.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the guidance, 0 (none) to 1; if not given 1, but 0 where the checkpoint's "
+        "is not known to help."
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Denoising steps; the checkpoint's default if not given.")
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance; the checkpoint's default if not given."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Side of tiles in pixels; 0 for none; chosen by free memory if not given."),
+]
+Recursive = Annotated[bool, typer.Option(help="Look into sub-folders and keep their tree.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Backend = Annotated[
+    str,
+    typer.Option(help="What runs the restorer: torch, or onnx (onnxruntime) after `export onnx`."),
+]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Within the block an error that says what to do ends the command with its message."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def load_pipeline(
+    checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"
+):
+    """A pipeline ready to work, quiet while it loads."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    from pipelines import load
+
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    pipe = load(checkpoint, adapter, device, dtype, backend)
+    pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
+    return pipe

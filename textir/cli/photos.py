@@ -1,0 +1,168 @@
+"""Commands for photos: restore and degrade."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from textir.cli.options import (
+    Adapter,
+    Backend,
+    Checkpoint,
+    Device,
+    Dtype,
+    Guidance,
+    Inputs,
+    Keep,
+    NegativePrompt,
+    Output,
+    Prompt,
+    Recursive,
+    Scale,
+    Seed,
+    Steps,
+    Strength,
+    Task,
+    Tile,
+    explained,
+    load_pipeline,
+)
+
+
+def restore(
+    inputs: Inputs,
+    output: Output,
+    task: Task = "auto",
+    keep: Keep = None,
+    checkpoint: Checkpoint = "mini",
+    adapter: Adapter = None,
+    guidance: Guidance = "cleaned",
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    strength: Strength = None,
+    steps: Steps = None,
+    guidance_scale: Scale = None,
+    seed: Seed = 0,
+    tile: Tile = None,
+    intermediates: Annotated[
+        bool, typer.Option(help="Also write guidance, match, influence and words.")
+    ] = False,
+    recursive: Recursive = False,
+    skip_existing: Annotated[
+        bool, typer.Option(help="Leave alone what an earlier run has written.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option(help="Stop at the first bad file.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
+) -> None:
+    """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its
+    source."""
+    import torch
+
+    from textir.images.explanation import what_was_done
+    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.restoration import restore_picture
+
+    with explained():
+        jobs = plan_jobs(inputs, output, recursive)
+        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
+        wishes = {
+            "task": task,
+            "keep": keep,
+            "guidance": guidance,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "guidance_strength": strength,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+        }
+        pipe.check(tile=tile or None, **wishes)
+
+    def run(picture):
+        generator = torch.Generator().manual_seed(seed)
+        choice = "auto" if tile is None else tile or None
+        restored, output = restore_picture(
+            pipe,
+            picture,
+            tile=choice,
+            return_influence=intermediates,
+            generator=generator,
+            **wishes,
+        )
+        notes.append(what_was_done(output, hint="--task"))
+        return restored, output
+
+    notes: list[str] = []
+    results = restore_files(jobs, run, skip_existing, intermediates)
+    bad = []
+    written = 0
+    for job, target, problem in tqdm(results, total=len(jobs), unit="image", disable=None):
+        if problem is None:
+            written += 1
+            tqdm.write(str(target))
+            while notes:
+                tqdm.write(f"  {notes.pop()}")
+            continue
+        bad.append(str(job.source))
+        notes.clear()
+        tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
+        if fail_fast:
+            break
+    failed = f", {len(bad)} bad: {', '.join(bad)}" if bad else ""
+    typer.echo(f"{written} of {len(jobs)} images restored{failed}.")
+    if written != len(jobs):
+        raise typer.Exit(1)
+
+
+def degrade(
+    inputs: Inputs,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="What to do to them, such as noise:25 or rain:heavy+haze:0.8.")
+    ] = "",
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a figure of all degradations (or of the recipe) of the first image."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    recursive: Recursive = False,
+) -> None:
+    """Degrade clean images, or show what each degradation looks like (`--sheet figure.png`)."""
+    import zlib
+
+    import torch
+
+    from textir.degradations import RECIPES, Recipe, degrade
+    from textir.evaluation.scores import contact_sheet
+    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.picture import list_images, read_picture, write_picture
+
+    def run(picture):
+        generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
+        return picture.with_tensor(degrade(picture.tensor(), recipe, generator)), None
+
+    with explained():
+        if (output is None) == (sheet is None):
+            raise ValueError("Pass either --output (with --recipe) or --sheet.")
+        if sheet is not None:
+            photo = read_picture(list_images(inputs[0], recursive)[0])
+            recipes = [recipe] if recipe else list(RECIPES)
+            typer.echo(write_picture(sheet, contact_sheet(photo, recipes, seed=seed)))
+            return
+        if not Recipe.parse(recipe).steps:
+            raise ValueError("Pass a `--recipe`, such as noise:25.")
+        jobs = plan_jobs(inputs, output, recursive)
+    bad = 0
+    for job, target, problem in restore_files(jobs, run):
+        if problem is None:
+            typer.echo(target)
+            continue
+        typer.echo(f"error: {job.source}: {problem}", err=True)
+        bad += 1
+    if bad:
+        raise typer.Exit(1)
