@@ -23,7 +23,8 @@ from textir.training.lora import make_trainable
 from textir.training.losses import detection_loss
 from textir.training.run import TrainingRun
 from train_lora.chain import add_image_encoder, load_chain, place, publish, read_json, refuse_lora
-from train_lora.data import StageConfig, TrainingData, encoded_batches
+from train_lora.data import StageConfig, TrainingData
+from train_lora.encoding import encoded_batches
 from train_lora.train_mapper import IMAGE_ENCODER
 from train_lora.watching import validation_pairs
 

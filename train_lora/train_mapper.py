@@ -30,7 +30,8 @@ from train_lora.chain import (
     place,
     publish,
 )
-from train_lora.data import StageConfig, TrainingData, encoded_batches
+from train_lora.data import StageConfig, TrainingData
+from train_lora.encoding import encoded_batches
 from train_lora.watching import validate
 
 IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

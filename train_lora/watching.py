@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +13,12 @@ from textir.evaluation.metrics import psnr
 from textir.evaluation.scores import Pair, load_pairs
 from textir.images.picture import Picture, to_pixels, to_tensor, write_picture
 from textir.training.run import TrainingRun
-
-if TYPE_CHECKING:
-    from train_lora.data import StageConfig
+from train_lora.data import StageConfig
 
 logger = logging.getLogger("textir.training")
 
 
-def validation_pairs(config: "StageConfig", side: int) -> Iterator[tuple[str, Pair]]:
+def validation_pairs(config: StageConfig, side: int) -> Iterator[tuple[str, Pair]]:
     """`(recipe, pair)` for each validation image, with no recipe for pairs: its centre square of
     `side` pixels, less where the image is smaller."""
     if config.validation_data_dir is None:
@@ -39,7 +36,7 @@ def validation_pairs(config: "StageConfig", side: int) -> Iterator[tuple[str, Pa
 
 def validate(
     run: TrainingRun,
-    config: "StageConfig",
+    config: StageConfig,
     side: int,
     render: Callable[[torch.Tensor, str | None], dict[str, torch.Tensor]],
     sheet: str = "step",
@@ -61,10 +58,8 @@ def validate(
             size = next(iter(rendered.values())).shape[-2:]
             clean = clean if clean.shape[-2:] == size else F.interpolate(clean, size, mode="area")
             for name, image in rendered.items():
-                value = psnr(to_pixels(image), to_pixels(clean))
-                scores.setdefault(f"{recipe} {name}" if len(rendered) > 1 else recipe, []).append(
-                    value
-                )
+                label = f"{recipe} {name}" if len(rendered) > 1 else recipe
+                scores.setdefault(label, []).append(psnr(to_pixels(image), to_pixels(clean)))
             if sum(row[0] == recipe for row in rows) < 2:
                 rows.append((recipe, [degraded[:, :3], *rendered.values(), clean]))
     means = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -78,11 +73,12 @@ def validate(
 
 def write_sheet(path: Path, rows: list[list[torch.Tensor]], side: int = 192) -> None:
     """A figure: a row for each list of images `(1, 3, H, W)` in [0, 1], all brought to one size."""
-    cells = [
-        [F.interpolate(cell.float().cpu().clamp(0, 1), (side, side), mode="area") for cell in row]
-        for row in rows
-    ]
-    sheet = torch.cat([torch.cat(row, dim=3) for row in cells], dim=2)
+
+    def small(cell: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(cell.float().cpu().clamp(0, 1), (side, side), mode="area")
+
+    strips = [torch.cat(list(map(small, row)), dim=3) for row in rows]
+    sheet = torch.cat(strips, dim=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_picture(path, Picture(to_pixels(sheet)))
 
@@ -99,24 +95,18 @@ class recorded_inputs:
 
         def note_encoder(module, args, kwargs):
             pixels = kwargs["pixel_values"].float().cpu()
-            mean, std = (
-                torch.tensor(values)[:, None, None]
-                for values in (processor.image_mean, processor.image_std)
-            )
+            mean = torch.tensor(processor.image_mean)[:, None, None]
+            std = torch.tensor(processor.image_std)[:, None, None]
             # Of several calls the first.
             self.pictures.setdefault("image encoder", pixels * std + mean)
 
         def note_vae(module, args):
             self.pictures.setdefault("VAE", args[0].float().cpu() / 2 + 0.5)
 
-        self.handles = [
-            self.pipe.image_encoder.register_forward_pre_hook(note_encoder, with_kwargs=True),
-            *(
-                []
-                if self.pipe.vae is None
-                else [self.pipe.vae.encoder.register_forward_pre_hook(note_vae)]
-            ),
-        ]
+        encoder = self.pipe.image_encoder
+        self.handles = [encoder.register_forward_pre_hook(note_encoder, with_kwargs=True)]
+        if self.pipe.vae is not None:
+            self.handles.append(self.pipe.vae.encoder.register_forward_pre_hook(note_vae))
         return self.pictures
 
     def __exit__(self, *_) -> None:
@@ -135,10 +125,9 @@ def save_first_batch(
     with recorded_inputs(pipe) as seen, torch.no_grad():
         encode(batch)
     columns = [batch["degraded"][:, :3], batch["clean"], *seen.values()]
-    write_sheet(
-        path,
-        [[column[i : i + 1] for column in columns] for i in range(min(4, len(batch["clean"])))],
-    )
-    logger.info(
-        "%s: degraded, clean, %s", path, ", ".join(f"what reaches the {name}" for name in seen)
-    )
+    rows = []
+    for i in range(min(4, len(batch["clean"]))):
+        rows.append([column[i : i + 1] for column in columns])
+    write_sheet(path, rows)
+    received = ", ".join(f"what reaches the {name}" for name in seen)
+    logger.info("%s: degraded, clean, %s", path, received)

@@ -31,7 +31,8 @@ from textir.training.lora import make_trainable
 from textir.training.losses import diffusion_loss
 from textir.training.run import TrainingRun
 from train_lora.chain import load_chain, need, place, publish
-from train_lora.data import StageConfig, TrainingData, encoded_batches
+from train_lora.data import StageConfig, TrainingData
+from train_lora.encoding import encoded_batches
 from train_lora.mini.gate import WHOLE, pass_gate
 from train_lora.mini.train_words import ReadOut, read_captions
 from train_lora.watching import validate
