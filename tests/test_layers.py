@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import pipeline_text_guided_restoration as pipeline
+from textir.images import picture
 from textir.models import drsformer, nafnet, restormer, sfnet
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +72,11 @@ def test_what_files_that_stand_alone_share_is_the_same(name):
         if hasattr(module, name)
     ]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
+
+
+def test_files_and_pipelines_resize_alike():
+    twins = [inspect.getsource(module.resize) for module in (picture, pipeline)]
+    assert twins[0] == twins[1]
 
 
 def test_gradio_and_spaces_stay_in_the_app():

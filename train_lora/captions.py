@@ -5,6 +5,7 @@ are deleted (section 4.4).
 """
 
 import re
+from itertools import chain
 
 DEGRADATION_WORDS = {
     "noise": ("noisy", "noise", "grainy", "grain", "speckled"),
@@ -16,10 +17,8 @@ DEGRADATION_WORDS = {
     "jpeg": ("compressed", "blocky", "pixelated", "pixellated"),
 }
 
-_ANY = "|".join(
-    re.escape(w)
-    for w in sorted((w for ws in DEGRADATION_WORDS.values() for w in ws), key=len, reverse=True)
-)
+_LONGEST_FIRST = sorted(chain.from_iterable(DEGRADATION_WORDS.values()), key=len, reverse=True)
+_ANY = "|".join(map(re.escape, _LONGEST_FIRST))
 _WORD = (
     rf"(?:(?:very|quite|slightly|heavy|heavily|thick|dense|pouring) )?(?:{_ANY})(?:-\w+)?(?![\w-])"
 )

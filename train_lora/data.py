@@ -186,19 +186,21 @@ class TrainingData:
 
     @property
     def has_guidance(self) -> bool:
-        return all(
-            isinstance(source, Photos) and all(entry.guidance for entry in source.entries)
-            for source in self.sources
-        )
+        for source in self.sources:
+            if not isinstance(source, Photos):
+                return False
+            if not all(entry.guidance for entry in source.entries):
+                return False
+        return True
 
     @property
     def labels(self) -> list[str]:
         """What the data suffer from, by recipes and as pairs."""
-        shown = {label for source in self.sources for label in source.labels}
+        present = set().union(*(source.labels for source in self.sources))
         if self.is_mixed:
             for recipe in Mixture.parse(self.config.degradations).recipes:
-                shown |= set(recipe.labels)
-        return [label for label in LABELS if label in shown]
+                present |= set(recipe.labels)
+        return [label for label in LABELS if label in present]
 
     def crops(self, size: int, told_share: float | None = None):
         """Endless training samples of `size` x `size` pixels; with `told_share` they carry

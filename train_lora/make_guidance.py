@@ -96,14 +96,12 @@ def main(config: Config) -> None:
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, state.device, dtype)
 
-    if clean_only:
-        jobs = [
-            (entry, photo, f"{photo}-{k}")
-            for entry, photo in zip(entries, names)
-            for k in range(config.variants)
-        ]
-    else:
-        jobs = [(entry, photo, photo) for entry, photo in zip(entries, names)]
+    jobs = []
+    for entry, photo in zip(entries, names):
+        if clean_only:
+            jobs += [(entry, photo, f"{photo}-{k}") for k in range(config.variants)]
+        else:
+            jobs.append((entry, photo, photo))
     todo = [
         (*job, name) for *job, name in jobs if not (output / "guidance" / f"{name}.png").exists()
     ]

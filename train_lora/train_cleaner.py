@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDPMScheduler
 
-from pipelines.pipeline_text_guided_restoration import resize
 from textir.data.samples import draw_noise, near_timesteps
+from textir.images.picture import resize
 from textir.training.config import knob, run_script
 from textir.training.lora import make_trainable
 from textir.training.losses import diffusion_loss, painted_in_one_step, restoration_loss, word_loss
@@ -124,96 +124,19 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> TrainingRun:
-    pipe = load_chain(config)
-    need(pipe, "image_encoder", "image_processor", "mapper")
-    painting = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    if (
-        config.paints or config.validation_data_dir is not None
-    ):  # validation shows what the words paint
-        need(pipe, *painting)
-    if config.restored_weight:
-        need(pipe, "matcher", "restorer")
-    add_cleaner(pipe, config)
-    if config.labels:
-        add_condition(pipe, "cleaner", config)
+    pipe = load_for(config)
     models = make_trainable(pipe, ["cleaner", *config.also_train], config.rank, config.lora_alpha)
     if config.gradient_checkpointing and pipe.unet is not None:
         pipe.unet.enable_gradient_checkpointing()
     data = TrainingData(config, config.resolution)
-    told_share, columns = check_labels(pipe.cleaner, config, data), condition_columns(pipe.cleaner)
+    told_share = check_labels(pipe.cleaner, config, data)
+    columns = condition_columns(pipe.cleaner)
     run = TrainingRun(config, models)
-    place(
-        pipe,
-        run,
-        "image_encoder",
-        "mapper",
-        "cleaner",
-        *(part for part in ("text_encoder", "unet", "vae") if getattr(pipe, part)),
-        *(("matcher", "restorer") if config.restored_weight else ()),
-    )
-    noise_scheduler = pipe.scheduler and DDPMScheduler.from_config(pipe.scheduler.config)
-    cleaner, mapper, unet = (
-        run.models["cleaner"],
-        run.models.get("mapper"),
-        run.models.get("unet", pipe.unet),
-    )
-    from_image = (config.guidance_init or pipe.config.default_guidance_init) == "image"
-    if config.init_strength is not None and not from_image:
-        raise ValueError(
-            "`--init_strength` says how far an image is taken towards noise; it needs "
-            "`--guidance_init image`."
-        )
-    strength = config.init_strength or pipe.config.default_init_strength
-
-    @torch.no_grad()
-    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tokens = pipe.encode_image(batch["degraded"])
-        encoded = {"image_tokens": tokens} if mapper else {"words": pipe.mapper(tokens.float())}
-        if told_share is not None:
-            encoded["condition"] = batch["condition"]
-        if config.word_weight:
-            encoded["clean_words"] = pipe.mapper(pipe.encode_image(batch["clean"]).float())
-        if config.paints:
-            target = as_guidance(pipe, batch["clean"])
-            encoded["latents"] = pipe.encode_latents(target)
-            if from_image:
-                encoded["start"] = pipe.encode_latents(
-                    as_guidance(pipe, batch["degraded"].clamp(0, 1))
-                )
-            if config.pixel_weight:
-                encoded["target"] = target
-        if config.restored_weight:
-            encoded |= {"degraded": batch["degraded"], "clean": batch["clean"]}
-        return encoded
-
-    def painting_loss(cleaned: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        latents, start, embeds = batch["latents"], batch.get("start"), pipe.encode_words(cleaned)
-        noise, timesteps = draw_noise(
-            batch["index"], latents.shape[1:], noise_scheduler, config.seed, run.device
-        )
-        if from_image:
-            timesteps = near_timesteps(
-                timesteps / noise_scheduler.config.num_train_timesteps, strength, noise_scheduler
-            )
-        loss = 0.0
-        if config.diffusion_weight:
-            error = diffusion_loss(
-                unet, noise_scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start
-            )
-            loss = loss + config.diffusion_weight * error
-        if config.pixel_weight or config.restored_weight:
-            noisy = noise_scheduler.add_noise(latents if start is None else start, noise, timesteps)
-            painted = pipe.decode_latents(
-                painted_in_one_step(unet, noise_scheduler, noisy, embeds, timesteps), clip=False
-            )
-        if config.pixel_weight:
-            loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
-        if config.restored_weight:
-            restored = restore_told(pipe, batch, resize(painted, batch["degraded"].shape[-2:]))
-            loss = loss + config.restored_weight * restoration_loss(
-                restored, batch["clean"], "psnr"
-            )
-        return loss
+    place(pipe, run, "image_encoder", "mapper", "cleaner", *parts_that_judge(pipe, config))
+    cleaner = run.models["cleaner"]
+    mapper = run.models.get("mapper")
+    painting_loss = PaintingLoss(pipe, run, config) if config.paints else None
+    encode = encoder(pipe, config, painting_loss, told_share is not None)
 
     samples = data.crops(config.resolution, told_share)
     for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
@@ -233,6 +156,118 @@ def main(config: Config) -> TrainingRun:
     return run
 
 
+def load_for(config: Config):
+    """The chain with its cleaner, new or with a condition where the knobs say so; everything that
+    the losses need is there."""
+    pipe = load_chain(config)
+    need(pipe, "image_encoder", "image_processor", "mapper")
+    # Validation shows what the words paint.
+    if config.paints or config.validation_data_dir is not None:
+        need(pipe, "text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    if config.restored_weight:
+        need(pipe, "matcher", "restorer")
+    add_cleaner(pipe, config)
+    if config.labels:
+        add_condition(pipe, "cleaner", config)
+    return pipe
+
+
+def parts_that_judge(pipe, config: Config) -> list[str]:
+    """The networks behind the cleaner that its losses or its validation go through."""
+    parts = [name for name in ("text_encoder", "unet", "vae") if getattr(pipe, name)]
+    if config.restored_weight:
+        parts += ["matcher", "restorer"]
+    return parts
+
+
+def encoder(pipe, config: Config, painting: "PaintingLoss | None", told: bool):
+    """What the frozen networks make of a batch: words or image tokens, and what painting needs."""
+
+    @torch.no_grad()
+    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tokens = pipe.encode_image(batch["degraded"])
+        if "mapper" in config.also_train:
+            encoded = {"image_tokens": tokens}
+        else:
+            encoded = {"words": pipe.mapper(tokens.float())}
+        if told:
+            encoded["condition"] = batch["condition"]
+        if config.word_weight:
+            encoded["clean_words"] = pipe.mapper(pipe.encode_image(batch["clean"]).float())
+        if painting is not None:
+            encoded |= painting.encode(batch)
+        return encoded
+
+    return encode
+
+
+class PaintingLoss:
+    """The error of what cleaned words paint: of latents, of the pixels that one step paints, and of
+    what the restorer makes of those.
+
+    Args:
+        pipe: the chain.
+        run: the run, which holds the networks that learn.
+        config: the weights of the three, and where painting starts.
+    """
+
+    def __init__(self, pipe, run: TrainingRun, config: Config):
+        self.pipe, self.config, self.device = pipe, config, run.device
+        self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+        self.unet = run.models.get("unet", pipe.unet)
+        init = config.guidance_init or pipe.config.default_guidance_init
+        self.from_image = init == "image"
+        if config.init_strength is not None and not self.from_image:
+            raise ValueError(
+                "`--init_strength` says how far an image is taken towards noise; it needs "
+                "`--guidance_init image`."
+            )
+        self.strength = config.init_strength or pipe.config.default_init_strength
+
+    def encode(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the loss needs of a batch beside its words."""
+        target = as_guidance(self.pipe, batch["clean"])
+        encoded = {"latents": self.pipe.encode_latents(target)}
+        if self.from_image:
+            start = as_guidance(self.pipe, batch["degraded"].clamp(0, 1))
+            encoded["start"] = self.pipe.encode_latents(start)
+        if self.config.pixel_weight:
+            encoded["target"] = target
+        if self.config.restored_weight:
+            encoded |= {"degraded": batch["degraded"], "clean": batch["clean"]}
+        return encoded
+
+    def __call__(self, cleaned: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        config, scheduler = self.config, self.scheduler
+        latents, start = batch["latents"], batch.get("start")
+        embeds = self.pipe.encode_words(cleaned)
+        noise, timesteps = draw_noise(
+            batch["index"], latents.shape[1:], scheduler, config.seed, self.device
+        )
+        if self.from_image:
+            chance = timesteps / scheduler.config.num_train_timesteps
+            timesteps = near_timesteps(chance, self.strength, scheduler)
+        loss = 0.0
+        if config.diffusion_weight:
+            error = diffusion_loss(
+                self.unet, scheduler, latents, embeds, noise, timesteps, config.snr_gamma, start
+            )
+            loss = loss + config.diffusion_weight * error
+        if not (config.pixel_weight or config.restored_weight):
+            return loss
+        noisy = scheduler.add_noise(latents if start is None else start, noise, timesteps)
+        one_step = painted_in_one_step(self.unet, scheduler, noisy, embeds, timesteps)
+        painted = self.pipe.decode_latents(one_step, clip=False)
+        if config.pixel_weight:
+            loss = loss + config.pixel_weight * restoration_loss(painted, batch["target"], "psnr")
+        if config.restored_weight:
+            guidance = resize(painted, batch["degraded"].shape[-2:])
+            restored = restore_told(self.pipe, batch, guidance)
+            error = restoration_loss(restored, batch["clean"], "psnr")
+            loss = loss + config.restored_weight * error
+        return loss
+
+
 def restore_told(pipe, batch: dict[str, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
     """What the checkpoint's restorer makes of degraded images with a guidance of their size, told
     what the samples are told."""
@@ -248,12 +283,11 @@ def compare(pipe, config: Config):
     size."""
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
-        return {
-            kind: pipe.guide(
-                degraded, kind, generator=torch.Generator().manual_seed(config.seed)
-            ).images
-            for kind in ("degraded", "cleaned")
-        }
+        rendered = {}
+        for kind in ("degraded", "cleaned"):
+            generator = torch.Generator().manual_seed(config.seed)
+            rendered[kind] = pipe.guide(degraded, kind, generator=generator).images
+        return rendered
 
     return render
 

@@ -25,6 +25,7 @@ The result is `OUTPUT_DIR/pipeline`, or `OUTPUT_DIR/adapter` with `--rank`.
 """
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
@@ -256,8 +257,8 @@ def read_data(config: Config, smallest: int) -> TrainingData:
         parts.append(TrainingData(replace(config, **single), smallest))
     joined = parts[0]
     if any(part.weights for part in parts):
-        joined.weights = [weight for part in parts for weight in part.weights or [1.0]]
-    joined.sources = [source for part in parts for source in part.sources]
+        joined.weights = list(chain.from_iterable(part.weights or [1.0] for part in parts))
+    joined.sources = list(chain.from_iterable(part.sources for part in parts))
     return joined
 
 

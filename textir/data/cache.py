@@ -84,28 +84,19 @@ def encode_samples(
     folder = Path(folder) / digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-count // shard_size))
-    mine = [
-        s
-        for s in shards[accelerator.process_index :: accelerator.num_processes]
-        if not shard_file(folder, s).exists()
-    ]
-    for shard in tqdm(
-        mine, "encoding", disable=None if accelerator.is_main_process else True, leave=False
-    ):
+    mine = shards[accelerator.process_index :: accelerator.num_processes]
+    missing = [shard for shard in mine if not shard_file(folder, shard).exists()]
+    silent = None if accelerator.is_main_process else True
+    for shard in tqdm(missing, "encoding", disable=silent, leave=False):
         rows = range(shard * shard_size, min((shard + 1) * shard_size, count))
         loader = DataLoader(samples, batch_size, sampler=rows, num_workers=workers)
-        parts = [
-            {
-                name: value.to(torch.float16).cpu()
-                for name, value in encode(to_device(batch, accelerator.device)).items()
-            }
-            for batch in loader
-        ]
+        parts: dict[str, list[torch.Tensor]] = {}
+        for batch in loader:
+            for name, value in encode(to_device(batch, accelerator.device)).items():
+                parts.setdefault(name, []).append(value.to(torch.float16).cpu())
+        whole = {name: torch.cat(values).contiguous() for name, values in parts.items()}
         partial = shard_file(folder, shard).with_suffix(f".part{os.getpid()}")
-        save_file(
-            {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]},
-            partial,
-        )
+        save_file(whole, partial)
         os.replace(partial, shard_file(folder, shard))
     accelerator.wait_for_everyone()
     return EncodedSamples(folder, count, shard_size, made_with.get("seed", 0))

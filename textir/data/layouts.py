@@ -7,6 +7,7 @@ have several layouts; the first that finds files is taken.
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -234,15 +235,13 @@ def find_benchmark(name: str, root: str | Path, split: str = "train") -> list[En
         raise ValueError(f"{root} is not a folder; the root of {name} was expected.")
     if not layouts:
         raise ValueError(f"{name} has no {split} split.")
+    tried = []
     for layout in layouts:
         found = [_images(root, pattern) for pattern in layout.images]
         if all(found) and (layout.listed is None or (root / layout.listed).is_file()):
-            return _entries(root, layout, sorted(path for paths in found for path in paths))
-    tried = "; ".join(
-        " and ".join([*layout.images, *([layout.listed] if layout.listed else [])])
-        for layout in layouts
-    )
-    raise ValueError(f"{root} does not hold {name} ({split}): looked for {tried}.")
+            return _entries(root, layout, sorted(chain.from_iterable(found)))
+        tried.append(" and ".join(filter(None, [*layout.images, layout.listed])))
+    raise ValueError(f"{root} does not hold {name} ({split}): looked for {'; '.join(tried)}.")
 
 
 def _images(root: Path, pattern: str) -> list[Path]:
@@ -251,16 +250,15 @@ def _images(root: Path, pattern: str) -> list[Path]:
 
 def _entries(root: Path, layout: Layout, images: list[Path]) -> list[Entry]:
     if layout.listed:
-        lines = [
-            line.split() for line in (root / layout.listed).read_text().splitlines() if line.strip()
-        ]
-        wrong = [
-            " ".join(line)
-            for line in lines
-            if len(line) < 2 or not all((root / part).is_file() for part in line[:2])
-        ]
+        entries, wrong = [], []
+        for line in filter(str.strip, (root / layout.listed).read_text().splitlines()):
+            files = [root / part for part in line.split()[:2]]
+            if len(files) == 2 and files[0].is_file() and files[1].is_file():
+                entries.append(Entry(files[0], (files[1],)))
+            else:
+                wrong.append(line)
         _refuse(root, wrong, f"lines of {layout.listed} do not name two files")
-        return [Entry(root / clean, (root / degraded,)) for clean, degraded, *_ in lines]
+        return entries
     if layout.clean is None:
         return [Entry(path) for path in images]
     if layout.pattern is None:
@@ -277,12 +275,14 @@ def _entries(root: Path, layout: Layout, images: list[Path]) -> list[Entry]:
     def twin(path: Path, replacement: str) -> Path | None:
         stem = path.relative_to(root).with_suffix("").as_posix()
         moved, count = re.subn(layout.pattern, replacement, stem)
-        candidates = (
-            root / f"{moved}{suffix}"
-            for end in (path.suffix, *sorted(EXTENSIONS))
-            for suffix in (end, end.upper())
-        )
-        return next((file for file in candidates if count and file.is_file()), None)
+        if not count:
+            return None
+        ends = (path.suffix, *sorted(EXTENSIONS))
+        for suffix in chain.from_iterable((end, end.upper()) for end in ends):
+            file = root / f"{moved}{suffix}"
+            if file.is_file():
+                return file
+        return None
 
     entries, lonely = [], []
     for path in images:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from textir.conditions import draw_wish, draw_wish_of_pair
 from textir.data.photos import HubPhotos, Images
 from textir.degradations import LABELS, Dose, Mixture, apply_doses
+from textir.images.picture import resize, to_pixels, to_tensor
 
 
 class Sampler:
@@ -127,7 +128,7 @@ class Sampler:
             ):  # guidance has a size of its own and shows the whole image
                 array = resize_pixels(array, height, width)
             crop, size = (
-                to_tensor(array[top : top + tall, left : left + wide]),
+                unit_tensor(array[top : top + tall, left : left + wide]),
                 (self.crop_size, self.crop_size),
             )
             return (
@@ -158,22 +159,16 @@ def severities(doses: Sequence[Dose]) -> torch.Tensor:
     return severity
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
+def unit_tensor(array: np.ndarray) -> torch.Tensor:
     """Integers `(H, W, C)` -> `(C, H, W)` in [0, 1]."""
-    return (
-        torch.from_numpy(array.astype(np.float32) / np.iinfo(array.dtype).max)
-        .movedim(-1, 0)
-        .contiguous()
-    )
+    return to_tensor(array.astype(np.float32) / np.iinfo(array.dtype).max)[0].contiguous()
 
 
 def resize_pixels(array: np.ndarray, height: int, width: int) -> np.ndarray:
     """Integers `(h, w, C)` -> `(height, width, C)` of the same kind, bicubic."""
     largest = np.iinfo(array.dtype).max
-    resized = F.interpolate(
-        to_tensor(array)[None], (height, width), mode="bicubic", antialias=True
-    )[0]
-    return (resized.clamp(0, 1) * largest).round().movedim(0, -1).numpy().astype(array.dtype)
+    resized = to_pixels(resize(unit_tensor(array)[None], (height, width)))
+    return (resized * largest).round().astype(array.dtype)
 
 
 def sample_generator(seed: int, index: int) -> torch.Generator:

@@ -9,6 +9,7 @@ painter of that size could give. Lin et al. compare the first three in their Tab
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from textir.degradations import Recipe
 from textir.evaluation.metrics import Protocol, psnr, ssim
 from textir.evaluation.rivals import BASELINES
 from textir.evaluation.scores import Pair, load_pairs
-from textir.images.picture import to_pixels, to_tensor
+from textir.images.picture import resize, to_pixels, to_tensor
 
 COARSE = 8  # side in pixels of the thumbnails that show illumination and colour alone
 GUIDANCE = ("degraded", "cleaned", "oracle")
@@ -252,9 +253,7 @@ def guidance_arms(
             output = call(guidance=kind, guidance_strength=1.0)
             arms[kind], thumbnails[kind] = output.images, output.guidance_images
         thumbnails["oracle"] = small(clean, thumbnails["cleaned"].shape[-2:])
-        reference = F.interpolate(
-            thumbnails["oracle"], degraded.shape[-2:], mode="bicubic", antialias=True
-        ).clamp(0, 1)
+        reference = resize(thumbnails["oracle"], degraded.shape[-2:])
         arms["oracle"] = call(
             guidance="none", guidance_image=reference, guidance_strength=1.0
         ).images
@@ -297,7 +296,7 @@ def add(table: dict[str, list[list[float]]], name: str, place: int, value: float
 def table(results: Sequence[RowScores]) -> str:
     """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its
     interval."""
-    arms = list(dict.fromkeys(arm for scores in results for arm in scores.psnr))
+    arms = list(dict.fromkeys(chain.from_iterable(scores.psnr for scores in results)))
     pairs = [
         ("default", "none"),
         ("cleaned", "none"),
@@ -322,7 +321,7 @@ def table(results: Sequence[RowScores]) -> str:
 def guidance_table(results: Sequence[RowScores]) -> str:
     """PSNR of the guidance itself in Markdown, beside the input and what the restorer makes alone,
     at its own size and at 8 x 8."""
-    sources = list(dict.fromkeys(name for scores in results for name in scores.guidance_psnr))
+    sources = list(dict.fromkeys(chain.from_iterable(row.guidance_psnr for row in results)))
     if not sources:
         return ""
     lines = ["| set | " + " | ".join(sources) + " |", "|---" * (len(sources) + 1) + "|"]

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from textir.hub.publishing import weights_digest
+from textir.images.picture import resize
 from textir.machine import writing
 from textir.models.guidance_matcher import MatchedGuidance
 
@@ -359,9 +360,6 @@ class OnnxMatcher(OnnxNetwork):
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:
         """Match `guidance` `(B, C, h, w)` to `degraded` `(B, C, H, W)`, both in [0, 1]; any sizes
         and aspects."""
-        if guidance.shape[-2:] != degraded.shape[-2:]:
-            guidance = F.interpolate(
-                guidance, degraded.shape[-2:], mode="bicubic", antialias=True
-            ).clamp(0, 1)
+        guidance = resize(guidance, degraded.shape[-2:])
         *features, confidence = self.session(degraded=degraded, guidance=guidance)
         return MatchedGuidance(features=features, confidence=confidence)

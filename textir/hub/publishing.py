@@ -14,6 +14,7 @@ import logging
 import platform
 import shlex
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import httpx2
@@ -187,35 +188,28 @@ def build_card(
     training = json.loads(note.read_text()) if note.is_file() else {}
     settings, base = training.get("settings", {}), training.get("base_model")
     evaluations = read_evaluations(folder)
-    recipes = (
-        Mixture.parse(settings["degradations"]).recipes if settings.get("degradations") else ()
-    )
-    tasks = sorted({label for recipe in recipes for label in recipe.labels})
-    relation = (
-        {"base_model": base, "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
-        if base
-        else {}
-    )
-    licence = {"license": license_name} if license_name else training.get("license") or {}
+    is_adapter = kind == "adapter"
+    licence = {"license": "other" if base else "apache-2.0"}
+    licence |= {"license": license_name} if license_name else training.get("license") or {}
+    relation = {}
+    if base:
+        relation["base_model"] = base
+        relation["base_model_relation"] = "adapter" if is_adapter else "finetune"
+    dataset = str(settings.get("dataset_name") or "")
+    results = list(chain.from_iterable(map(eval_results, evaluations)))
+    tags = ["image-restoration", "textir", *trained_tasks(settings)]
+    tags += ["lora", "diffusers-training"] if is_adapter else ["diffusers-training"]
     data = ModelCardData(
-        **({"license": "other" if base else "apache-2.0"} | licence),
+        **licence,
         library_name="diffusers",
         pipeline_tag="image-to-image",
-        tags=[
-            "image-restoration",
-            "textir",
-            *tasks,
-            *(["lora"] if kind == "adapter" else []),
-            "diffusers-training",
-        ],
-        datasets=[settings["dataset_name"]]
-        if str(settings.get("dataset_name") or "").count("/") == 1
-        else None,
+        tags=tags,
+        datasets=[dataset] if dataset.count("/") == 1 else None,
         model_name=repo or folder.name,
-        eval_results=[result for evaluation in evaluations for result in eval_results(evaluation)]
-        or None,
+        eval_results=results or None,
         **relation,
     )
+    told = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / f"{kind}.md"),
@@ -224,15 +218,19 @@ def build_card(
         repo=repo or str(folder),
         start=settings.get("pretrained_model_name_or_path"),
         training=training,
-        settings={
-            key: value
-            for key, value in settings.items()
-            if value not in (None, [], "none") and key not in OF_THE_RUN
-        },
+        settings={key: value for key, value in told.items() if value not in (None, [], "none")},
         evaluations=evaluations,
         has_picture=(folder / "before_after.png").is_file(),
         parts=components(folder),
     )
+
+
+def trained_tasks(settings: dict) -> list[str]:
+    """The labels of the degradations that a training made, sorted."""
+    if not settings.get("degradations"):
+        return []
+    recipes = Mixture.parse(settings["degradations"]).recipes
+    return sorted(set().union(*(recipe.labels for recipe in recipes)))
 
 
 def components(folder: Path) -> list[str]:

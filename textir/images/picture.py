@@ -16,12 +16,14 @@ import imagecodecs
 import numpy as np
 import tifffile
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from textir.machine import writing
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 MAX_PIXELS = 100_000_000
+MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 BITS_TAG, ICC_TAG = 258, 34675
 DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 # What a TIFF file's tags say of the picture (description, camera, resolution, author, ...) and not
@@ -81,6 +83,22 @@ def to_pixels(image: torch.Tensor, clip: bool = True) -> np.ndarray:
     single = image.detach().reshape(image.shape[-3:]).float()
     single = single.clamp(0, 1) if clip else single
     return np.ascontiguousarray(single.movedim(0, -1).cpu().numpy())
+
+
+def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bicubic with anti-aliasing, `(B, C, H, W)` in [0, 1] -> `(B, C, *size)` in [0, 1].
+
+    Reductions by more than `MAX_REDUCTION` begin with means of squares: CUDA has no room for so
+    wide a filter.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    factors = [side / wanted for side, wanted in zip(image.shape[-2:], size)]
+    if max(factors) > MAX_REDUCTION:
+        # The rest is left to the better filter.
+        smaller = [min(side, 4 * wanted) for side, wanted in zip(image.shape[-2:], size)]
+        image = F.interpolate(image, smaller, mode="area")
+    return F.interpolate(image, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def list_images(path: str | Path, recursive: bool = False) -> list[Path]:

@@ -78,14 +78,50 @@ class TrainingRun:
         torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
         set_seed(config.seed)
 
-        groups = [
-            {
-                "params": [p for p in model.parameters() if p.requires_grad],
-                "lr": (learning_rates or {}).get(name, config.learning_rate),
-            }
-            for name, model in models.items()
-        ]
-        self.trainable = [parameter for group in groups for parameter in group["params"]]
+        self._set_up_optimizer(models, learning_rates or {})
+        for model in models.values():
+            model.train()
+        prepared = self.accelerator.prepare(*models.values(), self.optimizer)
+        *wrapped, self.optimizer = prepared
+        self.bare = dict(models)
+        self.models = dict(zip(models, wrapped))
+        if self.ema is not None:
+            self.ema.to(self.device)
+        self.accelerator.register_for_checkpointing(*filter(None, [self.ema, self.scheduler]))
+        self.accelerator.register_save_state_pre_hook(self._save_trainable)
+        self.accelerator.register_load_state_pre_hook(self._load_trainable)
+
+        self.step = self.samples = 0
+        self.saved: int | None = None
+        self.losses: list[float] = []
+        self.clock = time.perf_counter()
+        self.rate = 0.0
+        self._resume()
+        if self.is_main:
+            settings = public(config)
+            (self.output_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            noted = {name: str(value) for name, value in settings.items()}
+            self.accelerator.init_trackers(config.tracker_project_name, noted)
+        count = sum(parameter.numel() for parameter in self.trainable)
+        logger.info(
+            "%s train: %.3f M parameters, steps %d to %d",
+            ", ".join(models),
+            count / 1e6,
+            self.step,
+            config.max_train_steps,
+        )
+
+    def _set_up_optimizer(
+        self, models: dict[str, torch.nn.Module], learning_rates: dict[str, float]
+    ) -> None:
+        """AdamW with a group for each component, its schedule, and the averaged weights."""
+        config = self.config
+        groups, self.trainable = [], []
+        for name, model in models.items():
+            learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            rate = learning_rates.get(name, config.learning_rate)
+            groups.append({"params": learning, "lr": rate})
+            self.trainable += learning
         if not self.trainable:
             raise ValueError("Nothing to train: no parameter requires a gradient.")
         self.optimizer = torch.optim.AdamW(
@@ -101,47 +137,9 @@ class TrainingRun:
             config.max_train_steps,
             self._decay(),
         )
-        self.ema = (
-            EMAModel(self.trainable, decay=config.ema_decay, foreach=True)
-            if config.use_ema
-            else None
-        )
-        for model in models.values():
-            model.train()
-        prepared = self.accelerator.prepare(*models.values(), self.optimizer)
-        *wrapped, self.optimizer = prepared
-        self.bare = dict(models)
-        self.models = dict(zip(models, wrapped))
-        if self.ema is not None:
-            self.ema.to(self.device)
-        self.accelerator.register_for_checkpointing(*filter(None, [self.ema, self.scheduler]))
-        self.accelerator.register_save_state_pre_hook(self._save_trainable)
-        self.accelerator.register_load_state_pre_hook(self._load_trainable)
-
-        self.step, self.saved, self.samples, self.losses, self.clock = (
-            0,
-            None,
-            0,
-            [],
-            time.perf_counter(),
-        )
-        self.rate = 0.0
-        self._resume()
-        if self.is_main:
-            (self.output_dir / "config.json").write_text(
-                json.dumps(public(config), indent=2) + "\n"
-            )
-            self.accelerator.init_trackers(
-                config.tracker_project_name, {k: str(v) for k, v in public(config).items()}
-            )
-        count = sum(parameter.numel() for parameter in self.trainable)
-        logger.info(
-            "%s train: %.3f M parameters, steps %d to %d",
-            ", ".join(models),
-            count / 1e6,
-            self.step,
-            config.max_train_steps,
-        )
+        self.ema = None
+        if config.use_ema:
+            self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True)
 
     def _decay(self) -> dict | None:
         if self.config.lr_scheduler != "warmup_stable_decay":
@@ -294,12 +292,12 @@ class TrainingRun:
     # ---- what is saved: the trainable weights only, by name
 
     def _named(self) -> dict[str, torch.nn.Parameter]:
-        return {
-            f"{part}.{name}": p
-            for part, model in self.bare.items()
-            for name, p in model.named_parameters()
-            if p.requires_grad
-        }
+        named = {}
+        for part, model in self.bare.items():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    named[f"{part}.{name}"] = parameter
+        return named
 
     def _save_trainable(self, models, weights, folder) -> None:
         weights.clear()  # the frozen networks are not written again and again

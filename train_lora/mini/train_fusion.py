@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pipelines import TextGuidedRestorationPipeline
 from textir.data.samples import sample_generator
 from textir.degradations import LABELS
+from textir.images.picture import resize
 from textir.training.config import knob, run_script
 from textir.training.losses import restoration_loss
 from textir.training.run import TrainingRun
@@ -204,8 +205,7 @@ def paint(
         samples = zip(guidance, before, is_true, generators)
         guidance = torch.stack([add_errors(*sample, config.guidance_jitter) for sample in samples])
     view = (config.view, config.view)
-    guidance = F.interpolate(guidance.float(), view, mode="bicubic", antialias=True)
-    return {**batch, "guidance": guidance.clamp(0, 1)}
+    return {**batch, "guidance": resize(guidance.float(), view)}
 
 
 def add_errors(

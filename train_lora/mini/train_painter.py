@@ -100,60 +100,16 @@ def main(config: Config) -> TrainingRun:
     frozen = ["image_encoder", "mapper", "vae", *(["cleaner"] if pipe.cleaner is not None else [])]
     place(pipe, run, *frozen, "text_encoder", "unet")
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    last = noise_scheduler.config.num_train_timesteps - 1
-
-    @torch.no_grad()
-    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        kind = draw_kinds(batch["index"], config, pipe.cleaner is not None)
-        clean, from_image, cleaned = (
-            kind[name].to(run.device) for name in ("clean", "from_image", "cleaned")
-        )
-        seen = torch.where(
-            clean[:, None, None, None], batch["clean"], batch["degraded"].clamp(0, 1)
-        )
-        painted = torch.where((clean | cleaned)[:, None, None, None], batch["clean"], seen)
-        words = pipe.mapper(pipe.encode_image(seen).float())
-        if pipe.cleaner is not None:
-            words = torch.where(cleaned[:, None, None], pipe.cleaner(words), words)
-        latents = pipe.encode_latents(
-            F.interpolate(painted, (config.guidance_size,) * 2, mode="area")
-        )
-        start = latents.clone()
-        if cleaned.any():  # elsewhere what is seen is what is painted
-            start[cleaned] = pipe.encode_latents(
-                F.interpolate(seen[cleaned], (config.guidance_size,) * 2, mode="area")
-            )
-        from_photo = {
-            "source": batch["source"],
-            "photo": batch["photo"],
-            "is_clean": clean | cleaned,
-        }
-        return {
-            "words": words,
-            "latents": latents,
-            "start": start,
-            "from_image": from_image,
-            **from_photo,
-        }
-
-    for batch in encoded_batches(
-        run, pipe, data.crops(config.resolution), encode, config.num_cached_samples
-    ):
+    samples = data.crops(config.resolution)
+    encode = encoder(pipe, config, run.device)
+    for batch in encoded_batches(run, pipe, samples, encode, config.num_cached_samples):
         with run.accumulate():
             latents, index = batch["latents"], batch["index"]
             noise, timesteps = draw_noise(
                 index, latents.shape[1:], noise_scheduler, config.seed, run.device
             )
-            draws = torch.stack(
-                [
-                    torch.rand(2, generator=sample_generator(config.seed ^ 0xCA9, int(i)))
-                    for i in index
-                ]
-            )
-            chance, share = draws.to(run.device).unbind(1)
-            timesteps = torch.where(chance < config.last_step_share, last, timesteps.clamp(min=1))
-            near = near_timesteps(chance, config.init_strength, noise_scheduler)
-            timesteps = torch.where(batch["from_image"].bool(), near, timesteps)
+            chance, share = draw_chances(index, config.seed).to(run.device).unbind(1)
+            timesteps = choose_timesteps(timesteps, chance, batch, noise_scheduler, config)
             embeds = prompt(pipe, data, captions, batch, share, config)
             loss = diffusion_loss(
                 run.models["unet"],
@@ -173,6 +129,59 @@ def main(config: Config) -> TrainingRun:
     pass_gate(run, config, -config.gate, paint(pipe, config), against="read")
     publish(run, pipe, "mini.train_painter")
     return run
+
+
+def encoder(pipe, config: Config, device):
+    """Words of a batch, the latents that they shall paint, and those from which painting starts."""
+    size = (config.guidance_size, config.guidance_size)
+
+    def to_latents(images: torch.Tensor) -> torch.Tensor:
+        return pipe.encode_latents(F.interpolate(images, size, mode="area"))
+
+    @torch.no_grad()
+    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kinds = draw_kinds(batch["index"], config, pipe.cleaner is not None)
+        clean = kinds["clean"].to(device)
+        cleaned = kinds["cleaned"].to(device)
+        is_clean = clean | cleaned
+        degraded = batch["degraded"].clamp(0, 1)
+        source = torch.where(clean[:, None, None, None], batch["clean"], degraded)
+        target = torch.where(is_clean[:, None, None, None], batch["clean"], source)
+        words = pipe.mapper(pipe.encode_image(source).float())
+        if pipe.cleaner is not None:
+            words = torch.where(cleaned[:, None, None], pipe.cleaner(words), words)
+        latents = to_latents(target)
+        start = latents.clone()
+        if cleaned.any():  # elsewhere painting starts from what it shall paint
+            start[cleaned] = to_latents(source[cleaned])
+        return {
+            "words": words,
+            "latents": latents,
+            "start": start,
+            "from_image": kinds["from_image"].to(device),
+            "source": batch["source"],
+            "photo": batch["photo"],
+            "is_clean": is_clean,
+        }
+
+    return encode
+
+
+def draw_chances(index: torch.Tensor, seed: int) -> torch.Tensor:
+    """Two numbers in [0, 1) for each of the samples `(B,)`, by `(seed, index)` alone: `(B, 2)`."""
+    generators = [sample_generator(seed ^ 0xCA9, int(i)) for i in index]
+    return torch.stack([torch.rand(2, generator=generator) for generator in generators])
+
+
+def choose_timesteps(
+    timesteps: torch.Tensor, chance: torch.Tensor, batch: dict, scheduler, config: Config
+) -> torch.Tensor:
+    """`timesteps` `(B,)`, but for a share of the samples the last one, and near the start for those
+    that are painted from an image."""
+    last = scheduler.config.num_train_timesteps - 1
+    timesteps = torch.where(chance < config.last_step_share, last, timesteps.clamp(min=1))
+    near = near_timesteps(chance, config.init_strength, scheduler)
+    return torch.where(batch["from_image"].bool(), near, timesteps)
 
 
 def draw_kinds(index: torch.Tensor, config: Config, has_cleaner: bool) -> dict[str, torch.Tensor]:
@@ -269,16 +278,12 @@ def guide(pipe, config: Config):
     the degraded image at its size."""
 
     def render(degraded: torch.Tensor, recipe: str | None) -> dict[str, torch.Tensor]:
-        guidance = {
-            words: pipe.guide(
-                degraded, words, generator=torch.Generator().manual_seed(0)
-            ).images.float()
-            for words in ("degraded", "cleaned")
-        }
-        return {
-            "input": F.interpolate(degraded, guidance["cleaned"].shape[-2:], mode="area"),
-            **guidance,
-        }
+        guidance = {}
+        for words in ("degraded", "cleaned"):
+            generator = torch.Generator().manual_seed(0)
+            guidance[words] = pipe.guide(degraded, words, generator=generator).images.float()
+        size = guidance["cleaned"].shape[-2:]
+        return {"input": F.interpolate(degraded, size, mode="area"), **guidance}
 
     return render
 

@@ -14,6 +14,7 @@ words of its captions. The UNet plays no part yet. Gate: the head reads held-out
 import json
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -155,7 +156,7 @@ def main(config: Config) -> TrainingRun:
 def add_networks(pipe, config: Config, captions: dict[str, list[str]]) -> None:
     """New, small networks in the shapes of CLIP."""
     torch.manual_seed(config.seed)
-    tokenizer = build_tokenizer([text for texts in captions.values() for text in texts], config)
+    tokenizer = build_tokenizer(list(chain.from_iterable(captions.values())), config)
     vision = CLIPVisionConfig(
         hidden_size=config.dim,
         intermediate_size=4 * config.dim,
@@ -216,7 +217,7 @@ def build_tokenizer(texts: list[str], config: Config) -> CLIPTokenizer:
         show_progress=False,
         min_frequency=2,
     )
-    emphasis = [*(word for words in DEGRADATION_WORDS.values() for word in words), "clean"] * 1000
+    emphasis = [*chain.from_iterable(DEGRADATION_WORDS.values()), "clean"] * 1000
     bpe.train_from_iterator([*texts, " ".join(emphasis), "a photo of a"], trainer)
     learnt = json.loads(bpe.to_str())["model"]
     pieces = list(
@@ -255,16 +256,17 @@ def read_captions(paths: list[str]) -> dict[str, list[str]]:
     return captions
 
 
+def words_of(texts: list[str]) -> set[str]:
+    """The words of some captions, in lower case and without punctuation at their ends."""
+    return {word.strip(".,!?") for word in " ".join(texts).lower().split()}
+
+
 def named_tokens(
     tokenizer: CLIPTokenizer, captions: dict[str, list[str]], count: int
 ) -> dict[str, int]:
     """The words that pseudo-words are taught to come near, with their token: one for each
     degradation, "clean", and the most frequent content words of the captions that are one token."""
-    words = Counter(
-        word
-        for texts in captions.values()
-        for word in {w.strip(".,!?") for t in texts for w in t.lower().split()}
-    )
+    words = Counter(chain.from_iterable(map(words_of, captions.values())))
     wanted = [DEGRADATION_WORDS[label][0] for label in LABELS if label in DEGRADATION_WORDS]
     wanted += ["clean", *(word for word, _ in words.most_common() if word not in STOP_WORDS)]
     tokens = {}
@@ -285,11 +287,7 @@ def label_table(
         table = torch.full((len(source), len(names)), float("nan"))
         for row, entry in enumerate(source.entries):
             if entry.clean.stem in captions:
-                said = {
-                    word.strip(".,!?")
-                    for text in captions[entry.clean.stem]
-                    for word in text.lower().split()
-                }
+                said = words_of(captions[entry.clean.stem])
                 table[row] = torch.tensor([float(word in said) for word in names])
         tables.append(table)
     return tables

@@ -18,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -414,10 +415,9 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
                 f"takes {', '.join(sorted(present))}."
             )
         if adapter_name is None:
-            taken = {name for names in self.get_list_adapters().values() for name in names}
-            adapter_name = next(
-                name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken
-            )
+            taken = set().union(*self.get_list_adapters().values())
+            free = (f"default_{i}" for i in range(len(taken) + 1))
+            adapter_name = next(name for name in free if name not in taken)
         holders = {
             part for part, names in self.get_list_adapters().items() if adapter_name in names
         }
@@ -1038,10 +1038,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 return None
             return [surely_seen(image, thresholds) for image in degradation]
         known = set(self.can_remove) - set(request.kept)
-        return [
-            [label for label in seen_in(image, thresholds) if label in known]
-            for image in degradation
-        ]
+        removed = []
+        for image in degradation:
+            removed.append([label for label in seen_in(image, thresholds) if label in known])
+        return removed
 
     @property
     def can_remove(self) -> tuple[str, ...]:
@@ -1084,10 +1084,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         labels = part.config.get("labels")
         if labels is None:
             return {}
-        rows = [
-            [float(label in (image or ())) for label in labels] + [float(image is None)]
-            for image in removed or [None]
-        ]
+        rows = []
+        for image in removed or [None]:
+            wanted = image or ()
+            rows.append([*(float(label in wanted) for label in labels), float(image is None)])
         if all(row == rows[0] for row in rows):
             rows = rows[:1]  # one for all is faster
         return {"condition": torch.tensor(rows, device=like.device, dtype=part.dtype)}
@@ -1193,11 +1193,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 .topk(min(count, len(table)))
                 .indices
             )
-            return [[self._readable(ids) for ids in image] for image in nearest.tolist()]
+            spelled = iter([self._readable(ids) for ids in nearest.flatten(0, 1).tolist()])
+            return [list(islice(spelled, words.shape[1])) for _ in words]
 
         old = read(before)
-        new = read(after) if after is not None else [[[] for _ in image] for image in old]
-        return [[{"before": b, "after": a} for b, a in zip(*pair)] for pair in zip(old, new)]
+        new = [[[]] * before.shape[1]] * len(before) if after is None else read(after)
+        described = []
+        for olds, news in zip(old, new):
+            described.append([{"before": b, "after": a} for b, a in zip(olds, news)])
+        return described
 
     def prepare_latents(
         self,
@@ -1600,7 +1604,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if image is None:
             return None
         batches, _ = self._read_images(image, name="guidance_image")
-        singles = [single for batch in batches for single in batch.split(1)]
+        singles = list(chain.from_iterable(batch.split(1) for batch in batches))
         if len(singles) not in (1, count):
             raise ValueError(f"`guidance_image` must be one image or {count}, got {len(singles)}.")
         return singles if len(singles) == count else singles * count
@@ -1876,13 +1880,13 @@ def join_outputs(outputs: list[RestorationOutput]) -> RestorationOutput:
         if isinstance(values[0], torch.Tensor):
             same = all(value.shape == values[0].shape for value in values)
             return torch.cat(values) if same else values
-        if isinstance(values[0], np.ndarray):
-            return [image for value in values for image in value]
-        return [item for value in values for item in value]
+        return list(chain.from_iterable(values))
 
-    names = [field.name for field in fields(RestorationOutput) if field.name != "guidance"]
-    joined = {name: join([getattr(output, name) for output in outputs]) for name in names}
-    return RestorationOutput(guidance=outputs[0].guidance, **joined)
+    joined = {}
+    for field in fields(RestorationOutput):
+        joined[field.name] = join([getattr(output, field.name) for output in outputs])
+    joined["guidance"] = outputs[0].guidance
+    return RestorationOutput(**joined)
 
 
 def convert(images: list[torch.Tensor], output_type: str, dress: list | None = None):
