@@ -20,11 +20,13 @@ from textir.training.lora import make_trainable, save_adapter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
+OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", README + PIPELINE, re.S)
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_python_examples_run(code, desk):
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^python -m textir (?!push|convert)([^#\n]*)", README, re.M)
+    "line", re.findall(r"^python -m textir (?!push|convert)([^#\n]*)", README + PIPELINE, re.M)
 )
 def test_commands_run(line, desk):
     if "--adapter" in line:
@@ -92,4 +94,10 @@ def test_the_training_page_names_every_benchmark():
 
 
 def test_no_placeholder_is_left():
-    assert "MEASURED" not in README + TRAINING
+    assert "MEASURED" not in README + TRAINING + PIPELINE
+
+
+@pytest.mark.parametrize("page", [README, PIPELINE, TRAINING, *map(Path.read_text, OTHERS)])
+def test_what_a_page_links_to_is_there(page):
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", page):
+        assert any((folder / target).exists() for folder in (ROOT, ROOT / "docs", ROOT / "train_lora"))

@@ -16,7 +16,7 @@ from accelerate.utils import is_tensorboard_available
 from torch.utils.data import Dataset
 
 from tests.train_lora import equal, forget_processes, in_two_processes, same_checkpoint, trained
-from textir.training import run as training
+from textir.training import config as training
 from textir.training.config import TrainingConfig, knob, parse_config, run_script
 from textir.training.run import (
     TrainingRun,
