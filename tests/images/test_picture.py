@@ -15,6 +15,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 
 from textir.images import picture as images
+from textir.images.metadata import ICC_TAG
 from textir.images.picture import (
     Picture,
     encode_picture,
@@ -336,7 +337,7 @@ def test_colour_profile_stays_with_sixteen_bits(kind, suffix):
     if kind == "PNG":
         data = with_chunk(imagecodecs.png_encode(array), b"iCCP", b"sRGB\0\0" + zlib.compress(SRGB))
     else:
-        data = tiff(array, extratags=[(images.ICC_TAG, "B", len(SRGB), SRGB, True)])
+        data = tiff(array, extratags=[(ICC_TAG, "B", len(SRGB), SRGB, True)])
     picture = read_picture(encode_picture(read_picture(data), suffix))
     assert picture.icc_profile == SRGB
     np.testing.assert_array_equal((picture.pixels * 65535).round(), array)
@@ -454,7 +455,7 @@ def truncated(data: bytes) -> bytes:
 
 BAD_FILES = {
     "an empty file": (lambda: b"", "is empty (0 bytes)"),
-    "text": (lambda: b"no image at all", "is not an image that can be read (.bmp, .gif,"),
+    "text": (lambda: b"no image at all", "is not an image that can be read (.avif, .bmp, .gif,"),
     "a PNG cut in half": (lambda: truncated(save(photo(), "PNG")), "is damaged or truncated"),
     "a 16-bit PNG cut in half": (
         lambda: truncated(imagecodecs.png_encode(values(3, np.uint16))),
@@ -656,7 +657,7 @@ def test_who_reads_the_old_file_meanwhile_reads_it_whole(tmp_path):
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot be written as '.gif'; use one of .jpg,"):
+    with pytest.raises(ValueError, match=r"cannot be written as '.gif'; use one of .png, .jpg,"):
         write_picture(tmp_path / "photo.gif", OPAQUE)
     assert list(tmp_path.iterdir()) == []
 

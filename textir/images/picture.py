@@ -1,15 +1,14 @@
-"""Image files in, image files out, with nothing lost on the way: size, orientation, alpha, ICC
-profile, EXIF, 16-bit depth.
+"""Image files in, image files out, with nothing lost on the way: size, orientation, alpha, depth,
+and what `metadata.py` names.
 
 Pillow reads and writes what it can; it has no 16-bit colour, so those PNG and TIFF files go through
-imagecodecs and tifffile (of which the TIFF files lose their EXIF block).
+imagecodecs and tifffile (of which the TIFF files lose their EXIF directories).
 """
 
 import io
-import struct
 import warnings
-import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import imagecodecs
@@ -19,16 +18,45 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from textir.images.metadata import (
+    insert_png_chunks,
+    pillow_options,
+    read_metadata,
+    read_tiff_metadata,
+    tifffile_options,
+)
 from textir.machine import writing
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+# What is written under a name of each kind, by Pillow's name; GIF and JPEG XL are read only.
+KINDS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".tga": "TGA",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+}
+EXTENSIONS = {*KINDS, ".gif", ".jxl"}
 MAX_PIXELS = 100_000_000
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
-BITS_TAG, ICC_TAG = 258, 34675
-DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# What a TIFF file's tags say of the picture (description, camera, resolution, author, ...) and not
-# of how its bytes are stored.
-DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
+BITS_TAG = 258
+SAVE_OPTIONS = {
+    "JPEG": {"quality": 97, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},  # exact: also under transparent pixels
+    "AVIF": {"quality": 97, "subsampling": "4:4:4"},
+    "JPEG2000": {"irreversible": False},
+}
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 class UnusableImageError(ValueError):
@@ -47,7 +75,10 @@ class Picture:
         bits: depth of the file's channels: 8, 16, or 32 for floating point.
         is_gray: whether the file has a single colour channel.
         icc_profile: colour profile of the file, or `None`.
-        exif: EXIF block with the orientation reset, or `None`.
+        exif: EXIF block of what describes the picture, with the orientation reset, or `None`.
+        dpi: pixels an inch across and down, or `None`.
+        xmp: XMP packet, or `None`.
+        texts: text chunks of a PNG; the comment of a JPEG under `Comment`.
     """
 
     pixels: np.ndarray
@@ -56,6 +87,9 @@ class Picture:
     is_gray: bool = False
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    xmp: bytes | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def with_pixels(self, pixels: np.ndarray) -> "Picture":
         """The same picture with other colours, of the same size."""
@@ -122,18 +156,22 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
-def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture:
+def read_picture(
+    source: str | Path | bytes, name: str | None = None, max_pixels: int | None = None
+) -> Picture:
     """Decode an image file.
 
     Args:
         source: path, or the bytes of a file.
         name: how messages call it; the path by default.
+        max_pixels: more are refused before they are decoded; `MAX_PIXELS` by default.
 
     Raises:
         ValueError: if the file is empty, truncated, animated, too large or not an image; the
             message names it and says why.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
@@ -141,7 +179,7 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
     try:
-        return _decode(data, name)
+        return _decode(data, name, limit)
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -150,85 +188,92 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Picture
         ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; reduce it first."
+            f"{name} has more than {limit / 1e6:.0f} million pixels; reduce it first."
         ) from error
     except Exception as error:  # on damaged bytes decoders raise nearly anything
         raise ValueError(f"{name} is damaged or truncated: {error}.") from error
 
 
-def _decode(data: bytes, name: str) -> Picture:
+def _decode(data: bytes, name: str, limit: int) -> Picture:
+    if data.startswith(JXL_SIGNATURES):
+        return _decode_jxl(data, name, limit)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limit` decides
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
-            if data[:4] in (
-                b"II*\0",
-                b"MM\0*",
-                b"II+\0",
-                b"MM\0+",
-            ):  # such as floating-point colour, which Pillow cannot open
-                return _decode_tiff(data, name)
+            if data.startswith(TIFF_SIGNATURES):  # such as floating-point colour
+                return _decode_tiff(data, name, limit)
             raise
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > limit:
             raise Image.DecompressionBombError
-        if (
-            getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
-        ):  # a phone's JPEG with a preview behind the picture
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
             raise UnusableImageError(
-                f"{name} has {image.n_frames} frames; save the one to be restored as a file of its "
-                "own."
+                f"{name} has {frames} frames; save the one to be restored as a file of its own."
             )
+        metadata = read_metadata(image)
         if image.format == "PNG" and data[24] == 16:
             array = imagecodecs.png_decode(data)
-            return _from_array(
-                array,
-                name,
-                image.info.get("icc_profile"),
-                _upright_exif(image),
-                _orientation(image),
-            )
-        if (
-            image.format == "TIFF" and max(image.tag_v2.get(BITS_TAG, (1,))) > 8
-        ):  # Pillow reads 16-bit colour as 8-bit
-            return _decode_tiff(data, name)
+            return _from_array(array, name, _orientation(image), metadata)
+        if image.format == "TIFF" and max(image.tag_v2.get(BITS_TAG, (1,))) > 8:
+            return _decode_tiff(data, name, limit, metadata)  # Pillow reads 16-bit colour as 8-bit
+        if image.format == "JPEG2000" and imagecodecs.JPEG2K.available:
+            array = imagecodecs.jpeg2k_decode(data)
+            if array.dtype == np.uint16 and array.ndim == 3:
+                return _from_array(array, name, 1, metadata)
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             array = np.asarray(image)
-            return _from_array(array.astype(np.uint16) if image.mode != "F" else array, name)
-        image.load()
-    return _from_pillow(image)
+            array = array if image.mode == "F" else array.astype(np.uint16)
+            return _from_array(array, name, 1, metadata)
+        try:
+            image.load()
+        except (OSError, ValueError):
+            if image.format == "TIFF":  # tifffile knows layouts that Pillow does not
+                return _decode_tiff(data, name, limit, metadata)
+            raise
+    return _from_pillow(image, metadata)
+
+
+def _decode_jxl(data: bytes, name: str, limit: int) -> Picture:
+    array = imagecodecs.jpegxl_decode(data)
+    if array.ndim > 3:
+        raise UnusableImageError(f"{name} has {len(array)} frames; save one as a file of its own.")
+    if array.shape[0] * array.shape[1] > limit:
+        raise Image.DecompressionBombError
+    return _from_array(array, name)
 
 
 def picture_from_pil(image: Image.Image) -> Picture:
     """A `Picture` of a Pillow image, upright; modes `I` and `I;16` hold 16-bit gray."""
+    metadata = read_metadata(image)
     if image.mode.startswith("I"):
         gray = np.asarray(ImageOps.exif_transpose(image)).astype(np.float32) / 65535
-        return Picture(np.repeat(gray[..., None], 3, axis=-1), bits=16, is_gray=True)
-    return _from_pillow(image)
+        return Picture(np.repeat(gray[..., None], 3, axis=-1), None, 16, True, **metadata)
+    return _from_pillow(image, metadata)
 
 
-def _from_pillow(image: Image.Image) -> Picture:
-    profile, exif = image.info.get("icc_profile"), _upright_exif(image)
+def _from_pillow(image: Image.Image, metadata: Mapping) -> Picture:
     image = ImageOps.exif_transpose(image)
     if image.mode == "CMYK":
-        image, profile = _cmyk_to_rgb(image, profile), None
+        image = _cmyk_to_rgb(image, metadata["icc_profile"])
+        metadata = {**metadata, "icc_profile": None}
     is_gray = image.mode in ("1", "L", "LA", "La")
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     array = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32) / 255
     alpha = array[..., 3] if has_alpha else None
-    return Picture(np.ascontiguousarray(array[..., :3]), alpha, 8, is_gray, profile, exif)
+    return Picture(np.ascontiguousarray(array[..., :3]), alpha, 8, is_gray, **metadata)
 
 
 def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile is None:
         return image.convert("RGB")
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.profileToProfile(
-        image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
+    inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    screen = ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, inks, screen, outputMode="RGB")
 
 
-def _decode_tiff(data: bytes, name: str) -> Picture:
+def _decode_tiff(data: bytes, name: str, limit: int, metadata: Mapping | None = None) -> Picture:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > 1:
             raise UnusableImageError(
@@ -236,30 +281,29 @@ def _decode_tiff(data: bytes, name: str) -> Picture:
                 "own."
             )
         page = file.pages[0]
-        if page.imagewidth * page.imagelength > MAX_PIXELS or page.size > 4 * MAX_PIXELS:
+        if page.imagewidth * page.imagelength > limit or page.size > 4 * limit:
             raise Image.DecompressionBombError
-        if page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16, 32, 64):
-            kind = getattr(page.photometric, "name", page.photometric)
+        array, photometric = page.asarray(), page.photometric
+        if photometric == 6 and array.dtype == np.uint8:  # tifffile leaves YCbCr to the caller
+            image = Image.fromarray(array, "YCbCr").convert("RGB")
+            array, photometric = np.asarray(image), 2
+        if photometric not in (0, 1, 2) or page.bitspersample not in (8, 16, 32, 64):
+            kind = getattr(photometric, "name", photometric)
             raise UnusableImageError(
                 f"{name} is a {page.bitspersample}-bit {kind} TIFF; convert it to 16-bit gray or "
                 "RGB first."
             )
-        profile = page.tags[ICC_TAG].value if ICC_TAG in page.tags else None
+        metadata = read_tiff_metadata(page) if metadata is None else metadata
         orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
-        array = page.asarray()
         if page.planarconfig == 2 and array.ndim == 3:
             array = np.moveaxis(array, 0, -1)
-        if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
+        if photometric == 0 and array.dtype.kind == "u":  # white is zero
             array = np.iinfo(array.dtype).max - array
-    return _from_array(array, name, profile, None, orientation)
+    return _from_array(array, name, orientation, metadata)
 
 
 def _from_array(
-    array: np.ndarray,
-    name: str,
-    profile: bytes | None = None,
-    exif: bytes | None = None,
-    orientation: int = 1,
+    array: np.ndarray, name: str, orientation: int = 1, metadata: Mapping | None = None
 ) -> Picture:
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype == np.uint8 or array.dtype == np.uint16:
@@ -285,7 +329,7 @@ def _from_array(
         )
     alpha = array[..., -1] if channels in (2, 4) else None
     color = array[..., :3] if channels >= 3 else array[..., :1].repeat(3, axis=-1)
-    return Picture(np.ascontiguousarray(color), alpha, bits, channels < 3, profile, exif)
+    return Picture(np.ascontiguousarray(color), alpha, bits, channels < 3, **(metadata or {}))
 
 
 def _transpose(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -303,40 +347,23 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _upright_exif(image: Image.Image) -> bytes | None:
-    original = image.getexif()
-    exif = Image.Exif()  # a copy: Pillow turns the image by the original
-    exif.endian = original.endian
-    for tag in original:
-        if tag not in DIRECTORIES and (image.format != "TIFF" or tag in DESCRIPTIVE_TAGS):
-            exif[tag] = original[tag]
-    for directory in DIRECTORIES:
-        if content := original.get_ifd(directory):
-            exif[directory] = {
-                tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop
-            }
-    if not len(exif):
-        return None
-    exif[ExifTags.Base.Orientation] = 1
-    return exif.tobytes()
-
-
 def output_name(path: Path, picture: Picture) -> str:
-    """The name under which a restored picture is written: the same, or `.png` where the old format
-    cannot hold the result."""
-    suffix = path.suffix.lower()
+    """The name under which a restored picture is written: the same, or `.png` (`.tif` for
+    floating-point pixels) where the old format cannot hold the result."""
+    kind = KINDS.get(path.suffix.lower())
+    shallow, opaque = picture.bits == 8, picture.alpha is None
     fits = {
-        ".jpg": picture.alpha is None and picture.bits == 8,
-        ".jpeg": picture.alpha is None and picture.bits == 8,
-        ".webp": picture.bits == 8,
-        ".bmp": picture.bits == 8 and picture.alpha is None,
-        ".ppm": picture.bits == 8 and picture.alpha is None and not picture.is_gray,
-        ".pgm": picture.bits == 8 and picture.alpha is None and picture.is_gray,
-        ".png": picture.bits <= 16,
-        ".tif": True,
-        ".tiff": True,
+        "JPEG": shallow and opaque,
+        "WEBP": shallow,
+        "AVIF": shallow,
+        "BMP": shallow and opaque,
+        "TGA": shallow,
+        "JPEG2000": shallow,
+        "PPM": shallow and opaque and picture.is_gray == (path.suffix.lower() == ".pgm"),
+        "PNG": picture.bits <= 16,
+        "TIFF": True,
     }
-    if fits.get(suffix, False):
+    if fits.get(kind, False):
         return path.name
     return path.stem + (".tif" if picture.bits == 32 else ".png")
 
@@ -363,40 +390,21 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         channels = picture.pixels.mean(-1, keepdims=True)
     if picture.alpha is not None:
         channels = np.concatenate([channels, picture.alpha[..., None]], axis=-1)
-    if suffix in (".tif", ".tiff") and picture.bits > 8:
+    kind = KINDS.get(suffix)
+    if kind is None:
+        raise ValueError(f"Images cannot be written as {suffix!r}; use one of {', '.join(KINDS)}.")
+    if kind == "TIFF" and picture.bits > 8:
         return _encode_tiff(channels, picture)
-    if suffix == ".png" and picture.bits == 16:
+    if kind == "PNG" and picture.bits == 16:
         array = (channels.clip(0, 1) * 65535).round().astype(np.uint16)
-        return _insert_metadata(imagecodecs.png_encode(array), picture)
+        return insert_png_chunks(imagecodecs.png_encode(array), picture)
     if picture.bits == 32:
         raise ValueError(f"{suffix} cannot hold floating-point pixels; write a .tif.")
     array = (channels.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    # Libtiff cannot write EXIF directories.
-    compression = "raw" if _has_directories(picture.exif) else "tiff_deflate"
-    options = {
-        ".jpg": {"format": "JPEG", "quality": 97, "subsampling": 0},
-        ".jpeg": {"format": "JPEG", "quality": 97, "subsampling": 0},
-        ".png": {"format": "PNG"},
-        # Exact: also under transparent pixels.
-        ".webp": {
-            "format": "WEBP",
-            "lossless": True,
-            "exact": True,
-        },
-        ".bmp": {"format": "BMP"},
-        ".ppm": {"format": "PPM"},
-        ".pgm": {"format": "PPM"},
-        ".tif": {"format": "TIFF", "compression": compression},
-        ".tiff": {"format": "TIFF", "compression": compression},
-    }
-    if suffix not in options:
-        raise ValueError(
-            f"Images cannot be written as {suffix!r}; use one of {', '.join(options)}."
-        )
-    extra = {"icc_profile": picture.icc_profile, "exif": picture.exif}
     buffer = io.BytesIO()
-    image.save(buffer, **options[suffix], **{key: value for key, value in extra.items() if value})
+    options = {**SAVE_OPTIONS.get(kind, {}), **pillow_options(picture, kind)}
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -404,8 +412,6 @@ def _encode_tiff(channels: np.ndarray, picture: Picture) -> bytes:
     channels = channels.clip(0, 1)
     if picture.bits == 16:
         channels = (channels * 65535).round().astype(np.uint16)
-    profile = picture.icc_profile
-    tags = [(ICC_TAG, "B", len(profile), profile, True)] if profile else []
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
@@ -413,28 +419,6 @@ def _encode_tiff(channels: np.ndarray, picture: Picture) -> bytes:
         photometric="minisblack" if picture.is_gray else "rgb",
         extrasamples=["unassalpha"] if picture.alpha is not None else None,
         compression="zlib",
-        extratags=tags,
+        **tifffile_options(picture),
     )
     return buffer.getvalue()
-
-
-def _has_directories(exif: bytes | None) -> bool:
-    block = Image.Exif()
-    block.load(exif or b"")
-    return any(tag in block for tag in DIRECTORIES)
-
-
-def _insert_metadata(png: bytes, picture: Picture) -> bytes:
-    """Put iCCP and eXIf chunks behind the header of a PNG (PNG specification, sections 11.3.2.3 and
-    11.3.4.5)."""
-    bodies = []
-    if picture.icc_profile:
-        bodies.append(b"iCCP" + b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
-    if picture.exif:
-        bodies.append(b"eXIf" + picture.exif.removeprefix(b"Exif\0\0"))
-    chunks = [
-        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        for body in bodies
-    ]
-    header_end = 8 + 25  # signature, IHDR chunk
-    return png[:header_end] + b"".join(chunks) + png[header_end:]
