@@ -1,10 +1,12 @@
 """One way to get a pipeline ready to work, for Python, the command line, the app and training
 alike."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 import textir
 from pipelines.pipeline_text_guided_restoration import TextGuidedRestorationPipeline
@@ -36,7 +38,8 @@ def load(
             user/name.
         adapter: LoRA weights, one or several that act together: a name in the checkpoint's folder
             `adapters`, a folder or file, or a Hub id.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto` (CUDA or the GPU of an Apple computer, where there is one), `cpu`, `cuda`,
+            `cuda:1`, `mps`.
         dtype: `float32` (also `auto`), `float16` or `bfloat16`: of what sees, says and paints.
             Restorer and matcher stay in `float32`, since half precision shows in the pixels that
             they make (0.001 to 0.04 of the range).
@@ -52,16 +55,15 @@ def load(
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device() if device == "auto" else device
     place = locate(checkpoint)
+    check_files(Path(place))
     try:
         precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
-        pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options).to(
-            device
-        )
-    except (OSError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{place} could not be loaded on {device}: {error}") from error
+        pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options)
+        pipe.to(device)
+    except Exception as error:  # on damaged files libraries raise nearly anything
+        raise ValueError(f"{place} could not be loaded on {device}: {first_line(error)}") from error
     places = find_adapters(checkpoint, adapter)
     for name, source in places.items():
         load_adapter(pipe, source, name)
@@ -72,6 +74,44 @@ def load(
 
         use_onnx(pipe, place)
     return pipe
+
+
+def best_device() -> str:
+    """CUDA where there is one, else the GPU of an Apple computer, else the processor."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_files(folder: Path) -> None:
+    """Check that the files of a checkpoint can be read at all.
+
+    Raises:
+        ValueError: if one is damaged; it is named.
+    """
+    for file in sorted(folder.glob("**/*.json")) if folder.is_dir() else ():
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}.") from None
+        if file.name in ("model_index.json", "config.json") and not isinstance(content, dict):
+            raise ValueError(f"{file} is damaged: it must hold a JSON object.")
+    for file in sorted(folder.glob("**/*.safetensors")) if folder.is_dir() else ():
+        check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):
+            return
+    except Exception as error:  # a type of its own, or those of the system
+        raise ValueError(f"{file} is damaged: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def locate(checkpoint: str | Path) -> str:
@@ -110,11 +150,23 @@ def load_adapter(pipe: TextGuidedRestorationPipeline, source: str, name: str) ->
     Raises:
         ValueError: if they cannot be had or do not fit; then nothing stays attached.
     """
+    place = Path(source).expanduser()
+    inner = place / "adapter"
+    if place.is_dir() and not any(place.glob("*.safetensors")) and inner.is_dir():
+        raise ValueError(f"{source} holds no LoRA weights. Did you mean {inner}?")
+    if not place.exists() and source.count("/") != 1:
+        raise ValueError(
+            f"The adapter {source} cannot be loaded: there is no such folder or file, and a Hub id "
+            "has the form user/name."
+        )
+    files = place.glob("*.safetensors") if place.is_dir() else [place] if place.is_file() else []
+    for file in files:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
     try:
         pipe.load_lora_weights(source, adapter_name=name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The adapter {source} cannot be loaded: {reason}") from error
+    except Exception as error:  # on damaged files libraries raise nearly anything
+        raise ValueError(f"The adapter {source} cannot be loaded: {first_line(error)}") from error
 
 
 def carried_adapters(checkpoint: str | Path) -> list[str]:

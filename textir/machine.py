@@ -2,9 +2,12 @@
 
 import contextlib
 import ctypes
+import functools
 import os
-import tempfile
+import platform
+import secrets
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,9 @@ from pathlib import Path
 import psutil
 import torch
 import torch.nn.functional as F
+
+# Temporary files bear the name of their machine and process, so that leftovers can be told.
+PART_OF_THIS_MACHINE = f".textir-{zlib.crc32(platform.node().encode()):08x}-"
 
 
 @contextmanager
@@ -23,24 +29,32 @@ def writing(path: Path):
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; a file is to be written there.")
+    temporary = path.parent / f"{PART_OF_THIS_MACHINE}{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.stem[:32]}-", suffix=".part", dir=path.parent
-        )
+        sweep(path.parent.resolve())
+        temporary.touch(exist_ok=False)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
             f"{path.parent} is a file; a folder is needed to write {path.name} to."
         ) from error
     except OSError as error:
         raise ValueError(f"{path.parent} cannot be written to: {error.strerror}.") from error
-    os.close(handle)
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
+        yield temporary
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """Take out of a folder what killed processes of this machine left half-written; looked for
+    once."""
+    for part in folder.glob(f"{PART_OF_THIS_MACHINE}*.part"):
+        process = part.name.removeprefix(PART_OF_THIS_MACHINE).split("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            part.unlink(missing_ok=True)
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:

@@ -11,18 +11,25 @@ peft, torch, numpy and Pillow.
 
 import contextlib
 import inspect
+import io
 import json
 import math
+import os
 import re
 import shutil
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
+from numbers import Integral, Real
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 import torch.nn.functional as F
@@ -41,6 +48,7 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.utils import validate_hf_hub_args
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from transformers import (
     BaseImageProcessor,
     CLIPTextModel,
@@ -55,6 +63,7 @@ MIN_SIDE = 16
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MAX_SCALE = 1000  # of classifier-free guidance; far beyond anything that paints
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 PRESENT = 0.5  # what a detector gives at least this probability counts as seen
 # task -> the degradation that it removes, as detector and restorer call it
@@ -68,6 +77,8 @@ TASKS = {
     "dejpeg": "jpeg",
     "sharpen": "downup",
 }
+
+LOCKS: WeakKeyDictionary = WeakKeyDictionary()  # of pipelines; one in itself could not be copied
 
 
 @dataclass
@@ -215,14 +226,39 @@ class CarriesCodeMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load a folder or a repository of the Hub, like every pipeline of diffusers; `mini` is the
-        checkpoint of the package."""
-        return super().from_pretrained(
-            cls._embedded.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path),
-            **kwargs,
-        )
+        checkpoint of the package. Weights are read from safetensors only: pickled files can run
+        code when they are opened.
+
+        Raises:
+            ValueError: if weights lack a tensor or hold NaN or infinity.
+        """
+        place = cls._embedded.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
+        kwargs.setdefault("use_safetensors", True)
+        pipe = super().from_pretrained(place, **kwargs)
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                check_weights(part, name)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """A pipeline with the components and settings of another, which share memory.
+
+        Args:
+            pipeline: the other one.
+            kwargs: components and settings that differ, as `__init__` takes them.
+        """
+        names, _ = cls._get_signature_keys(cls)
+        for name, part in pipeline.components.items():
+            if name in names:
+                kwargs.setdefault(name, part)
+        kwargs.setdefault("dtype", pipeline.dtype)
+        return super().from_pipe(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save in diffusers format, with the source files of the pipeline and its own components.
+        What was compiled is saved as it was before. An older checkpoint in the folder is replaced
+        only once the new one is written.
 
         Raises:
             ValueError: if LoRA layers are attached; diffusers would write a checkpoint that cannot
@@ -235,7 +271,19 @@ class CarriesCodeMixin:
                 "`save_lora_weights`, or make them permanent with "
                 "`fuse_lora()` and `unload_lora_weights()` before `save_pretrained`."
             )
-        super().save_pretrained(save_directory, *args, **kwargs)
+        compiled = {name: part for name, part in self.components.items() if is_compiled(part)}
+        for name, part in compiled.items():
+            setattr(self, name, part._orig_mod)
+        try:
+            if kwargs.get("push_to_hub") or not (Path(save_directory) / self.config_name).is_file():
+                return super().save_pretrained(save_directory, *args, **kwargs)
+            target = Path(save_directory).resolve()
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as new:
+                super().save_pretrained(new, *args, **kwargs)
+                replace_checkpoint(target, Path(new), self.config_name)
+        finally:
+            for name, part in compiled.items():
+                setattr(self, name, part)
 
     def save_config(self, save_directory, *args, **kwargs):
         """Write `model_index.json` and the sources: the last thing that `save_pretrained` does
@@ -282,6 +330,65 @@ class CarriesCodeMixin:
             ):
                 config[name] = [cls._own_components[value[1]], value[1]]
         return loaded
+
+
+def is_compiled(part) -> bool:
+    """Whether a component is the wrapper that `torch.compile` returns."""
+    return hasattr(part, "_orig_mod")
+
+
+def replace_checkpoint(target: Path, new: Path, index: str) -> None:
+    """Put the entries of the folder `new` in the place of those of `target`. The index goes first
+    and comes last, so that what a cut in between leaves behind cannot be loaded as a mixture."""
+    (target / index).unlink(missing_ok=True)
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == index):
+        old = target / entry.name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        os.replace(entry, old)
+
+
+def check_weights(part: torch.nn.Module, name: str) -> None:
+    """Check that a component has all its weights and that they are numbers.
+
+    Args:
+        part: the component.
+        name: its name in the pipeline.
+
+    Raises:
+        ValueError: if not; a missing tensor would be replaced by random numbers.
+    """
+    missing = missing_weights(part)
+    if missing:
+        raise ValueError(
+            f"The weights of {name} are incomplete: {len(missing)} tensors are missing, such as "
+            f"{missing[0]}. Get the checkpoint again."
+        )
+    for key, value in part.state_dict().items():
+        if not value.is_floating_point() or value.is_meta:
+            continue
+        # The sum is NaN or infinite if one of the numbers is, and needs no memory.
+        if not torch.isfinite(value.sum(dtype=torch.float32)):
+            raise ValueError(
+                f"The weights of {name} are damaged: {key} holds NaN or infinity. Get the "
+                "checkpoint again."
+            )
+
+
+def missing_weights(part: torch.nn.Module) -> list[str]:
+    """The parameters of a component that are not in the files which it was read from."""
+    if isinstance(part, PreTrainedModel):
+        folder = Path(part.name_or_path or "-")
+    else:
+        folder = Path(getattr(part, "config", {}).get("_name_or_path") or "-")
+    stored = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            stored |= set(tensors.keys())
+    wanted = [name for name, _ in part.named_parameters()]
+    if not stored & set(wanted):  # stored under names of another version
+        return []
+    return sorted(set(wanted) - stored - set(getattr(part, "_tied_weights_keys", None) or ()))
 
 
 def settle(config_file: Path, *forgotten: str, **values) -> None:
@@ -780,19 +887,23 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         # 2. Restore together what has one size
         outputs, first = [], 0
-        for batch in batches:
-            images = slice(first, first + len(batch))
-            outputs.append(
-                self._restore_batch(
-                    batch.to(self._execution_device), pictures[images], request.part(images)
-                )
-            )
-            first += len(batch)
-        self.maybe_free_model_hooks()
+        with self.exclusive():
+            for batch in batches:
+                images = slice(first, first + len(batch))
+                degraded = batch.to(self._execution_device)
+                part = request.part(images)
+                outputs.append(self._restore_batch(degraded, pictures[images], part))
+                first += len(batch)
+            self.maybe_free_model_hooks()
 
         # 3. Give it the form that was asked for
         output = outputs[0] if len(outputs) == 1 else join_outputs(outputs)
         return output if return_dict else (output.images, output.guidance_images)
+
+    def exclusive(self) -> threading.RLock:
+        """A lock that a call holds while it works. Threads that share a pipeline wait for one
+        another; whoever changes it between calls (adapters, scheduler, hooks) takes it too."""
+        return LOCKS.setdefault(self, threading.RLock())
 
     def _restore_batch(
         self, degraded: torch.Tensor, pictures: list[PIL.Image.Image | None], request: Request
@@ -834,6 +945,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             restored, effect = self._restore_guided(
                 degraded, references, removed, degradation, request
             )
+            if not torch.isfinite(restored).all():
+                raise ValueError(
+                    "The restored image holds NaN or infinity: the weights of the restorer, or of "
+                    "an adapter, are damaged or overflow in this precision. Try float32."
+                )
             change = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
             found |= {"change": change.tolist(), **effect}
 
@@ -965,6 +1081,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             painting.callback,
             painting.callback_inputs,
         )
+        if not torch.isfinite(latents).all():
+            raise ValueError(
+                "The guidance holds NaN or infinity: weights are damaged or overflow in this "
+                "precision, or `guidance_scale` is too large. Try float32."
+            )
         images = self.decode_latents(latents) if decode else None
         if mirrored:
             images = (images[:count] + images[count:].flip(-1)) / 2
@@ -1407,14 +1528,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         """
         labels, kept = read_task(task), read_keep(keep)
         self._check_told(labels, kept)
-        if guidance_strength is not None and not 0 <= guidance_strength <= 1:
-            raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength}.")
+        if guidance_strength is not None and not lies_in(guidance_strength, 0, 1):
+            raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength!r}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(
                 f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
             )
-        if tile is not None and tile < 64:
-            raise ValueError(f"`tile` must be at least 64 pixels, got {tile}.")
+        if tile is not None and not (isinstance(tile, Integral) and tile >= 64):
+            raise ValueError(f"`tile` must be at least 64 pixels, a whole number, got {tile!r}.")
         if tile is not None and not 0 <= overlap <= tile // 2:
             raise ValueError(
                 f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}."
@@ -1488,12 +1609,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             )
         if init not in ("noise", "image"):
             raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
-        if not 0 < strength <= 1:
-            raise ValueError(f"`init_strength` must lie in (0, 1], got {strength}.")
-        if not isinstance(steps, int) or steps < 1:
+        if not lies_in(strength, 0, 1) or strength == 0:
+            raise ValueError(f"`init_strength` must lie in (0, 1], got {strength!r}.")
+        if not isinstance(steps, Integral) or steps < 1:
             raise ValueError(
-                f"`num_inference_steps` must be a whole number of at least 1, got {steps}."
+                f"`num_inference_steps` must be a whole number of at least 1, got {steps!r}."
             )
+        if not lies_in(scale, 0, MAX_SCALE):
+            raise ValueError(f"`guidance_scale` must lie in [0, {MAX_SCALE}], got {scale!r}.")
         if negative_prompt is not None and scale <= 1:
             raise ValueError(
                 "`negative_prompt` acts through classifier-free guidance, which `guidance_scale` "
@@ -1532,8 +1655,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             negatives=negatives,
             init=init,
             init_strength=strength,
-            steps=steps,
-            scale=scale,
+            steps=int(steps),
+            scale=float(scale),
             generator=torch.Generator().manual_seed(0) if generator is None else generator,
             callback=callback,
             callback_inputs=tuple(callback_inputs),
@@ -1614,23 +1737,47 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     ) -> tuple[list[torch.Tensor], list[PIL.Image.Image | None]]:
         """Batches `(B, 3, H, W)` in [0, 1], each of one size, and the Pillow images whose mode the
         results shall have again."""
+        if isinstance(image, np.ndarray):
+            image = tensor_from_array(image, name)
         if isinstance(image, torch.Tensor):
+            image = image[None] if image.ndim == 3 else image
             check_tensor(image, name)
             return [image.float()], [None] * len(image)
-        pictures = image if isinstance(image, (list, tuple)) else [image]
-        if not pictures or not all(isinstance(picture, PIL.Image.Image) for picture in pictures):
-            kinds = (
-                ", ".join(sorted({type(picture).__name__ for picture in pictures}))
-                or "an empty list"
-            )
-            raise ValueError(
-                f"`{name}` must be a PIL image, a list of them or a tensor (B, 3, H, W) in [0, 1], "
-                f"got {kinds}."
-            )
-        pictures = [PIL.ImageOps.exif_transpose(picture) for picture in pictures]
-        tensors = [tensor_from_pil(picture, name) for picture in pictures]
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        tensors, pictures = [], []
+        for single in images:
+            picture = None
+            if isinstance(single, PIL.Image.Image):
+                picture = PIL.ImageOps.exif_transpose(single)
+                tensor = tensor_from_pil(picture, name)
+            elif isinstance(single, (np.ndarray, torch.Tensor)):
+                batches, _ = self._read_images(single, name)
+                tensor = batches[0]
+                if len(tensor) != 1:
+                    raise ValueError(
+                        f"`{name}` is a list; each of its tensors must hold one image, got "
+                        f"{tuple(single.shape)}. Pass one batch, or single images."
+                    )
+            else:
+                raise ValueError(f"{accepted_images(name)}; got {type(single).__name__}.")
+            tensors.append(tensor)
+            pictures.append(picture)
+        if not tensors:
+            raise ValueError(f"{accepted_images(name)}; got an empty list.")
         same = all(tensor.shape == tensors[0].shape for tensor in tensors)
         return [torch.cat(tensors)] if same else tensors, pictures
+
+
+def accepted_images(name: str) -> str:
+    return (
+        f"`{name}` must be a PIL image, an array (H, W, 3) or (B, H, W, 3), a tensor (3, H, W) or "
+        "(B, 3, H, W) in [0, 1], or a list of single images"
+    )
+
+
+def lies_in(value, low: float, high: float) -> bool:
+    """Whether something is one number between two others; NaN is not."""
+    return isinstance(value, Real) and low <= value <= high
 
 
 def read_task(task: str | list[str]) -> tuple[str, ...] | None:
@@ -1809,8 +1956,11 @@ def blend_window(side: int, overlap: int, fade_in: bool, fade_out: bool) -> torc
 
 
 def check_tensor(image: torch.Tensor, name: str) -> None:
-    if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(f"`{name}` must be (B, 3, H, W), got shape {tuple(image.shape)}.")
+    if image.ndim != 4 or image.shape[1] != 3 or not len(image):
+        raise ValueError(
+            f"`{name}` must be (B, 3, H, W) with at least one image, got shape "
+            f"{tuple(image.shape)}."
+        )
     if not image.is_floating_point():
         raise ValueError(
             f"`{name}` must hold floating-point values in [0, 1], got {image.dtype}; divide 8-bit "
@@ -1832,6 +1982,19 @@ def check_size(height: int, width: int, name: str) -> None:
         )
 
 
+def tensor_from_array(array: np.ndarray, name: str) -> torch.Tensor:
+    """`(B, C, H, W)` in [0, 1] of an array `(H, W)`, `(H, W, C)` or `(B, H, W, C)` of 8-bit or
+    16-bit whole numbers, or of floating-point numbers in [0, 1]."""
+    array = array[..., None].repeat(3, axis=-1) if array.ndim == 2 else array
+    array = array[None] if array.ndim == 3 else array
+    if array.dtype in (np.uint8, np.uint16):
+        array = array.astype(np.float32) / np.iinfo(array.dtype).max
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or array.dtype.kind != "f":
+        raise ValueError(f"{accepted_images(name)}; got {array.dtype} of shape {array.shape}.")
+    array = array.repeat(3, axis=-1) if array.shape[-1] == 1 else array
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).movedim(-1, 1)
+
+
 def tensor_from_pil(picture: PIL.Image.Image, name: str) -> torch.Tensor:
     """`(1, 3, H, W)` in [0, 1] of a Pillow image of any mode; gray is repeated, alpha is left
     out."""
@@ -1843,9 +2006,32 @@ def tensor_from_pil(picture: PIL.Image.Image, name: str) -> torch.Tensor:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ValueError(f"`{name}` is a floating-point image; its values must lie in [0, 1].")
     else:
-        array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+        array = np.asarray(rgb_of(picture), dtype=np.float32) / 255
     array = array[..., None].repeat(3, axis=-1) if array.ndim == 2 else array
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)[None]
+
+
+def rgb_of(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A Pillow image of any mode in RGB; inks through their profile, if they have one that fits."""
+    profile = picture.info.get("icc_profile")
+    if picture.mode == "CMYK" and profile:
+        try:
+            inks = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            screen = PIL.ImageCms.createProfile("sRGB")
+            return PIL.ImageCms.profileToProfile(picture, inks, screen, outputMode="RGB")
+        except PIL.ImageCms.PyCMSError as error:
+            raise ValueError(
+                f"The colour profile of the image is not one of inks: {error}."
+            ) from None
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    return picture.convert("RGB")
+
+
+def alpha_of(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    return picture.convert("RGBA").getchannel("A")
 
 
 def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PIL.Image.Image:
@@ -1862,8 +2048,9 @@ def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PI
     if like is None:
         return image
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in like.info:
-        image.putalpha(like.convert("RGBA").getchannel("A"))
-    kept = ("icc_profile", "exif", "dpi") if mode != "CMYK" else ("exif", "dpi")
+        image.putalpha(alpha_of(like))
+    kept = ("icc_profile", "exif", "dpi", "xmp", "comment")
+    kept = kept if mode != "CMYK" else kept[1:]
     image.info.update({key: like.info[key] for key in kept if key in like.info})
     return image
 
