@@ -3,6 +3,7 @@ alone."""
 
 import ast
 import inspect
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_files_that_travel_to_the_hub_stand_alone(path):
 
 
 @pytest.mark.parametrize("path", sources("textir"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_command_line_imports_pipelines(path):
-    if path.relative_to(ROOT / "textir").as_posix() != "cli.py":
+def test_only_the_command_line_and_the_space_import_pipelines(path):
+    if path.relative_to(ROOT / "textir").parts[0] not in ("cli.py", "space"):
         assert not any(name.split(".")[0] == "pipelines" for name in imports(path))
 
 
@@ -73,7 +74,9 @@ def test_what_files_that_stand_alone_share_is_the_same(name):
 
 def test_gradio_and_spaces_stay_in_the_app():
     for path in sources("textir", "pipelines", "train_lora"):
-        assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+        if path.parent != ROOT / "textir" / "space":
+            assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+            assert not any(name.startswith("textir.space") for name in imports(path)), path
 
 
 def test_accelerate_stays_in_training_code():
@@ -121,3 +124,11 @@ def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
     assert all(path.stat().st_size < 10e6 for path in files)
     assert sum(path.stat().st_size for path in files) < 60e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_package_and_command_line_work_without_gradio():
+    code = (
+        "import sys; sys.modules['gradio'] = sys.modules['spaces'] = None; "
+        "import textir, textir.cli, textir.space"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
