@@ -53,13 +53,15 @@ def test_what_is_told_can_be_sent_to_another_process(worker, photo):
     assert explanation.match_pixels.shape == (24, 40, 1)
 
 
-def test_closing_the_run_ends_its_thread(worker, photo):
-    before = threading.active_count()
+def test_closing_the_run_ends_its_thread_before_its_work_is_done(worker, photo):
+    before, steps = threading.active_count(), []
     run = worker.run(photo, Settings(num_inference_steps=50))
+    hook = worker.model.pipe.unet.register_forward_hook(lambda *_: steps.append(1))
     next(run)
     assert threading.active_count() == before + 1
     run.close()
-    assert threading.active_count() == before
+    hook.remove()
+    assert threading.active_count() == before and len(steps) < 40
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_run_is_followed(worker, photo):
