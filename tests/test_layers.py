@@ -3,6 +3,7 @@ alone."""
 
 import ast
 import inspect
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
@@ -81,7 +82,9 @@ def test_files_and_pipelines_resize_alike():
 
 def test_gradio_and_spaces_stay_in_the_app():
     for path in sources("textir", "pipelines", "train_lora"):
-        assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+        if path.parent != ROOT / "textir" / "space":
+            assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+            assert not any(name.startswith("textir.space") for name in imports(path)), path
 
 
 def test_accelerate_stays_in_training_code():
@@ -162,3 +165,11 @@ def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
     assert all(path.stat().st_size < 10e6 for path in files)
     assert sum(path.stat().st_size for path in files) < 60e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_package_and_command_line_work_without_gradio():
+    code = (
+        "import sys; sys.modules['gradio'] = sys.modules['spaces'] = None; "
+        "import textir, textir.cli, textir.space"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
