@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textir.models import nafnet, restormer, sfnet
+from textir.models import nafnet, restormer, sfnet, textual_cleaner
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted(
@@ -70,6 +70,7 @@ COPIES = [
     "fit",
     "fuse",
     "in_tiles",
+    "read_condition",
     "read_guidance",
     "tiles",
 ]
@@ -77,7 +78,7 @@ COPIES = [
 
 @pytest.mark.parametrize("name", COPIES)
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    files = (restormer, nafnet, sfnet)
+    files = (restormer, nafnet, sfnet, textual_cleaner)
     twins = [getattr(file, name) for file in files if hasattr(file, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
