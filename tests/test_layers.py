@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import pipeline_text_guided_restoration as pipeline
 from textir.images import picture
-from textir.models import drsformer, nafnet, restormer, sfnet
+from textir.models import nafnet, restormer, sfnet, textual_cleaner
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted(
@@ -65,19 +65,36 @@ def test_only_what_faces_users_imports_pipelines(path):
         assert not any(name.split(".")[0] == "pipelines" for name in imports(path))
 
 
-@pytest.mark.parametrize("name", ["ChannelNorm", "tiles", "in_tiles", "transform", "fit"])
+COPIES = [
+    "Guidance",
+    "Tile",
+    "check_degraded",
+    "check_levels",
+    "cut_side",
+    "fit",
+    "fuse",
+    "in_tiles",
+    "read_condition",
+    "read_guidance",
+    "tiles",
+]
+
+
+@pytest.mark.parametrize("name", COPIES)
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    twins = [
-        getattr(module, name)
-        for module in (restormer, drsformer, nafnet, sfnet)
-        if hasattr(module, name)
-    ]
+    files = (restormer, nafnet, sfnet, textual_cleaner)
+    twins = [getattr(file, name) for file in files if hasattr(file, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
 
 def test_files_and_pipelines_resize_alike():
     twins = [inspect.getsource(module.resize) for module in (picture, pipeline)]
     assert twins[0] == twins[1]
+
+
+def test_networks_run_their_blocks_the_same_way():
+    networks = (restormer.Backbone, nafnet.NAFNet, sfnet.SFNet)
+    assert len({inspect.getsource(network._run) for network in networks}) == 1
 
 
 def test_gradio_and_spaces_stay_in_the_app():
