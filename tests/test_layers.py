@@ -3,6 +3,7 @@ alone."""
 
 import ast
 import inspect
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import pytest
 
 from pipelines import pipeline_text_guided_restoration as pipeline
 from textir.images import picture
-from textir.models import drsformer, nafnet, restormer, sfnet
+from textir.models import nafnet, restormer, sfnet, textual_cleaner
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted(
@@ -64,13 +65,25 @@ def test_only_what_faces_users_imports_pipelines(path):
         assert not any(name.split(".")[0] == "pipelines" for name in imports(path))
 
 
-@pytest.mark.parametrize("name", ["ChannelNorm", "tiles", "in_tiles", "transform", "fit"])
+COPIES = [
+    "Guidance",
+    "Tile",
+    "check_degraded",
+    "check_levels",
+    "cut_side",
+    "fit",
+    "fuse",
+    "in_tiles",
+    "read_condition",
+    "read_guidance",
+    "tiles",
+]
+
+
+@pytest.mark.parametrize("name", COPIES)
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    twins = [
-        getattr(module, name)
-        for module in (restormer, drsformer, nafnet, sfnet)
-        if hasattr(module, name)
-    ]
+    files = (restormer, nafnet, sfnet, textual_cleaner)
+    twins = [getattr(file, name) for file in files if hasattr(file, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 
 
@@ -79,9 +92,16 @@ def test_files_and_pipelines_resize_alike():
     assert twins[0] == twins[1]
 
 
+def test_networks_run_their_blocks_the_same_way():
+    networks = (restormer.Backbone, nafnet.NAFNet, sfnet.SFNet)
+    assert len({inspect.getsource(network._run) for network in networks}) == 1
+
+
 def test_gradio_and_spaces_stay_in_the_app():
     for path in sources("textir", "pipelines", "train_lora"):
-        assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+        if path.parent != ROOT / "textir" / "space":
+            assert not {"gradio", "spaces"} & {name.split(".")[0] for name in imports(path)}, path
+            assert not any(name.startswith("textir.space") for name in imports(path)), path
 
 
 def test_accelerate_stays_in_training_code():
@@ -162,3 +182,11 @@ def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
     assert all(path.stat().st_size < 10e6 for path in files)
     assert sum(path.stat().st_size for path in files) < 60e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_package_and_command_line_work_without_gradio():
+    code = (
+        "import sys; sys.modules['gradio'] = sys.modules['spaces'] = None; "
+        "import textir, textir.cli, textir.space"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

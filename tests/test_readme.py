@@ -100,4 +100,6 @@ def test_no_placeholder_is_left():
 @pytest.mark.parametrize("page", [README, PIPELINE, TRAINING, *map(Path.read_text, OTHERS)])
 def test_what_a_page_links_to_is_there(page):
     for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", page):
-        assert any((folder / target).exists() for folder in (ROOT, ROOT / "docs", ROOT / "train_lora"))
+        assert any(
+            (folder / target).exists() for folder in (ROOT, ROOT / "docs", ROOT / "train_lora")
+        )

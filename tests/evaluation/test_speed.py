@@ -16,7 +16,6 @@ from textir.models import (
     GuidanceMatcher,
     PromptIR,
     Restormer,
-    drsformer,
     nafnet,
     restormer,
 )
@@ -45,7 +44,7 @@ def test_the_plain_way_computes_the_same_on_whole_maps(name, monkeypatch):
     with torch.no_grad():
         ours = model(image, features(2))
         with plain(model), monkeypatch.context() as patch:
-            for module in (restormer, drsformer, nafnet):
+            for module in (restormer, nafnet):
                 patch.delattr(module, "tiles")
             assert all(
                 "forward" in vars(module) for module in model.modules() if type(module) in PLAIN
@@ -58,7 +57,7 @@ def test_the_plain_way_computes_the_same_on_whole_maps(name, monkeypatch):
 def test_the_plain_way_keeps_channels_first(name):
     model, orders = NETWORKS[name]().eval().to(memory_format=torch.channels_last), set()
     for layer in model.modules():
-        if isinstance(layer, (torch.nn.Conv2d, drsformer.PairedConv)):
+        if isinstance(layer, (torch.nn.Conv2d, restormer.PairedConv)):
             layer.register_forward_hook(
                 lambda layer, inputs, output: orders.add(output.is_contiguous())
             )

@@ -115,5 +115,7 @@ def test_a_condition_that_does_not_fit_is_refused():
         ValueError, match=r"`condition` must be \(2, 3\): one number for each of noise, haze"
     ):
         told_cleaner()(torch.randn(2, 3, 8), torch.ones(2, 2))
-    with pytest.raises(ValueError, match="This cleaner was built without `labels`"):
+    with pytest.raises(
+        ValueError, match="This TextualCleaner is blind: it was built without `labels`"
+    ):
         told_cleaner(labels=None)(torch.randn(2, 3, 8), torch.ones(2, 3))

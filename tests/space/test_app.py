@@ -32,6 +32,7 @@ from textir.degradations import degrade
 from textir.evaluation.metrics import psnr, ssim
 from textir.images.picture import Picture, read_picture, write_picture
 from textir.images.restoration import restore_picture
+from textir.space.settings import Settings
 from textir.training.lora import make_trainable, save_adapter
 
 ENDPOINTS = ["/restore", "/compare", "/degrade", "/batch"]
@@ -94,7 +95,7 @@ def run_code(code: str, folder) -> np.ndarray:
 
 def test_restoring_through_the_api_equals_the_python_api(client, photo):
     slider, file, *_ = client.predict(handle_file(photo), api_name="/restore")
-    expected, _ = restore_picture(space.pipe, read_picture(photo))
+    expected, _ = restore_picture(space.model.pipe, read_picture(photo))
     assert np.array_equal(bytes_of(file), (expected.pixels.clip(0, 1) * 255).round())
     before, after = map(bytes_of, slider)
     assert np.array_equal(before, bytes_of(photo)) and np.array_equal(after, bytes_of(file))
@@ -174,7 +175,7 @@ def test_guidance_that_is_not_known_to_help_is_shown_and_not_used(client, photo)
     *_, summary, inside, code, _ = client.predict(
         handle_file(photo), "denoise", api_name="/restore"
     )
-    unused = f"not used (auto takes it only against {space.HELPED})"
+    unused = f"not used (auto takes it only against {space.model.guided_degradations})"
     assert f"painted from cleaned words, {unused}" in summary and unused in inside
     assert "3. Guidance" in inside and "Influence" not in inside and "guidance_strength" not in code
     for options in ({"task": "dehaze"}, {"task": "denoise", "strength": "1"}):
@@ -309,14 +310,14 @@ def test_an_adapter_from_elsewhere_is_used_once_and_taken_out_again(
 ):
     save_visitor(TextGuidedRestorationPipeline.from_pretrained(MINI), tmp_path / "user" / "name")
     monkeypatch.chdir(tmp_path)
-    plain, carried = restored(client, photo), space.pipe.get_list_adapters()
+    plain, carried = restored(client, photo), space.model.pipe.get_list_adapters()
     *_, file, _, _, code, _ = client.predict(
         handle_file(photo), adapter="user/name", api_name="/restore"
     )
     assert not np.array_equal(bytes_of(file), plain)
     assert_equal_but_for_rounding(run_code(code, tmp_path), bytes_of(file))
     assert np.array_equal(restored(client, photo), plain)
-    assert space.pipe.get_list_adapters() == carried
+    assert space.model.pipe.get_list_adapters() == carried
 
 
 def test_an_adapter_of_another_network_gives_a_message_and_leaves_no_trace(
@@ -324,12 +325,12 @@ def test_an_adapter_of_another_network_gives_a_message_and_leaves_no_trace(
 ):
     save_visitor(tiny.pipeline(), tmp_path / "user" / "other")
     monkeypatch.chdir(tmp_path)
-    plain, carried = restored(client, photo), space.pipe.get_list_adapters()
+    plain, carried = restored(client, photo), space.model.pipe.get_list_adapters()
     for _ in range(2):
         with pytest.raises(AppError, match="The adapter user/other cannot be loaded"):
             restored(client, photo, adapter="user/other")
     assert np.array_equal(restored(client, photo), plain)
-    assert space.pipe.get_list_adapters() == carried
+    assert space.model.pipe.get_list_adapters() == carried
 
 
 # ---- the other tabs
@@ -372,7 +373,7 @@ def test_a_ground_truth_of_another_size_is_a_message(chain, photo, tmp_path):
 
 
 def test_a_reference_needs_a_matcher(client, photo, monkeypatch):
-    monkeypatch.setattr(space.pipe, "matcher", None)
+    monkeypatch.setattr(space.model.pipe, "matcher", None)
     with pytest.raises(AppError, match="no matcher"):
         client.predict(handle_file(photo), handle_file(photo), api_name="/compare")
 
@@ -604,7 +605,7 @@ def test_twenty_clients_at_once_are_all_answered_with_their_own_photo(client, tm
         answers = list(pool.map(lambda path: ask(client.src, path), photos))
     for path, pixels in zip(photos, answers):
         expected, _ = restore_picture(
-            space.pipe, read_picture(path), generator=torch.Generator().manual_seed(0)
+            space.model.pipe, read_picture(path), generator=torch.Generator().manual_seed(0)
         )
         assert np.array_equal(pixels, (expected.pixels.clip(0, 1) * 255).round())
 
@@ -623,9 +624,8 @@ def test_language_models_find_the_endpoints_as_tools(chain):
 
 
 def test_examples_are_degraded_photos_of_every_kind():
-    rows = space.example_files()
-    assert {task for _, (task,), _ in rows} == set(TASKS)
-    for degraded, _, clean in rows:
+    assert {task for _, (task,), _ in space.examples} == set(TASKS)
+    for degraded, _, clean in space.examples:
         pixels = [read_picture(path).pixels for path in (degraded, clean)]
         assert (
             pixels[0].shape == pixels[1].shape
@@ -636,5 +636,5 @@ def test_examples_are_degraded_photos_of_every_kind():
 
 def test_duration_grows_with_pixels_and_is_bounded():
     small, large = (Picture(np.zeros((side, side + 16, 3), np.float32)) for side in (64, 4000))
-    options = {"num_inference_steps": None}
-    assert 0 < space.gpu_seconds(small, options) < space.gpu_seconds(large, options) <= 120
+    seconds = [space.worker.gpu_seconds(picture, Settings()) for picture in (small, large)]
+    assert 0 < seconds[0] < seconds[1] <= 120

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from textir.models import drsformer, nafnet, restormer
+from textir.models import nafnet, restormer
 
 
 def token_norm(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def attention(self, x: torch.Tensor) -> torch.Tensor:
 def sparse_attention(self, x: torch.Tensor) -> torch.Tensor:
     logits, v = heads(self, x)
     total = 0
-    for share, part in zip(self.shares, drsformer.KEPT):
+    for share, part in zip(self.shares, restormer.KEPT):
         best = logits.topk(int(logits.shape[-1] * part), dim=-1).indices
         mask = torch.zeros_like(logits).scatter_(-1, best, 1.0)
         kept = torch.where(mask > 0, logits, torch.full_like(logits, float("-inf")))
@@ -101,11 +101,10 @@ PLAIN = {
     restormer.ChannelAttention: attention,
     restormer.GatedFeedForward: gated_feed_forward,
     restormer.RestormerBlock: block,
-    drsformer.ChannelNorm: token_norm,
-    drsformer.SparseChannelAttention: sparse_attention,
-    drsformer.PairedConv: paired_conv,
-    drsformer.SparseTransformerBlock: block,
-    drsformer.ExpertLayer: expert_layer,
+    restormer.SparseChannelAttention: sparse_attention,
+    restormer.PairedConv: paired_conv,
+    restormer.SparseTransformerBlock: block,
+    restormer.ExpertLayer: expert_layer,
     nafnet.LayerNorm2d: image_norm,
     nafnet.NAFBlock: naf_block,
 }

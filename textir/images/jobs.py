@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from textir.images.explanation import write_intermediates
+from textir.images.explanation import Explanation
 from textir.images.picture import Picture, list_images, output_name, read_picture, write_picture
 
 
@@ -22,8 +22,8 @@ def plan_jobs(
     """The files behind some paths; a folder keeps its tree below `output`.
 
     Raises:
-        ValueError: if a path does not exist, holds no image, or two files would get the same name,
-            or one would be overwritten.
+        ValueError: if a path does not exist or holds no image, if two files would get the same
+            name, or if one would be overwritten.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -59,8 +59,18 @@ def restore_files(
     restore: Callable[[Picture], tuple[Picture, object]],
     skip_existing: bool = False,
     intermediates: bool = False,
+    read: Callable[[Path], Picture] = read_picture,
+    name_result: Callable[[Path, Picture], str] = output_name,
 ) -> Iterator[tuple[Job, Path | None, str | None]]:
     """Restore file after file; a bad one does not stop the others.
+
+    Args:
+        jobs: the files.
+        restore: gives the restored picture, and the pipeline's output where there is one.
+        skip_existing: leave alone what an earlier run has written.
+        intermediates: also write what the pipeline's output explains.
+        read: decodes a file.
+        name_result: names the result of a file and its picture.
 
     Yields:
         the job, the file written (or already there), and what went wrong if it was not written.
@@ -68,8 +78,8 @@ def restore_files(
     sources: dict[Path, Path] = {}
     for job in jobs:
         try:
-            picture = read_picture(job.source)
-            target = job.target_folder / output_name(job.source, picture)
+            picture = read(job.source)
+            target = job.target_folder / name_result(job.source, picture)
             if sources.setdefault(target, job.source) != job.source:
                 raise ValueError(
                     f"its result {target} is that of {sources[target]} already; restore them apart."
@@ -78,7 +88,8 @@ def restore_files(
                 restored, output = restore(picture)
                 write_picture(target, restored)
                 if intermediates:
-                    write_intermediates(target.with_name(target.stem + ".intermediates"), output)
+                    folder = target.with_name(target.stem + ".intermediates")
+                    Explanation.of(output).write(folder)
             yield job, target, None
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             yield job, None, str(error) or type(error).__name__

@@ -1,5 +1,4 @@
-"""Files in, files out: a picture through a pipeline with nothing lost, and many pictures one after
-the other."""
+"""One picture through a pipeline with nothing lost, and how long each stage of it takes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +33,8 @@ def restore_picture(
         tile = choose_tile(*image.shape[-2:], pipe.restorer) if pipe.restorer is not None else None
     output = pipe(image, tile=tile, output_type="pt", **options)
     restored = to_pixels(output.images[0])
-    if (
-        restored.shape != picture.pixels.shape
-    ):  # a pipeline without restorer returns the guidance itself, in its own size
+    if restored.shape != picture.pixels.shape:
+        # A pipeline without restorer returns the guidance itself, in its own size.
         return Picture(restored), output
     return picture.with_pixels(restored), output
 
@@ -60,14 +58,15 @@ def stage_clock(
     on_stage: Callable[[str], None] = lambda stage: None,
     on_block: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, float]]:
-    """Within the block, note how many seconds each component of a pipeline works, in the order in
-    which they begin.
+    """Within the block, note how many seconds each component of a pipeline works.
+
+    They stand in the order in which they begin.
 
     Args:
         pipe: the pipeline.
-        on_stage: called with a component's name whenever it begins; what it raises ends the call of
-            the pipeline.
-        on_block: called before each block of UNet and restorer, likewise; a way to stop soon.
+        on_stage: called with a component's name whenever it begins. What it raises ends the call
+            of the pipeline.
+        on_block: called before each block of UNet and restorer, likewise. It is a way to stop soon.
     """
     seconds: dict[str, float] = {}
     begun: dict[str, float] = {}
@@ -87,9 +86,7 @@ def stage_clock(
 
     handles = []
     for stage in STAGES:
-        part = getattr(pipe, stage, None)
-        modules = [] if part is None else [part.encoder, part.decoder] if stage == "vae" else [part]
-        for module in modules:
+        for module in _modules(pipe, stage):
             handles.append(module.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)))
             handles.append(module.register_forward_hook(lambda *_, stage=stage: end(stage)))
             names = getattr(module, "_repeated_blocks", None) or []
@@ -100,3 +97,11 @@ def stage_clock(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _modules(pipe, stage: str) -> list[torch.nn.Module]:
+    """The modules of a pipeline whose calls make up a stage."""
+    component = getattr(pipe, stage, None)
+    if component is None:
+        return []
+    return [component.encoder, component.decoder] if stage == "vae" else [component]

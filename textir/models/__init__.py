@@ -2,12 +2,11 @@
 travel to the Hub alone."""
 
 from textir.models.degradation_detector import DegradationDetector
-from textir.models.drsformer import DRSformer
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.nafnet import NAFNet
 from textir.models.positioned_unet import PositionedUNet
-from textir.models.restormer import PromptIR, Restormer
+from textir.models.restormer import DRSformer, PromptIR, Restormer
 from textir.models.sfnet import SFNet
 from textir.models.textual_cleaner import TextualCleaner
 

@@ -29,9 +29,8 @@ class MatchedGuidance(BaseOutput):
             the matched patches.
     """
 
-    features: list[torch.Tensor] = (
-        None  # defaults let accelerate rebuild outputs under mixed precision
-    )
+    # Defaults let accelerate rebuild outputs under mixed precision.
+    features: list[torch.Tensor] = None
     confidence: torch.Tensor = None
 
 
@@ -91,17 +90,16 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"`block_size` and `window` must be at least 1, got {block_size} and {window}."
             )
         sources = (in_channels * downscale**2, *widths[:-1])
-        self.entries = nn.ModuleList(
-            nn.Conv2d(source, width, 3, stride=1 if level == 0 else 2, padding=1)
-            for level, (source, width) in enumerate(zip(sources, widths))
-        )
-        for entry in (
-            self.entries
-        ):  # features stay as large as the image, level by level; by default each would be smaller
+        self.entries = nn.ModuleList()
+        for level, width in enumerate(widths):
+            stride = 2 if level else 1
+            self.entries.append(nn.Conv2d(sources[level], width, 3, stride=stride, padding=1))
+        # Features stay as large as the image, level by level; by default each would be smaller.
+        for entry in self.entries:
             nn.init.kaiming_normal_(entry.weight, nonlinearity="linear")
-        self.levels = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(width) for _ in range(depth)) for width in widths
-        )
+        self.levels = nn.ModuleList()
+        for width in widths:
+            self.levels.append(nn.ModuleList(ResidualBlock(width) for _ in range(depth)))
         self.gradient_checkpointing = False
 
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:
@@ -166,12 +164,11 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Returns:
             rows and columns in `source`, integers `(B, H, W)`, and the cosine similarity of the 3 x
-            3 patches in [0, 1], `(B, H, W)`, through which gradients flow.
+            3 patches in [0, 1], `(B, H, W)`. Gradients flow through the similarity.
         """
         query, source = query.float(), source.float()
-        if (
-            torch.onnx.is_in_onnx_export()
-        ):  # what is exported must not depend on the number of images
+        # What is exported must not depend on the number of images.
+        if torch.onnx.is_in_onnx_export():
             return self._match(query, source)
         found = [self._match(*pair) for pair in zip(query.split(1), source.split(1))]
         rows, columns, score = (torch.cat(parts) for parts in zip(*found))
@@ -199,14 +196,13 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             column.flatten() * size,
         )
         steps = torch.arange(side, device=device)
-        inside = (
-            (steps < height)[:, None] & (steps < width)
-        ).flatten()  # a window may be larger than the source
-        everything = torch.arange(top.shape[0], device=device)
+        # A window may be larger than the source.
+        inside = ((steps < height)[:, None] & (steps < width)).flatten()
+        parts = [torch.arange(top.shape[0], device=device)]
+        if not torch.onnx.is_in_onnx_export():
+            parts = parts[0].split(blocks_at_once)
         rows, columns, scores = [], [], []
-        for part in (
-            [everything] if torch.onnx.is_in_onnx_export() else everything.split(blocks_at_once)
-        ):
+        for part in parts:
             q = cut_squares(
                 bordered_query, image[part], query_top[part], query_left[part], size + 2
             )
@@ -217,15 +213,17 @@ class GuidanceMatcher(ModelMixin, ConfigMixin, PeftAdapterMixin):
             columns.append((left[part, None] + best % side).clamp(max=width - 1))
             scores.append(score.clamp(0, 1))
 
-        def unblock(parts: list[torch.Tensor]) -> torch.Tensor:
-            whole_blocks = torch.cat(parts).reshape(batch, *grid, size, size).transpose(2, 3)
+        def unblock(values: list[torch.Tensor]) -> torch.Tensor:
+            whole_blocks = torch.cat(values).reshape(batch, *grid, size, size).transpose(2, 3)
             return whole_blocks.reshape(batch, grid[0] * size, grid[1] * size)[:, :height, :width]
 
         return unblock(rows), unblock(columns), unblock(scores)
 
     def _locate(self, query, source, grid, side) -> tuple[torch.Tensor, torch.Tensor]:
-        """Top and left of the search window in `source` `(B, C, H, W)` for each block of `query`,
-        by its dilated centre patches, integers `(B, blocks)`."""
+        """Top and left of the search window in `source` `(B, C, H, W)`, integers `(B, blocks)`.
+
+        Each block of `query` finds its window by its dilated centre patches.
+        """
         size = self.config.block_size
         batch, _, height, width = source.shape
         similarity = torch.zeros(batch, grid[0] * grid[1], height, width, device=query.device)
@@ -271,26 +269,24 @@ def correlate(source: torch.Tensor, kernels: torch.Tensor, dilation: int) -> tor
     # ONNX knows no convolution with kernels for each image: the same as one product.
     height, width = source.shape[-2:]
     bordered, starts = F.pad(source, (dilation,) * 4), [i * dilation for i in range(3)]
-    shifted = torch.cat(
-        [
-            bordered[..., top : top + height, left : left + width]
-            for top in starts
-            for left in starts
-        ],
-        dim=1,
-    )
-    return (kernels.permute(0, 1, 3, 4, 2).flatten(2) @ shifted.flatten(2)).unflatten(
-        2, (height, width)
-    )
+    shifted = []
+    for top in starts:
+        for left in starts:
+            shifted.append(bordered[..., top : top + height, left : left + width])
+    pixels = torch.cat(shifted, dim=1).flatten(2)
+    products = kernels.permute(0, 1, 3, 4, 2).flatten(2) @ pixels
+    return products.unflatten(2, (height, width))
 
 
 def cosine_in_place(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Cosine similarity in [0, 1] of the 3 x 3 patches of `query` and `source` `(B, C, H, W)`
     around each pixel, `(B, H, W)`."""
-    dots, *energies = (
-        F.avg_pool2d((a * b).sum(1, keepdim=True), 3, 1, padding=1)
-        for a, b in ((query, source), (query, query), (source, source))
-    )
+
+    def mean_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d((a * b).sum(1, keepdim=True), 3, 1, padding=1)
+
+    dots = mean_product(query, source)
+    energies = (mean_product(query, query), mean_product(source, source))
     norms = [energy.clamp(min=1e-12).sqrt() for energy in energies]
     return (dots / (norms[0] * norms[1]))[:, 0].clamp(0, 1)
 
@@ -307,28 +303,29 @@ def cut_squares(
 
 
 def patch_cosine(query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of all 3 x 3 patches of `query` `(K, a + 2, a + 2, C)` and `source` `(K, b
-    + 2, b + 2, C)`.
+    """Cosine similarity of all 3 x 3 patches of two images.
 
-    Patches are never unfolded: products of single pixels are summed along the nine shifts that both
-    patches share.
+    `query` is `(K, a + 2, a + 2, C)` and `source` `(K, b + 2, b + 2, C)`. Patches are never
+    unfolded: products of single pixels are summed along the nine shifts that both patches share.
 
     Returns:
         `(K, a * a, b * b)`.
     """
     a, b = query.shape[1] - 2, source.shape[1] - 2
     pixels = torch.einsum("kyxc,kvuc->kyxvu", query, source)
-    dots = sum(
-        pixels[:, i : i + a, j : j + a, i : i + b, j : j + b] for i in range(3) for j in range(3)
-    )
-    query_energy, source_energy = (
-        F.avg_pool2d(x.square().sum(-1)[:, None], 3, 1) * 9 for x in (query, source)
-    )
-    norms = (
-        query_energy.clamp(min=1e-12).sqrt().flatten(1)[:, :, None]
-        * source_energy.clamp(min=1e-12).sqrt().flatten(1)[:, None]
-    )
+    dots = 0
+    for i in range(3):
+        for j in range(3):
+            dots = dots + pixels[:, i : i + a, j : j + a, i : i + b, j : j + b]
+    query_norms, source_norms = patch_norms(query), patch_norms(source)
+    norms = query_norms[:, :, None] * source_norms[:, None]
     return dots.flatten(3).flatten(1, 2) / norms
+
+
+def patch_norms(pixels: torch.Tensor) -> torch.Tensor:
+    """Lengths of all 3 x 3 patches of `(K, a + 2, a + 2, C)`, `(K, a * a)`."""
+    energy = F.avg_pool2d(pixels.square().sum(-1)[:, None], 3, 1) * 9
+    return energy.clamp(min=1e-12).sqrt().flatten(1)
 
 
 def gather_blocks(

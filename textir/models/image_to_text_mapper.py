@@ -2,8 +2,8 @@
 text tower.
 
 Lin et al., *Improving Image Restoration through Removing Degradations in Textual Representations*
-(CVPR 2024, eq. 2). Each word is the sum of what an MLP reads from the class token and what another
-reads from the patch tokens, averaged over the patches. The defaults are the paper's shapes (249.5 M
+(CVPR 2024, eq. 2). Each word is the sum of what two MLPs read. One reads the class token, the
+other the patch tokens, averaged over the patches. The defaults are the paper's shapes (249.5 M
 parameters); `rank` builds a light form with shared trunks.
 """
 

@@ -1,18 +1,28 @@
-"""Restormer, and PromptIR, which is Restormer with learned prompts between the levels of its
-decoder.
+"""Restormer and two of its kin: PromptIR, which puts learned prompts between the levels of its
+decoder, and DRSformer, whose attention keeps only the best matches.
 
 Zamir et al., *Restormer: Efficient Transformer for High-Resolution Image Restoration* (CVPR 2022,
-arXiv 2111.09881); Potlapalli et al., *PromptIR: Prompting for All-in-One Blind Image Restoration*
-(NeurIPS 2023, arXiv 2306.13090). Guidance enters as in Lin et al. (CVPR 2024).
+arXiv 2111.09881).
+Potlapalli et al., *PromptIR: Prompting for All-in-One Blind Image Restoration* (NeurIPS 2023, arXiv
+2306.13090).
+Chen et al., *Learning A Sparse Transformer Network for Effective Image Deraining* (CVPR 2023, arXiv
+2303.11950).
+Its experts are those of Suganuma et al., *Attention-based Adaptive Selection of Operations for
+Image Restoration in the Presence of Unknown Combined Distortions* (CVPR 2019).
+Guidance enters as in Lin et al. (CVPR 2024).
 
 Written from the papers. Attention is over channels, so its map is small and commutes with the
-projection behind it: both are applied to the values as one matrix. Everything works on
-channels-last memory, where layer normalisation needs no reshuffling, and on a processor tile by
-tile within each block.
+projection behind it: both are applied to the values as one matrix. The four sparse attention maps
+of DRSformer are sums over the same ranking, so one sorted softmax gives all of them at once.
+Convolutions of channel pairs are done as two depthwise ones on channels sorted by parity. What
+experts do last is one matrix with what mixes them. Everything works on channels-last memory, where
+layer normalisation needs no reshuffling. On a processor each block goes tile by tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +32,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
+KEPT = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # shares of the channels that sparse attention maps keep
 
 
 class ChannelNorm(nn.Module):
@@ -42,31 +53,46 @@ class ChannelNorm(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
-    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a
-    processor.
+class Tile(NamedTuple):
+    """Where a tile lies: slices of one side, or indices of `(B, C, H, W)`.
 
-    Yields:
-        indices of the tile with a border of `border` pixels where there is one, of the tile within
-        that, and of the tile.
+    Attributes:
+        bordered: the tile with a border, where there is one.
+        inside: the tile within that.
+        place: the tile within the whole map.
     """
-    spans = []
-    for size in x.shape[-2:]:
-        count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
-        ends = [size * i // count for i in range(count + 1)]
-        seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
-        inside = [
-            slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])
-        ]
-        spans.append(
-            [
-                (slice(*s), i, slice(start, end))
-                for s, i, start, end in zip(seen, inside, ends, ends[1:])
-            ]
-        )
-    for rows in spans[0]:
-        for columns in spans[1]:
-            yield tuple((..., row, column) for row, column in zip(rows, columns))
+
+    bordered: slice | tuple
+    inside: slice | tuple
+    place: slice | tuple
+
+
+def cut_side(size: int, channels: int, border: int) -> list[Tile]:
+    """Slices that cut a side of `size` pixels, at least 16 each."""
+    count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+    ends = [size * i // count for i in range(count + 1)]
+    pieces = []
+    for start, end in pairwise(ends):
+        first, last = max(start - border, 0), min(end + border, size)
+        inside = slice(start - first, end - first)
+        pieces.append(Tile(slice(first, last), inside, slice(start, end)))
+    return pieces
+
+
+def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[Tile]:
+    """Cut `(B, C, H, W)` into tiles with a border of `border` pixels.
+
+    They are so small that `channels` maps of one stay in the cache of a processor.
+    """
+    height, width = x.shape[-2:]
+    columns = cut_side(width, channels, border)
+    for row in cut_side(height, channels, border):
+        for column in columns:
+            yield Tile(
+                bordered=(..., row.bordered, column.bordered),
+                inside=(..., row.inside, column.inside),
+                place=(..., row.place, column.place),
+            )
 
 
 def in_tiles(x: torch.Tensor) -> bool:
@@ -91,18 +117,43 @@ def transform(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return pixels.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
 
+class Kernel(NamedTuple):
+    """What a convolution needs.
+
+    Attributes:
+        weight: `(C_out, C_in / groups, k, k)`.
+        bias: `(C_out,)`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def kernel_of(layer: nn.Module) -> Kernel:
+    """Kernel of a convolution, adapters of one of single pixels included."""
+    base = getattr(layer, "base_layer", layer)
+    bias = torch.zeros_like(base.weight[:, 0, 0, 0]) if base.bias is None else base.bias
+    if layer is base:
+        return Kernel(base.weight, bias)
+    unit = torch.eye(base.in_channels, device=bias.device, dtype=bias.dtype)[..., None, None]
+    return Kernel((layer(unit) - bias[:, None, None]).transpose(0, 1), bias)
+
+
+def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+
 class ChannelAttention(nn.Module):
     """Attention between channels ("transposed"): each of `heads` groups mixes its channels by the
     cosine of their images."""
 
     def __init__(self, channels: int, heads: int, bias: bool = False):
         super().__init__()
+        inner = 3 * channels
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
-        self.depthwise = nn.Conv2d(
-            3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias
-        )
+        self.qkv = nn.Conv2d(channels, inner, 1, bias=bias)
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=bias)
         self.project = nn.Conv2d(channels, channels, 1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,15 +169,13 @@ class ChannelAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the channels of each head `(B, heads, c, c)`, and their squared lengths `(B,
         heads, c)`: sums over pixels."""
-        # (B, HW, c) each.
-        query, key = (
-            x.permute(0, 2, 3, 1).flatten(1, 2).chunk(self.heads, dim=2) for x in (query, key)
-        )
-        products = torch.stack([q.transpose(1, 2) @ k for q, k in zip(query, key)], dim=1)
-        lengths = (
-            torch.stack([part.square().sum(1) for part in parts], dim=1) for parts in (query, key)
-        )
-        return products, *lengths
+        queries, keys = self.divide(query), self.divide(key)
+        products = torch.stack([q.transpose(1, 2) @ k for q, k in zip(queries, keys)], dim=1)
+        return products, squared_lengths(queries), squared_lengths(keys)
+
+    def divide(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The pixels of each head, `(B, HW, c)`."""
+        return x.permute(0, 2, 3, 1).flatten(1, 2).chunk(self.heads, dim=2)
 
     def weigh(
         self, products: torch.Tensor, query_lengths: torch.Tensor, key_lengths: torch.Tensor
@@ -134,23 +183,57 @@ class ChannelAttention(nn.Module):
         """How much of each channel goes into each other, `(B, heads, c, c)`."""
         lengths = [squares.sqrt().clamp(min=1e-12) for squares in (query_lengths, key_lengths)]
         cosines = products / (lengths[0][..., :, None] * lengths[1][..., None, :])
-        return (cosines * self.temperature).softmax(-1)
+        return self.normalise(cosines * self.temperature)
+
+    def normalise(self, logits: torch.Tensor) -> torch.Tensor:
+        """Weights from logits, `(B, heads, c, c)` both."""
+        return logits.softmax(-1)
 
     def mix(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Values mixed by `weights`, and projected."""
-        if isinstance(self.project, nn.Conv2d):
-            out_weight = self.project.weight.view(len(self.project.weight), self.heads, -1)
-            matrices = torch.einsum("ohd,bhde->bohe", out_weight, weights.to(out_weight)).flatten(2)
-            mixed = transform(value, matrices.to(value))
-            return (
-                mixed
-                if self.project.bias is None
-                else mixed + self.project.bias.to(mixed)[:, None, None]
-            )
-        mixed = torch.einsum(
-            "bhde,bhenm->bhdnm", weights.to(value), value.unflatten(1, (self.heads, -1))
-        )
-        return self.project(mixed.flatten(1, 2))  # an adapter sits on it
+        if not isinstance(self.project, nn.Conv2d):  # an adapter sits on it
+            values = value.unflatten(1, (self.heads, -1))
+            mixed = torch.einsum("bhde,bhenm->bhdnm", weights.to(value), values)
+            return self.project(mixed.flatten(1, 2))
+        out_weight = self.project.weight.view(len(self.project.weight), self.heads, -1)
+        matrices = torch.einsum("ohd,bhde->bohe", out_weight, weights.to(out_weight)).flatten(2)
+        mixed = transform(value, matrices.to(value))
+        if self.project.bias is None:
+            return mixed
+        return mixed + self.project.bias.to(mixed)[:, None, None]
+
+
+def squared_lengths(heads: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Of the channels of each head `(B, HW, c)`, as `(B, heads, c)`."""
+    return torch.stack([pixels.square().sum(1) for pixels in heads], dim=1)
+
+
+class SparseChannelAttention(ChannelAttention):
+    """Attention between channels of which each mixes its best matches only: the half, 2/3, 3/4 and
+    4/5 of them, in learned shares."""
+
+    def __init__(self, channels: int, heads: int, bias: bool = False):
+        super().__init__(channels, heads, bias)
+        self.shares = nn.ParameterList(nn.Parameter(torch.tensor([0.2])) for _ in KEPT)
+
+    def weigh(
+        self, products: torch.Tensor, query_lengths: torch.Tensor, key_lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, in float32."""
+        return super().weigh(products.float(), query_lengths.float(), key_lengths.float())
+
+    def normalise(self, logits: torch.Tensor) -> torch.Tensor:
+        """The weighed sum of the softmax over the largest logits of each row `(B, heads, c, c)`,
+        for every share that is kept."""
+        ranked, places = logits.sort(dim=-1, descending=True)
+        powers = (ranked - ranked[..., :1]).exp()
+        sums = powers.cumsum(-1)
+        factors = torch.zeros_like(powers)
+        for share, part in zip(self.shares, KEPT):
+            count = int(logits.shape[-1] * part)
+            inside = torch.arange(logits.shape[-1], device=logits.device) < count
+            factors = factors + inside * (share.float() / sums[..., count - 1 : count])
+        return torch.zeros_like(logits).scatter(-1, places, powers * factors)
 
 
 class GatedFeedForward(nn.Module):
@@ -172,12 +255,193 @@ class GatedFeedForward(nn.Module):
         return self.reduce(F.gelu(gate) * value)
 
 
+class PairedConv(nn.Module):
+    """Convolution in groups of two channels that gives one each: `(B, 2 * groups, H, W)` -> `(B,
+    groups, H, W)`."""
+
+    def __init__(self, groups: int, kernel: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, 2, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(groups)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        groups, _, kernel, _ = self.weight.shape
+        options = {"padding": kernel // 2, "groups": groups}
+        first = F.conv2d(x[:, 0::2], self.weight[:, :1], self.bias, **options)
+        return first + F.conv2d(x[:, 1::2], self.weight[:, 1:], **options)
+
+
+class Parities(NamedTuple):
+    """Kernels of the even and of the odd channels."""
+
+    even: Kernel
+    odd: Kernel
+
+
+@dataclass
+class MixedScaleHalf:
+    """Kernels of that half of a `MixedScaleFeedForward` which one `PairedConv` merges.
+
+    Attributes:
+        expand: of single pixels, into the channels of the half.
+        fine: depthwise, 3 x 3.
+        coarse: depthwise, 5 x 5.
+        merge_fine: depthwise, of pairs of fine channels.
+        merge_coarse: depthwise, of pairs of coarse channels.
+        reduce_fine: of single pixels, from the merged fine channels.
+        reduce_coarse: of single pixels, from the merged coarse channels.
+    """
+
+    expand: Parities
+    fine: Parities
+    coarse: Parities
+    merge_fine: Parities
+    merge_coarse: Parities
+    reduce_fine: Kernel
+    reduce_coarse: Kernel
+
+
+class MixedScaleFeedForward(nn.Module):
+    """Two branches of depthwise convolutions, 3 x 3 and 5 x 5, that exchange half of their channels
+    in between."""
+
+    def __init__(self, channels: int, expansion: float, bias: bool = False):
+        super().__init__()
+        hidden = int(channels * expansion)
+        both = 2 * hidden
+        self.expand = nn.Conv2d(channels, both, 1, bias=bias)
+        self.depthwise3 = nn.Conv2d(both, both, 3, padding=1, groups=both, bias=bias)
+        self.depthwise5 = nn.Conv2d(both, both, 5, padding=2, groups=both, bias=bias)
+        self.merge3 = PairedConv(hidden, 3, bias)
+        self.merge5 = PairedConv(hidden, 5, bias)
+        self.reduce = nn.Conv2d(both, channels, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.expand(x)
+        first, second = exchange(F.relu_(self.depthwise3(x)), F.relu_(self.depthwise5(x)))
+        merged = torch.cat([F.relu_(self.merge3(first)), F.relu_(self.merge5(second))], dim=1)
+        return self.reduce(merged)
+
+    def halves(self) -> list[MixedScaleHalf]:
+        """The kernels of both halves, even and odd channels apart: pairs become sums of two
+        depthwise convolutions, and no feature maps are joined or cut.
+
+        Where a half is odd, the pair in its middle has a channel of both branches. The sum of its
+        fine one takes in the other.
+        """
+        width = -(-len(self.merge3.weight[0::2]) // 16) * 16
+        expands = halve(kernel_of(self.expand), width)
+        fines = halve(kernel_of(self.depthwise3), width)
+        coarses = halve(kernel_of(self.depthwise5), width)
+        reduce = kernel_of(self.reduce)
+        biases = (reduce.bias, None)
+        halves = []
+        for index, merge in enumerate((self.merge3, self.merge5)):
+            merge_fine, merge_coarse = split_pairs(merge, width)
+            columns = split_columns(reduce.weight.chunk(2, dim=1)[index], width)
+            halves.append(
+                MixedScaleHalf(
+                    expand=expands[index],
+                    fine=fines[index],
+                    coarse=coarses[index],
+                    merge_fine=merge_fine,
+                    merge_coarse=merge_coarse,
+                    reduce_fine=Kernel(columns[0], biases[index]),
+                    reduce_coarse=Kernel(columns[1], None),
+                )
+            )
+        return halves
+
+    def work(self, x: torch.Tensor, halves: list[MixedScaleHalf]) -> torch.Tensor:
+        """The same as `forward`, from `halves`."""
+        out = 0
+        for half in halves:
+            even, odd = F.conv2d(x, *half.expand.even), F.conv2d(x, *half.expand.odd)
+            fine, coarse = self.merge(half, even, odd)
+            out = (
+                out
+                + F.conv2d(F.relu_(fine), *half.reduce_fine)
+                + F.conv2d(F.relu_(coarse), *half.reduce_coarse)
+            )
+        return out
+
+    def merge(
+        self, half: MixedScaleHalf, even: torch.Tensor, odd: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merged fine and coarse channels, from the even and the odd ones of a half."""
+        fine = depthwise(F.relu_(depthwise(even, *half.fine.even)), *half.merge_fine.even)
+        fine += depthwise(F.relu_(depthwise(odd, *half.fine.odd)), *half.merge_fine.odd)
+        coarse = depthwise(F.relu_(depthwise(even, *half.coarse.even)), *half.merge_coarse.even)
+        rest = depthwise(F.relu_(depthwise(odd, *half.coarse.odd)), *half.merge_coarse.odd)
+        middle, mixed_pairs = divmod(len(self.merge3.weight), 2)
+        coarse[:, mixed_pairs:] += rest[:, : rest.shape[1] - mixed_pairs]
+        if mixed_pairs:
+            fine[:, middle] += coarse[:, 0]
+        return fine, coarse
+
+
+def exchange(fine: torch.Tensor, coarse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first halves of the channels of both together, and the second halves."""
+    fine_halves, coarse_halves = fine.chunk(2, dim=1), coarse.chunk(2, dim=1)
+    return (
+        torch.cat([fine_halves[0], coarse_halves[0]], dim=1),
+        torch.cat([fine_halves[1], coarse_halves[1]], dim=1),
+    )
+
+
+def fill(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Zeros added to `(C, ...)` until there are `width` rows, which registers hold."""
+    return F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, width - len(rows)])
+
+
+def halve(kernel: Kernel, width: int) -> list[Parities]:
+    """The kernels of both halves of the output channels, even and odd ones apart, filled up."""
+    halves = []
+    for weight, bias in zip(kernel.weight.chunk(2), kernel.bias.chunk(2)):
+        even = Kernel(fill(weight[0::2], width), fill(bias[0::2], width))
+        odd = Kernel(fill(weight[1::2], width), fill(bias[1::2], width))
+        halves.append(Parities(even, odd))
+    return halves
+
+
+def split_pairs(layer: PairedConv, width: int) -> tuple[Parities, Parities]:
+    """The kernels of a `PairedConv` for its fine channels, which come first, and for its coarse
+    ones, filled up."""
+    weight, bias = kernel_of(layer)
+    late, mixed_pairs = divmod(len(weight), 2)
+    even = late + mixed_pairs
+    fine = Parities(
+        Kernel(fill(weight[:even, :1], width), fill(bias[:even], width)),
+        Kernel(fill(weight[:late, 1:], width), None),
+    )
+    rest = fill(F.pad(bias[even:], (mixed_pairs, 0)), width)
+    coarse = Parities(
+        Kernel(fill(weight[late:, mixed_pairs : mixed_pairs + 1], width), rest),
+        Kernel(fill(weight[even:, 1 - mixed_pairs : 2 - mixed_pairs], width), None),
+    )
+    return fine, coarse
+
+
+def split_columns(weight: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix `(C_out, hidden, 1, 1)` for merged fine and for merged coarse channels, filled
+    up."""
+    rows = weight.transpose(0, 1)
+    late, mixed_pairs = divmod(len(rows), 2)
+    even = late + mixed_pairs
+    coarse = torch.cat([torch.zeros_like(rows[:mixed_pairs]), rows[even:]])
+    return fill(rows[:even], width).transpose(0, 1), fill(coarse, width).transpose(0, 1)
+
+
 class RestormerBlock(nn.Module):
     """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`; `(B, C, H, W)` -> the same.
 
     Inference on a processor goes tile by tile: between its convolutions a block has many times the
     channels of `x`, which would pass through memory again and again.
     """
+
+    attention_class: type[nn.Module] = ChannelAttention
+    feed_forward_class: type[nn.Module] = GatedFeedForward
 
     def __init__(
         self,
@@ -189,9 +453,9 @@ class RestormerBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = ChannelNorm(channels, norm_bias)
-        self.attention = ChannelAttention(channels, heads, bias)
+        self.attention = self.attention_class(channels, heads, bias)
         self.norm2 = ChannelNorm(channels, norm_bias)
-        self.feed_forward = GatedFeedForward(channels, expansion, bias)
+        self.feed_forward = self.feed_forward_class(channels, expansion, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if in_tiles(x):
@@ -200,22 +464,110 @@ class RestormerBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
     def attention_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
-        values, sums = torch.empty_like(x), None
-        for seen, inside, tile in tiles(x, 3 * x.shape[1], border=1):
-            query, key, value = (part[inside] for part in self.attention.split(self.norm1(x[seen])))
-            values[tile] = value
+        values, sums = torch.empty_like(x), (0, 0, 0)
+        for tile in tiles(x, 3 * x.shape[1], border=1):
+            parts = self.attention.split(self.norm1(x[tile.bordered]))
+            query, key, value = (part[tile.inside] for part in parts)
+            values[tile.place] = value
             compared = self.attention.compare(query, key)
-            sums = [part.float() + total for part, total in zip(compared, sums or (0, 0, 0))]
+            sums = [part.float() + total for part, total in zip(compared, sums)]
         weights = self.attention.weigh(*sums)
-        for *_, tile in tiles(x, 3 * x.shape[1], border=1):
-            values[tile] = x[tile] + self.attention.mix(weights, values[tile])
+        for tile in tiles(x, 3 * x.shape[1], border=1):
+            place = tile.place
+            values[place] = x[place] + self.attention.mix(weights, values[place])
         return values
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
-        for seen, inside, tile in tiles(x, self.feed_forward.depthwise.in_channels, border=1):
-            out[tile] = x[tile] + self.feed_forward(self.norm2(x[seen]))[inside]
+        for tile in tiles(x, self.feed_forward.depthwise.in_channels, border=1):
+            added = self.feed_forward(self.norm2(x[tile.bordered]))
+            out[tile.place] = x[tile.place] + added[tile.inside]
         return out
+
+
+class SparseTransformerBlock(RestormerBlock):
+    """The same with the attention and the feed-forward of DRSformer."""
+
+    attention_class = SparseChannelAttention
+    feed_forward_class = MixedScaleFeedForward
+
+    def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
+        out, halves = torch.empty_like(x), self.feed_forward.halves()
+        for tile in tiles(x, len(self.feed_forward.merge3.weight), border=4):
+            added = self.feed_forward.work(self.norm2(x[tile.bordered]), halves)
+            out[tile.place] = x[tile.place] + added[tile.inside]
+        return out
+
+
+def expert(channels: int, kernel: int, dilation: int, depth: int) -> nn.Sequential:
+    """Depthwise and pointwise convolution, `depth` times with ReLU in between."""
+    spatial = {"padding": dilation * (kernel // 2), "dilation": dilation, "groups": channels}
+    layers = []
+    for _ in range(depth):
+        layers += [
+            nn.Conv2d(channels, channels, kernel, bias=False, **spatial),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers[:-1])
+
+
+class ExpertLayer(nn.Module):
+    """Eight operations side by side, weighed, joined and reduced: separable convolutions, dilated
+    ones, and the mean of 3 x 3."""
+
+    COUNT = 8
+
+    def __init__(self, channels: int):
+        super().__init__()
+        separable = [expert(channels, kernel, dilation=1, depth=2) for kernel in (1, 3, 5, 7)]
+        dilated = [expert(channels, kernel, dilation=2, depth=1) for kernel in (3, 5, 7)]
+        self.experts = nn.ModuleList(separable + dilated)
+        self.mix = nn.Conv2d(self.COUNT * channels, channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        matrices = self.join(weights)
+        if not in_tiles(x):
+            return F.relu(self.work(x, matrices))
+        out = torch.empty_like(x)
+        for tile in tiles(x, 2 * x.shape[1], border=6):
+            out[tile.place] = F.relu_(self.work(x[tile.bordered], matrices)[tile.inside])
+        return out
+
+    def join(self, weights: torch.Tensor) -> torch.Tensor:
+        """What follows the last depthwise convolutions as one matrix `(B, C, 8 C)`: pointwise ones,
+        weights `(B, 8)` and the mix."""
+        # (8, C, C)
+        mix = kernel_of(self.mix).weight.flatten(1).unflatten(1, (self.COUNT, -1)).transpose(0, 1)
+        last = torch.stack([kernel_of(branch[-1]).weight.flatten(1) for branch in self.experts])
+        joined = torch.cat([mix[:-1] @ last, mix[-1:]])
+        return (weights[..., None, None] * joined).transpose(1, 2).flatten(2)
+
+    def work(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        results = [operation[:-1](x) for operation in self.experts]
+        results.append(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
+        return transform(torch.cat(results, dim=1), matrices.to(x))
+
+
+class ExpertCompensator(nn.Module):
+    """Layers of experts, whose weights follow from the mean of the features; `(B, C, H, W)` -> the
+    same."""
+
+    def __init__(self, channels: int, layers: int = 4):
+        super().__init__()
+        count = layers * ExpertLayer.COUNT
+        self.weigh = nn.Sequential(
+            nn.Linear(channels, 2 * count), nn.ReLU(), nn.Linear(2 * count, count)
+        )
+        self.prepare = nn.Conv2d(channels, channels, 1, bias=False)
+        self.layers = nn.ModuleList(ExpertLayer(channels) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.weigh(x.mean((2, 3))).unflatten(1, (len(self.layers), -1)).softmax(-1)
+        x = F.relu(self.prepare(x))
+        for layer, weight in zip(self.layers, weights.unbind(1)):
+            x = F.relu_(x + layer(x, weight))
+        return x
 
 
 class GuidanceFusion(nn.Module):
@@ -228,6 +580,7 @@ class GuidanceFusion(nn.Module):
 
     def __init__(
         self,
+        block: type[RestormerBlock],
         channels: int,
         guidance_channels: int,
         heads: int,
@@ -236,11 +589,9 @@ class GuidanceFusion(nn.Module):
         bias: bool,
     ):
         super().__init__()
-        self.norm = ChannelNorm(channels, norm_bias)
         both = channels + guidance_channels
-        self.block = RestormerBlock(
-            both, heads if both % heads == 0 else 1, expansion, norm_bias, bias
-        )
+        self.norm = ChannelNorm(channels, norm_bias)
+        self.block = block(both, heads if both % heads == 0 else 1, expansion, norm_bias, bias)
         self.project = nn.Conv2d(both, channels, 1)
         self.alpha = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -251,6 +602,14 @@ class GuidanceFusion(nn.Module):
         return x + strength * self.alpha * self.project(
             self.block(torch.cat([self.norm(x), guidance], dim=1))
         )
+
+
+def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Crop features at the right and bottom, or repeat their border there, until they are `height`
+    x `width`."""
+    features = features[..., :height, :width]
+    missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
+    return F.pad(features, missing, mode="replicate") if any(missing) else features
 
 
 class PromptBlock(nn.Module):
@@ -264,37 +623,148 @@ class PromptBlock(nn.Module):
         self, channels: int, prompt_channels: int, count: int, size: int, out_channels: int, **block
     ):
         super().__init__()
+        both = channels + prompt_channels
         self.prompts = nn.Parameter(torch.rand(count, prompt_channels, size, size))
         self.weigh = nn.Linear(channels, count)
         self.smooth = nn.Conv2d(prompt_channels, prompt_channels, 3, padding=1, bias=False)
-        self.block = RestormerBlock(channels + prompt_channels, **block)
-        self.reduce = nn.Conv2d(
-            channels + prompt_channels, out_channels, 1, bias=block.get("bias", False)
-        )
+        self.block = RestormerBlock(both, **block)
+        self.reduce = nn.Conv2d(both, out_channels, 1, bias=block.get("bias", False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights = self.weigh(x.mean((2, 3))).softmax(-1)
         prompt = torch.einsum("bn,nchw->bchw", weights, self.prompts.to(weights))
-        prompt = self.smooth(
-            F.interpolate(prompt, x.shape[-2:], mode="bilinear", align_corners=False)
-        )
+        prompt = F.interpolate(prompt, x.shape[-2:], mode="bilinear", align_corners=False)
+        prompt = self.smooth(prompt)
         return self.reduce(self.block(torch.cat([x, prompt.to(x)], dim=1)))
 
 
-def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Crop features at the right and bottom, or repeat their border there, until they are `height`
-    x `width`."""
-    features = features[..., :height, :width]
-    missing = (0, width - features.shape[-1], 0, height - features.shape[-2])
-    return F.pad(features, missing, mode="replicate") if any(missing) else features
+class Guidance(NamedTuple):
+    """Guidance for a network.
+
+    Attributes:
+        features: `(B, C_level, H_level, W_level)` of each level, finest first.
+        strength: multiplies what they add; a number, or `(B, 1, 1, 1)`, one for each image.
+    """
+
+    features: list[torch.Tensor]
+    strength: float | torch.Tensor
 
 
-def blocks(channels: int, count: int, heads: int, **options) -> nn.ModuleList:
-    return nn.ModuleList(RestormerBlock(channels, heads, **options) for _ in range(count))
+def check_levels(depth: int, guidance_channels: tuple[int, ...] | None, fusion: str) -> None:
+    """Refuse another way of `fusion` than there are, and guidance for another number of levels."""
+    if fusion not in ("encoder", "decoder", "both"):
+        raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+    if guidance_channels is not None and len(guidance_channels) != depth + 1:
+        raise ValueError(
+            f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
+            f"middle), got {len(guidance_channels)}."
+        )
+
+
+def check_degraded(degraded: torch.Tensor, channels: int) -> None:
+    """Refuse what is not `(B, channels, H, W)`."""
+    if degraded.ndim != 4 or degraded.shape[1] != channels:
+        raise ValueError(f"`degraded` must be (B, {channels}, H, W), got {tuple(degraded.shape)}.")
+
+
+def read_guidance(
+    features: list[torch.Tensor] | None,
+    strength: float | torch.Tensor,
+    expected: tuple[int, ...] | None,
+    network: str,
+) -> Guidance | None:
+    """Guidance whose features have the `expected` channels; `None` where it adds nothing."""
+    if features is None or not (torch.is_tensor(strength) or strength):
+        return None
+    if expected is None:
+        raise ValueError(
+            f"This {network} takes no guidance; build it with `guidance_channels`, or pass no "
+            "`guidance_features`."
+        )
+    channels = [level.shape[1] for level in features]
+    if channels != list(expected):
+        raise ValueError(
+            f"`guidance_features` must have {list(expected)} channels, finest level first, got "
+            f"{channels}."
+        )
+    return Guidance(features, strength)
+
+
+def fuse(
+    x: torch.Tensor,
+    fusions: nn.ModuleList,
+    guidance: Guidance | None,
+    level: int,
+    deepest_first: bool = False,
+) -> torch.Tensor:
+    """Let the guidance of a level into its features, where there are `fusions`."""
+    if guidance is None or not len(fusions):
+        return x
+    fusion = fusions[-1 - level if deepest_first else level]
+    return fusion(x, guidance.features[level], guidance.strength)
+
+
+@dataclass
+class Prompts:
+    """The prompts of a `Backbone`: their channels and sides above each level, finest first."""
+
+    channels: tuple[int, ...]
+    sizes: tuple[int, ...]
+    count: int
+    heads: int
+
+
+@dataclass
+class Levels:
+    """The U of a `Backbone`; the arguments are Restormer's, `block` the kind of its blocks.
+
+    Raises:
+        ValueError: if the number of levels is not the same throughout, or there is no such fusion.
+    """
+
+    block: type[RestormerBlock]
+    width: int
+    encoder_depths: tuple[int, ...]
+    middle_depth: int
+    decoder_depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    expansion: float
+    norm_bias: bool
+    bias: bool
+    guidance_channels: tuple[int, ...] | None
+    fusion: str
+
+    def __post_init__(self):
+        depth = len(self.encoder_depths)
+        if len(self.decoder_depths) != depth or len(self.heads) != depth + 1:
+            raise ValueError(
+                f"`decoder_depths` must have {depth} entries like `encoder_depths`, and `heads` "
+                f"one more, got {len(self.decoder_depths)} and {len(self.heads)}."
+            )
+        check_levels(depth, self.guidance_channels, self.fusion)
+        self.depth = depth
+        self.widths = [self.width * 2**level for level in range(depth + 1)]
+        self.options = {
+            "expansion": self.expansion,
+            "norm_bias": self.norm_bias,
+            "bias": self.bias,
+        }
+
+    def guides(self, side: str) -> bool:
+        """Whether guidance enters the `encoder` or the `decoder`."""
+        return self.guidance_channels is not None and self.fusion in (side, "both")
+
+    def blocks(self, level: int, channels: int, count: int) -> nn.ModuleList:
+        heads = self.heads[level]
+        return nn.ModuleList(self.block(channels, heads, **self.options) for _ in range(count))
+
+    def fusion_at(self, level: int, channels: int) -> GuidanceFusion:
+        guidance_channels, heads = self.guidance_channels[level], self.heads[level]
+        return GuidanceFusion(self.block, channels, guidance_channels, heads, **self.options)
 
 
 class Backbone(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """What both networks share: a U of transformer blocks whose decoder takes in skips, prompts and
+    """What the networks share: a U of transformer blocks whose decoder takes in skips, prompts and
     guidance."""
 
     _supports_gradient_checkpointing = True
@@ -303,86 +773,95 @@ class Backbone(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _lora_layers = ["qkv", "project", "expand", "reduce"]
 
     # Of a matcher that costs a small part of the network, finest level first.
-    guidance_widths = (
-        32,
-        64,
-        128,
-        256,
-        512,
-    )
+    guidance_widths = (32, 64, 128, 256, 512)
+
+    # Whether the decoder's fusions are initialised behind everything else: a matter of seeds.
+    _draws_fusions_last = False
 
     def _build(
-        self, in_channels, out_channels, width, encoder_depths, middle_depth, decoder_depths,
-        refinement_depth, heads, expansion, norm_bias, bias, guidance_channels, fusion,
-        dual_pixel=False, prompts=None,
-    ) -> None:  # fmt: skip
-        depth = len(encoder_depths)
-        if len(decoder_depths) != depth or len(heads) != depth + 1:
-            raise ValueError(
-                f"`decoder_depths` must have {depth} entries like `encoder_depths`, and `heads` "
-                "one more, "
-                f"got {len(decoder_depths)} and {len(heads)}."
-            )
-        if fusion not in ("encoder", "decoder", "both"):
-            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
-        if guidance_channels is not None and len(guidance_channels) != depth + 1:
-            raise ValueError(
-                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
-                f"middle), got {len(guidance_channels)}."
-            )
-        options = {"expansion": expansion, "norm_bias": norm_bias, "bias": bias}
-        widths = [width * 2**level for level in range(depth + 1)]
+        self,
+        levels: Levels,
+        *,
+        in_channels: int,
+        out_channels: int,
+        refinement_depth: int = 0,
+        dual_pixel: bool = False,
+        prompts: Prompts | None = None,
+        experts: bool = False,
+    ) -> None:
+        width, bias = levels.width, levels.bias
         self.embed = nn.Conv2d(in_channels, width, 3, padding=1, bias=bias)
-        self.encoders = nn.ModuleList(
-            blocks(c, n, h, **options) for c, n, h in zip(widths, encoder_depths, heads)
-        )
-        self.downs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, c // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
-            for c in widths[:-1]
-        )
-        self.middle = blocks(widths[-1], middle_depth, heads[-1], **options)
-
-        self.prompts, self.ups, self.reduces = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self.decoders, decoder_fusions = nn.ModuleList(), []
-        channels = widths[-1]
-        for level, count in zip(reversed(range(depth)), decoder_depths):
-            if prompts is not None:
-                below = channels
-                # As published: halved at the deepest level only.
-                channels = widths[level] if level == depth - 1 else below
-                sizes = (prompts["channels"][level], prompts["count"], prompts["sizes"][level])
-                self.prompts.append(
-                    PromptBlock(below, *sizes, channels, heads=prompts["heads"], **options)
-                )
-            self.ups.append(
-                nn.Sequential(
-                    nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2)
-                )
-            )
-            joined = channels // 2 + widths[level]
-            # The finest level keeps what it has joined.
-            channels = widths[level] if level else joined
-            self.reduces.append(
-                nn.Conv2d(joined, channels, 1, bias=bias) if level else nn.Identity()
-            )
-            self.decoders.append(blocks(channels, count, heads[level], **options))
-            if guidance_channels is not None and fusion != "encoder":
-                decoder_fusions.append(
-                    GuidanceFusion(channels, guidance_channels[level], heads[level], **options)
-                )
-        self.refinement = blocks(channels, refinement_depth, heads[0], **options)
-        self.skip = nn.Conv2d(width, channels, 1, bias=bias) if dual_pixel else None
-        self.output = nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
-
-        encoder_fusions = []
-        if guidance_channels is not None and fusion != "decoder":
-            encoder_fusions = [
-                GuidanceFusion(c, g, h, **options)
-                for c, g, h in zip(widths, guidance_channels, heads)
-            ]
-        self.encoder_fusions = nn.ModuleList(encoder_fusions)
-        self.decoder_fusions = nn.ModuleList(decoder_fusions)
+        self.first_experts = ExpertCompensator(width) if experts else None
+        self._build_encoder(levels)
+        channels, decoder_fusions = self._build_decoder(levels, prompts)
+        self.refinement = levels.blocks(0, channels[-1], refinement_depth)
+        self.last_experts = ExpertCompensator(channels[-1]) if experts else None
+        self.skip = nn.Conv2d(width, channels[-1], 1, bias=bias) if dual_pixel else None
+        self.output = nn.Conv2d(channels[-1], out_channels, 3, padding=1, bias=bias)
+        self._build_fusions(levels, channels, decoder_fusions)
         self.gradient_checkpointing = False
+
+    def _build_encoder(self, levels: Levels) -> None:
+        self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
+        for level, count in enumerate(levels.encoder_depths):
+            self.encoders.append(levels.blocks(level, levels.widths[level], count))
+        for width in levels.widths[:-1]:
+            shrink = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
+            self.downs.append(nn.Sequential(shrink, nn.PixelUnshuffle(2)))
+        self.middle = levels.blocks(levels.depth, levels.widths[-1], levels.middle_depth)
+
+    def _build_decoder(
+        self, levels: Levels, prompts: Prompts | None
+    ) -> tuple[list[int], list[GuidanceFusion]]:
+        """Returns the channels of each level, deepest first, and the fusions drawn with them."""
+        self.prompts, self.ups = nn.ModuleList(), nn.ModuleList()
+        self.reduces, self.decoders = nn.ModuleList(), nn.ModuleList()
+        below, channels, fusions = levels.widths[-1], [], []
+        for level, count in zip(reversed(range(levels.depth)), levels.decoder_depths):
+            if prompts is not None:
+                below = self._add_prompt(levels, prompts, level, below)
+            grow = nn.Conv2d(below, 2 * below, 3, padding=1, bias=False)
+            self.ups.append(nn.Sequential(grow, nn.PixelShuffle(2)))
+            joined = below // 2 + levels.widths[level]
+            below = levels.widths[level] if level else joined
+            # The finest level keeps what it has joined.
+            reduce = nn.Conv2d(joined, below, 1, bias=levels.bias) if level else nn.Identity()
+            self.reduces.append(reduce)
+            self.decoders.append(levels.blocks(level, below, count))
+            if levels.guides("decoder") and not self._draws_fusions_last:
+                fusions.append(levels.fusion_at(level, below))
+            channels.append(below)
+        return channels, fusions
+
+    def _add_prompt(self, levels: Levels, prompts: Prompts, level: int, below: int) -> int:
+        """Add the prompt above a level, from `below` channels; returns the channels it leaves."""
+        deepest = level == levels.depth - 1
+        channels = levels.widths[level] if deepest else below  # halved there only, as published
+        self.prompts.append(
+            PromptBlock(
+                channels=below,
+                prompt_channels=prompts.channels[level],
+                count=prompts.count,
+                size=prompts.sizes[level],
+                out_channels=channels,
+                heads=prompts.heads,
+                **levels.options,
+            )
+        )
+        return channels
+
+    def _build_fusions(
+        self, levels: Levels, channels: list[int], decoder_fusions: list[GuidanceFusion]
+    ) -> None:
+        self.encoder_fusions = nn.ModuleList()
+        if levels.guides("encoder"):
+            for level, width in enumerate(levels.widths):
+                self.encoder_fusions.append(levels.fusion_at(level, width))
+        self.decoder_fusions = nn.ModuleList(decoder_fusions)
+        if levels.guides("decoder") and self._draws_fusions_last:
+            for index, width in enumerate(channels):
+                fusion = levels.fusion_at(levels.depth - 1 - index, width)
+                self.decoder_fusions.append(fusion)
 
     @property
     def size_multiple(self) -> int:
@@ -411,72 +890,48 @@ class Backbone(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: if guidance is given to a network built without it, or with another number
                 of levels.
         """
-        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`degraded` must be (B, {self.config.in_channels}, H, W), got "
-                f"{tuple(degraded.shape)}."
-            )
-        guidance = (
-            self._check_guidance(guidance_features)
-            if torch.is_tensor(strength) or strength
-            else None
-        )
+        check_degraded(degraded, self.config.in_channels)
+        expected = self.config.guidance_channels
+        guidance = read_guidance(guidance_features, strength, expected, type(self).__name__)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)
 
-        x = embedded = self.embed(image.contiguous(memory_format=torch.channels_last))
+        x = self.embed(image.contiguous(memory_format=torch.channels_last))
+        embedded = None if self.skip is None else x
+        if self.first_experts is not None:
+            x = self._run([self.first_experts], x)
         skips = []
-        for level, (encoder, shrink) in enumerate(zip(self.encoders, self.downs)):
-            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+        for level, encoder in enumerate(self.encoders):
+            x = fuse(x, self.encoder_fusions, guidance, level)
             x = self._run(encoder, x)
             skips.append(x)
-            x = shrink(x)
+            x = self.downs[level](x)
         depth = len(self.encoders)
-        x = self._fuse(self.encoder_fusions, depth, x, guidance, depth, strength)
+        x = fuse(x, self.encoder_fusions, guidance, depth)
         x = self._run(self.middle, x)
-        for i, (grow, decoder) in enumerate(zip(self.ups, self.decoders)):
-            x = self.prompts[i](x) if len(self.prompts) else x
-            x = torch.cat([grow(x), skips.pop()], dim=1)
-            x = self.reduces[i](x)
-            x = self._fuse(self.decoder_fusions, i, x, guidance, depth - 1 - i, strength)
+        for index, decoder in enumerate(self.decoders):
+            if len(self.prompts):
+                x = self.prompts[index](x)
+            x = torch.cat([self.ups[index](x), skips.pop()], dim=1)
+            x = self.reduces[index](x)
+            x = fuse(x, self.decoder_fusions, guidance, depth - 1 - index, deepest_first=True)
             x = self._run(decoder, x)
         x = self._run(self.refinement, x)
-        restored = (
-            self.output(x) + image if self.skip is None else self.output(x + self.skip(embedded))
-        )
+        if self.last_experts is not None:
+            x = self._run([self.last_experts], x)
+        if embedded is None:
+            restored = self.output(x) + image
+        else:
+            restored = self.output(x + self.skip(embedded))
         return restored[..., :height, :width]
 
-    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
-        expected = self.config.guidance_channels
-        if features is None:
-            return None
-        if expected is None:
-            raise ValueError(
-                f"This {type(self).__name__} takes no guidance; build it with `guidance_channels`, "
-                "or pass no `guidance_features`."
-            )
-        channels = [f.shape[1] for f in features]
-        if channels != list(expected):
-            raise ValueError(
-                f"`guidance_features` must have {list(expected)} channels, finest level first, got "
-                f"{channels}."
-            )
-        return features
-
-    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
-        return (
-            fusions[index](x, guidance[level], strength)
-            if guidance is not None and len(fusions)
-            else x
-        )
-
-    def _run(self, group: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, group: Iterable[nn.Module], x: torch.Tensor, *inputs) -> torch.Tensor:
         for block in group:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x)
+                x = self._gradient_checkpointing_func(block, x, *inputs)
             else:
-                x = block(x)
+                x = block(x, *inputs)
         return x
 
 
@@ -527,11 +982,26 @@ class Restormer(Backbone):
                 f"`out_channels` must equal `in_channels` ({in_channels}) unless `dual_pixel`, got "
                 f"{out_channels}."
             )
+        levels = Levels(
+            block=RestormerBlock,
+            width=width,
+            encoder_depths=encoder_depths,
+            middle_depth=middle_depth,
+            decoder_depths=decoder_depths,
+            heads=heads,
+            expansion=expansion,
+            norm_bias=norm_bias,
+            bias=bias,
+            guidance_channels=guidance_channels,
+            fusion=fusion,
+        )
         self._build(
-            in_channels, out_channels, width, encoder_depths, middle_depth, decoder_depths,
-            refinement_depth, heads, expansion,
-            norm_bias, bias, guidance_channels, fusion, dual_pixel,
-        )  # fmt: skip
+            levels,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            refinement_depth=refinement_depth,
+            dual_pixel=dual_pixel,
+        )
 
 
 class PromptIR(Backbone):
@@ -573,14 +1043,82 @@ class PromptIR(Backbone):
                 f"`prompt_channels` and `prompt_sizes` must have {len(encoder_depths)} entries "
                 "like `encoder_depths`."
             )
-        prompts = {
-            "channels": prompt_channels,
-            "sizes": prompt_sizes,
-            "count": prompt_count,
-            "heads": prompt_heads,
-        }
+        prompts = Prompts(prompt_channels, prompt_sizes, count=prompt_count, heads=prompt_heads)
+        levels = Levels(
+            block=RestormerBlock,
+            width=width,
+            encoder_depths=encoder_depths,
+            middle_depth=middle_depth,
+            decoder_depths=decoder_depths,
+            heads=heads,
+            expansion=expansion,
+            norm_bias=norm_bias,
+            bias=bias,
+            guidance_channels=guidance_channels,
+            fusion=fusion,
+        )
         self._build(
-            in_channels, in_channels, width, encoder_depths, middle_depth, decoder_depths,
-            refinement_depth, heads, expansion,
-            norm_bias, bias, guidance_channels, fusion, prompts=prompts,
-        )  # fmt: skip
+            levels,
+            in_channels=in_channels,
+            out_channels=in_channels,
+            refinement_depth=refinement_depth,
+            prompts=prompts,
+        )
+
+
+class DRSformer(Backbone):
+    """Takes rain out of images of any size, alone or with the features of a guidance image.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the finest level; each deeper level doubles them, the finest decoder
+            level works on twice as many.
+        encoder_depths: blocks of each encoder level, finest first.
+        middle_depth: blocks below the deepest level.
+        decoder_depths: blocks of each decoder level, deepest first.
+        heads: attention heads of each level, finest first, and of the middle.
+        expansion: width of the feed-forward branches, in widths of their level.
+        norm_bias: layer normalisation with mean and bias.
+        bias: biases in the convolutions.
+        experts: the mixture-of-experts feature compensators before the first and behind the last
+            level; the publication leaves them out for Rain200L and SPA-Data.
+        guidance_channels: channels of the guidance features, one for each encoder level and one for
+            the middle; `None` builds a network that takes no guidance.
+        fusion: where guidance enters: `encoder` (and middle), `decoder`, or `both`.
+    """
+
+    _repeated_blocks = ["SparseTransformerBlock"]
+    _no_split_modules = ["SparseTransformerBlock", "ExpertLayer"]
+    _draws_fusions_last = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        width: int = 48,
+        encoder_depths: tuple[int, ...] = (4, 6, 6),
+        middle_depth: int = 8,
+        decoder_depths: tuple[int, ...] = (6, 6, 4),
+        heads: tuple[int, ...] = (1, 2, 4, 8),
+        expansion: float = 2.66,
+        norm_bias: bool = True,
+        bias: bool = False,
+        experts: bool = True,
+        guidance_channels: tuple[int, ...] | None = None,
+        fusion: str = "both",
+    ):
+        super().__init__()
+        levels = Levels(
+            block=SparseTransformerBlock,
+            width=width,
+            encoder_depths=encoder_depths,
+            middle_depth=middle_depth,
+            decoder_depths=decoder_depths,
+            heads=heads,
+            expansion=expansion,
+            norm_bias=norm_bias,
+            bias=bias,
+            guidance_channels=guidance_channels,
+            fusion=fusion,
+        )
+        self._build(levels, in_channels=in_channels, out_channels=in_channels, experts=experts)

@@ -6,6 +6,9 @@ guidance enters as in Lin et al. (CVPR 2024). The published network returns thre
 training; `forward` returns the full-size one, and with `all_scales` all three.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -55,7 +58,9 @@ def conv(
     in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1
 ) -> nn.Sequential:
     layers = [nn.Conv2d(in_channels, out_channels, size, stride, size // 2)]
-    return nn.Sequential(*layers, nn.GELU()) if activation else nn.Sequential(*layers)
+    if activation:
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers)
 
 
 def up_conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -97,18 +102,13 @@ class DynamicFilter(nn.Module):
         kernels = self.norm(self.predict(x.mean((2, 3), keepdim=True)))
         # (B, groups, 1, size², 1, 1)
         kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)
-        border = self.size // 2
-        padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(
-            1, (self.groups, channels // self.groups)
-        )
-        low = torch.zeros_like(x).unflatten(1, (self.groups, channels // self.groups))
+        border, grouped = self.size // 2, (self.groups, channels // self.groups)
+        padded = F.pad(x, (border,) * 4, mode="reflect").unflatten(1, grouped)
+        low = torch.zeros_like(x).unflatten(1, grouped)
         for i in range(self.size):
             for j in range(self.size):
-                low = (
-                    low
-                    + padded[..., i : i + height, j : j + width]
-                    * kernels[:, :, :, i * self.size + j]
-                )
+                shifted = padded[..., i : i + height, j : j + width]
+                low = low + shifted * kernels[:, :, :, i * self.size + j]
         low = low.flatten(1, 2)
         return self.modulate(low, x - low)
 
@@ -161,11 +161,8 @@ class SFBlock(nn.Module):
         super().__init__()
         half = channels // 2
         self.expand = conv(channels, channels, 3)
-        self.filters = (
-            nn.ModuleList(DynamicFilter(half, size, share) for size in (3, 5))
-            if filters
-            else nn.ModuleList()
-        )
+        sizes = (3, 5) if filters else ()
+        self.filters = nn.ModuleList(DynamicFilter(half, size, share) for size in sizes)
         self.global_selection = GlobalSelection(half, share)
         self.patch_selection = PatchSelection(half, share)
         self.project = conv(channels, channels, 3, activation=False)
@@ -222,6 +219,72 @@ def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.pad(features, missing, mode="replicate") if any(missing) else features
 
 
+class Guidance(NamedTuple):
+    """Guidance for a network.
+
+    Attributes:
+        features: `(B, C_level, H_level, W_level)` of each level, finest first.
+        strength: multiplies what they add; a number, or `(B, 1, 1, 1)`, one for each image.
+    """
+
+    features: list[torch.Tensor]
+    strength: float | torch.Tensor
+
+
+def check_levels(depth: int, guidance_channels: tuple[int, ...] | None, fusion: str) -> None:
+    """Refuse another way of `fusion` than there are, and guidance for another number of levels."""
+    if fusion not in ("encoder", "decoder", "both"):
+        raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+    if guidance_channels is not None and len(guidance_channels) != depth + 1:
+        raise ValueError(
+            f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
+            f"middle), got {len(guidance_channels)}."
+        )
+
+
+def check_degraded(degraded: torch.Tensor, channels: int) -> None:
+    """Refuse what is not `(B, channels, H, W)`."""
+    if degraded.ndim != 4 or degraded.shape[1] != channels:
+        raise ValueError(f"`degraded` must be (B, {channels}, H, W), got {tuple(degraded.shape)}.")
+
+
+def read_guidance(
+    features: list[torch.Tensor] | None,
+    strength: float | torch.Tensor,
+    expected: tuple[int, ...] | None,
+    network: str,
+) -> Guidance | None:
+    """Guidance whose features have the `expected` channels; `None` where it adds nothing."""
+    if features is None or not (torch.is_tensor(strength) or strength):
+        return None
+    if expected is None:
+        raise ValueError(
+            f"This {network} takes no guidance; build it with `guidance_channels`, or pass no "
+            "`guidance_features`."
+        )
+    channels = [level.shape[1] for level in features]
+    if channels != list(expected):
+        raise ValueError(
+            f"`guidance_features` must have {list(expected)} channels, finest level first, got "
+            f"{channels}."
+        )
+    return Guidance(features, strength)
+
+
+def fuse(
+    x: torch.Tensor,
+    fusions: nn.ModuleList,
+    guidance: Guidance | None,
+    level: int,
+    deepest_first: bool = False,
+) -> torch.Tensor:
+    """Let the guidance of a level into its features, where there are `fusions`."""
+    if guidance is None or not len(fusions):
+        return x
+    fusion = fusions[-1 - level if deepest_first else level]
+    return fusion(x, guidance.features[level], guidance.strength)
+
+
 class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Restores degraded images of any size, alone or with the features of a guidance image.
 
@@ -244,11 +307,7 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _lora_layers = r".*(expand|project)\.0"
 
     # Of a matcher that costs a small part of the network, finest level first.
-    guidance_widths = (
-        32,
-        64,
-        128,
-    )
+    guidance_widths = (32, 64, 128)
     num_levels = 3  # each takes guidance
     num_scales = 3  # each restores an image, to be compared with the clean one in training
 
@@ -263,13 +322,7 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fusion: str = "both",
     ):
         super().__init__()
-        if fusion not in ("encoder", "decoder", "both"):
-            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
-        if guidance_channels is not None and len(guidance_channels) != 3:
-            raise ValueError(
-                "`guidance_channels` must have 3 entries, one a level, got "
-                f"{len(guidance_channels)}."
-            )
+        check_levels(self.num_levels - 1, guidance_channels, fusion)
         if pooling_share is not None and not 0 < pooling_share < 1:
             raise ValueError(
                 "`pooling_share` must lie between 0 and 1, or be None for the whole image, got "
@@ -287,13 +340,17 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             conv(c, in_channels, 3, activation=False) for c in widths[::-1]
         )
 
-        fusions = [(*shape, pooling_share) for shape in zip(widths, guidance_channels or ())]
-        self.encoder_fusions = nn.ModuleList(
-            GuidanceFusion(*shape) for shape in (fusions if fusion != "decoder" else [])
-        )
-        self.decoder_fusions = nn.ModuleList(
-            GuidanceFusion(*shape) for shape in (fusions[-2::-1] if fusion != "encoder" else [])
-        )
+        self.encoder_fusions, self.decoder_fusions = nn.ModuleList(), nn.ModuleList()
+        if guidance_channels is None:
+            fusion = None
+        if fusion in ("encoder", "both"):
+            for level, channels in enumerate(guidance_channels):
+                entry = GuidanceFusion(widths[level], channels, pooling_share)
+                self.encoder_fusions.append(entry)
+        if fusion in ("decoder", "both"):
+            for level in (1, 0):
+                entry = GuidanceFusion(widths[level], guidance_channels[level], pooling_share)
+                self.decoder_fusions.append(entry)
         self.gradient_checkpointing = False
 
     @staticmethod
@@ -332,78 +389,42 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: if guidance is given to a network built without it, or with another number
                 of levels.
         """
-        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`degraded` must be (B, {self.config.in_channels}, H, W), got "
-                f"{tuple(degraded.shape)}."
-            )
-        guidance = (
-            self._check_guidance(guidance_features)
-            if torch.is_tensor(strength) or strength
-            else None
-        )
+        check_degraded(degraded, self.config.in_channels)
+        expected = self.config.guidance_channels
+        guidance = read_guidance(guidance_features, strength, expected, type(self).__name__)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         # At least 16 pixels, because the filters reflect two of a quarter of the size.
         sides = [at_least(2 * multiple, side + -side % multiple) for side in (height, width)]
-        image = fit(
-            degraded, *sides
-        ).contiguous()  # channels first, which suits wide 3 x 3 convolutions on processors
+        # Channels first, which suits wide 3 x 3 convolutions on processors.
+        image = fit(degraded, *sides).contiguous()
         # Nearest-neighbour reduction, as published.
-        images = [
-            image,
-            image[..., ::2, ::2],
-            image[..., ::4, ::4],
-        ]
+        images = [image, image[..., ::2, ::2], image[..., ::4, ::4]]
 
         x, skips = self.embed(image), []
         for level, encoder in enumerate(self.encoders):
             if level:
                 x = self.pyramid[level - 1](self.downs[level - 1](x), images[level])
-            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+            x = fuse(x, self.encoder_fusions, guidance, level)
             x = self._run(encoder, x)
             skips.append(x)
         skips.pop()
         scales = []
-        for i, (decoder, output) in enumerate(zip(self.decoders, self.outputs)):
-            if i:
-                x = self.reduces[i - 1](torch.cat([self.ups[i - 1](x), skips.pop()], dim=1))
-                x = self._fuse(self.decoder_fusions, i - 1, x, guidance, 2 - i, strength)
+        for index, decoder in enumerate(self.decoders):
+            level = len(self.decoders) - 1 - index
+            if index:
+                x = torch.cat([self.ups[index - 1](x), skips.pop()], dim=1)
+                x = self.reduces[index - 1](x)
+                x = fuse(x, self.decoder_fusions, guidance, level, deepest_first=True)
             x = self._run(decoder, x)
-            factor = 2 ** (2 - i)
-            scales.append(
-                (output(x) + images[2 - i])[..., : -(-height // factor), : -(-width // factor)]
-            )
+            scale = self.outputs[index](x) + images[level]
+            scales.append(scale[..., : -(-height // 2**level), : -(-width // 2**level)])
         return scales if all_scales else scales[-1]
 
-    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
-        expected = self.config.guidance_channels
-        if features is None:
-            return None
-        if expected is None:
-            raise ValueError(
-                "This SFNet takes no guidance; build it with `guidance_channels`, or pass no "
-                "`guidance_features`."
-            )
-        channels = [f.shape[1] for f in features]
-        if channels != list(expected):
-            raise ValueError(
-                f"`guidance_features` must have {list(expected)} channels, finest level first, got "
-                f"{channels}."
-            )
-        return features
-
-    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
-        return (
-            fusions[index](x, guidance[level], strength)
-            if guidance is not None and len(fusions)
-            else x
-        )
-
-    def _run(self, group: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, group: Iterable[nn.Module], x: torch.Tensor, *inputs) -> torch.Tensor:
         for block in group:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x)
+                x = self._gradient_checkpointing_func(block, x, *inputs)
             else:
-                x = block(x)
+                x = block(x, *inputs)
         return x

@@ -8,6 +8,7 @@ what to take out; the condition moves the words that its MLPs see.
 """
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
@@ -31,6 +32,33 @@ class WordMLP(nn.Module):
         x = self.activation(self.norm2(self.fc2(x)))
         x = self.activation(self.norm3(self.fc3(x)))
         return self.output(x)
+
+
+def read_condition(
+    condition: torch.Tensor | None,
+    labels: tuple[str, ...] | None,
+    like: torch.Tensor,
+    network: str,
+) -> torch.Tensor | None:
+    """A condition `(1 or B, len(labels) + 1)` in the precision of `like` `(B, ...)`; without one
+    "find out yourself". `None` for a network without labels."""
+    if labels is None and condition is None:
+        return None
+    if labels is None:
+        raise ValueError(
+            f"This {network} is blind: it was built without `labels` and cannot be told what to "
+            "remove."
+        )
+    count = len(labels) + 1
+    if condition is None:
+        condition = F.one_hot(torch.tensor([count - 1], device=like.device), count)
+    elif condition.ndim != 2 or condition.shape[1] != count or len(condition) not in (1, len(like)):
+        raise ValueError(
+            f"`condition` must be ({len(like)}, {count}): one number for each of "
+            f"{', '.join(labels)}, and a last one for 'find out yourself'; got "
+            f"{tuple(condition.shape)}."
+        )
+    return condition.to(like)
 
 
 class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -103,9 +131,8 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         words = pseudo_words + self._shift(condition, pseudo_words)
         if self.config.rank is None:
-            cleaned = torch.stack(
-                [mlp(word) for mlp, word in zip(self.words, words.unbind(1))], dim=1
-            )
+            cleaned = [mlp(word) for mlp, word in zip(self.words, words.unbind(1))]
+            cleaned = torch.stack(cleaned, dim=1)
         else:
             low = self.shared(words + self.position)
             cleaned = torch.einsum("bnr,nrd->bnd", low, self.expand)
@@ -113,26 +140,8 @@ class TextualCleaner(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _shift(self, condition: torch.Tensor | None, words: torch.Tensor) -> torch.Tensor | float:
         """What a condition adds to the words that the MLPs see, `(1 or B, num_words, word_dim)`."""
-        labels = self.config.labels
-        if labels is None:
-            if condition is not None:
-                raise ValueError(
-                    "This cleaner was built without `labels`; it cannot be told what to take out."
-                )
-            return 0.0
-        count = len(labels) + 1
+        condition = read_condition(condition, self.config.labels, words, type(self).__name__)
         if condition is None:
-            condition = torch.eye(count, device=words.device)[-1:]
-        elif (
-            condition.ndim != 2
-            or condition.shape[1] != count
-            or len(condition) not in (1, len(words))
-        ):
-            raise ValueError(
-                f"`condition` must be ({len(words)}, {count}): one number for each of "
-                f"{', '.join(labels)}, and a last one for "
-                f"'find out yourself'; got {tuple(condition.shape)}."
-            )
-        return self.condition_shift(condition.to(words)).unflatten(
-            1, (self.config.num_words, self.config.word_dim)
-        )
+            return 0.0
+        shape = (self.config.num_words, self.config.word_dim)
+        return self.condition_shift(condition).unflatten(1, shape)

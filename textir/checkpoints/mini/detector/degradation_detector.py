@@ -41,10 +41,10 @@ class TextureBranch(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         channels = (3, width, width, width, 2 * width)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(source, target, 3, stride=1 if level == 0 else 2, padding=1)
-            for level, (source, target) in enumerate(itertools.pairwise(channels))
-        )
+        self.layers = nn.ModuleList()
+        for source, target in itertools.pairwise(channels):
+            stride = 2 if len(self.layers) else 1
+            self.layers.append(nn.Conv2d(source, target, 3, stride=stride, padding=1))
         self.activation = nn.GELU()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -64,9 +64,9 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
         image_dim: width of the image tokens.
         labels: names of the degradations, in the order of the outputs.
         width: width of the hidden layer.
-        pixel_width: channels of a small convolutional branch that looks at native pixels too, where
-            noise, blocks and blur show that an image encoder, which sees the image squeezed into
-            its square, hides; `None` goes by the tokens alone.
+        pixel_width: channels of a small convolutional branch that looks at native pixels too;
+            `None` goes by the tokens alone. Native pixels show noise, blocks and blur. An image
+            encoder sees the image squeezed into its square, which hides them.
     """
 
     _lora_layers = ["hidden", "presence", "severity"]
@@ -101,8 +101,9 @@ class DegradationDetector(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def forward(
         self, image_tokens: torch.Tensor, pixels: torch.Tensor | None = None
     ) -> DetectedDegradations:
-        """Judge images by their tokens `(B, 1 + P, image_dim)`, the class token first, and by
-        native pixels `(B, 3, H, W)` in [0, 1] if it has a branch for them.
+        """Judge images by their tokens `(B, 1 + P, image_dim)`, the class token first.
+
+        A detector with a branch for native pixels looks at `(B, 3, H, W)` in [0, 1] too.
 
         Raises:
             ValueError: if the tokens have another width, or pixels are missing.

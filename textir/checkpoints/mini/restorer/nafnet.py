@@ -7,11 +7,11 @@ Textual Representations* (CVPR 2024, eq. 5): `F <- F + alpha * B([F, F_g])` with
 start, so a fresh guided network is its backbone to the bit.
 
 Ours: a network with `labels` can be told what to remove. Its condition scales and shifts the
-normalised features of each block (Perez et al., *FiLM*, AAAI 2018) and weighs low-rank experts, one
-a label, on the 1 x 1 convolutions (Hu et al., *LoRA*, ICLR 2022).
+normalised features of each block (Perez et al., *FiLM*, AAAI 2018). It also weighs low-rank experts
+on the 1 x 1 convolutions, one a label (Hu et al., *LoRA*, ICLR 2022).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -39,31 +39,46 @@ class LayerNorm2d(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[tuple[tuple, tuple, tuple]]:
-    """Cut `(B, C, H, W)` into tiles so small that `channels` maps of one stay in the cache of a
-    processor.
+class Tile(NamedTuple):
+    """Where a tile lies: slices of one side, or indices of `(B, C, H, W)`.
 
-    Yields:
-        indices of the tile with a border of `border` pixels where there is one, of the tile within
-        that, and of the tile.
+    Attributes:
+        bordered: the tile with a border, where there is one.
+        inside: the tile within that.
+        place: the tile within the whole map.
     """
-    spans = []
-    for size in x.shape[-2:]:
-        count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
-        ends = [size * i // count for i in range(count + 1)]
-        seen = [(max(start - border, 0), min(end + border, size)) for start, end in pairwise(ends)]
-        inside = [
-            slice(start - low, end - low) for (low, _), start, end in zip(seen, ends, ends[1:])
-        ]
-        spans.append(
-            [
-                (slice(*s), i, slice(start, end))
-                for s, i, start, end in zip(seen, inside, ends, ends[1:])
-            ]
-        )
-    for rows in spans[0]:
-        for columns in spans[1]:
-            yield tuple((..., row, column) for row, column in zip(rows, columns))
+
+    bordered: slice | tuple
+    inside: slice | tuple
+    place: slice | tuple
+
+
+def cut_side(size: int, channels: int, border: int) -> list[Tile]:
+    """Slices that cut a side of `size` pixels, at least 16 each."""
+    count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+    ends = [size * i // count for i in range(count + 1)]
+    pieces = []
+    for start, end in pairwise(ends):
+        first, last = max(start - border, 0), min(end + border, size)
+        inside = slice(start - first, end - first)
+        pieces.append(Tile(slice(first, last), inside, slice(start, end)))
+    return pieces
+
+
+def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[Tile]:
+    """Cut `(B, C, H, W)` into tiles with a border of `border` pixels.
+
+    They are so small that `channels` maps of one stay in the cache of a processor.
+    """
+    height, width = x.shape[-2:]
+    columns = cut_side(width, channels, border)
+    for row in cut_side(height, channels, border):
+        for column in columns:
+            yield Tile(
+                bordered=(..., row.bordered, column.bordered),
+                inside=(..., row.inside, column.inside),
+                place=(..., row.place, column.place),
+            )
 
 
 def in_tiles(x: torch.Tensor) -> bool:
@@ -81,9 +96,11 @@ def gate(x: torch.Tensor) -> torch.Tensor:
 
 
 def local_mean(x: torch.Tensor, window: int | None, share: float = 0.0) -> torch.Tensor:
-    """Mean over a `window` x `window` square around each pixel of `(B, C, H, W)`, or one of `share`
-    of the longer side if that is more, moved inwards at the border; over the whole image where the
-    window is larger, or `None`."""
+    """Mean of `(B, C, H, W)` over a `window` x `window` square around each pixel.
+
+    The window grows to `share` of the longer side if that is more. At the border it moves inwards.
+    The mean is over the whole image where the window is larger, or `None`.
+    """
     if window is not None and share:
         height, width = x.shape[-2:]
         if torch.onnx.is_in_onnx_export():  # there sizes are tensors
@@ -158,10 +175,10 @@ class ExpertConv2d(nn.Conv2d):
         pixels = x.permute(0, 2, 3, 1)
         if len(kernels) == 1:
             mapped = F.linear(pixels, kernels[0], self.bias)
-        elif (
-            x.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
-        ):  # twice as fast there as one product of batches
-            mapped = torch.stack([F.linear(*pair, self.bias) for pair in zip(pixels, kernels)])
+        elif x.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
+            # Twice as fast there as one product of batches.
+            mapped = [F.linear(image, kernel, self.bias) for image, kernel in zip(pixels, kernels)]
+            mapped = torch.stack(mapped)
         else:
             mapped = pixels.flatten(1, 2) @ kernels.transpose(1, 2) + self.bias
         return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
@@ -236,9 +253,8 @@ class NAFBlock(nn.Module):
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
-        return self.channel_attention(
-            local_mean(mixed, None if self.training else self.window, self.share)
-        )
+        window = None if self.training else self.window
+        return self.channel_attention(local_mean(mixed, window, self.share))
 
     def feed_forward(
         self, x: torch.Tensor, mixed: torch.Tensor, wish: Wish | None = None
@@ -251,11 +267,12 @@ class NAFBlock(nn.Module):
 
     def forward_in_tiles(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         mixed = torch.empty_like(x)
-        for seen, inside, tile in tiles(x, 2 * x.shape[1], border=1):
-            mixed[tile] = self.mix(x[seen], wish)[inside]
+        for tile in tiles(x, 2 * x.shape[1], border=1):
+            mixed[tile.place] = self.mix(x[tile.bordered], wish)[tile.inside]
         attention = self.attend(mixed).expand_as(x)
-        for *_, tile in tiles(x, 2 * x.shape[1], border=0):
-            mixed[tile] = self.feed_forward(x[tile], mixed[tile] * attention[tile], wish)
+        for tile in tiles(x, 2 * x.shape[1], border=0):
+            place = tile.place
+            mixed[place] = self.feed_forward(x[place], mixed[place] * attention[place], wish)
         return mixed
 
 
@@ -293,6 +310,132 @@ def fit(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.pad(features, missing, mode="replicate") if any(missing) else features
 
 
+class Guidance(NamedTuple):
+    """Guidance for a network.
+
+    Attributes:
+        features: `(B, C_level, H_level, W_level)` of each level, finest first.
+        strength: multiplies what they add; a number, or `(B, 1, 1, 1)`, one for each image.
+    """
+
+    features: list[torch.Tensor]
+    strength: float | torch.Tensor
+
+
+def check_levels(depth: int, guidance_channels: tuple[int, ...] | None, fusion: str) -> None:
+    """Refuse another way of `fusion` than there are, and guidance for another number of levels."""
+    if fusion not in ("encoder", "decoder", "both"):
+        raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
+    if guidance_channels is not None and len(guidance_channels) != depth + 1:
+        raise ValueError(
+            f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
+            f"middle), got {len(guidance_channels)}."
+        )
+
+
+def check_degraded(degraded: torch.Tensor, channels: int) -> None:
+    """Refuse what is not `(B, channels, H, W)`."""
+    if degraded.ndim != 4 or degraded.shape[1] != channels:
+        raise ValueError(f"`degraded` must be (B, {channels}, H, W), got {tuple(degraded.shape)}.")
+
+
+def read_guidance(
+    features: list[torch.Tensor] | None,
+    strength: float | torch.Tensor,
+    expected: tuple[int, ...] | None,
+    network: str,
+) -> Guidance | None:
+    """Guidance whose features have the `expected` channels; `None` where it adds nothing."""
+    if features is None or not (torch.is_tensor(strength) or strength):
+        return None
+    if expected is None:
+        raise ValueError(
+            f"This {network} takes no guidance; build it with `guidance_channels`, or pass no "
+            "`guidance_features`."
+        )
+    channels = [level.shape[1] for level in features]
+    if channels != list(expected):
+        raise ValueError(
+            f"`guidance_features` must have {list(expected)} channels, finest level first, got "
+            f"{channels}."
+        )
+    return Guidance(features, strength)
+
+
+def fuse(
+    x: torch.Tensor,
+    fusions: nn.ModuleList,
+    guidance: Guidance | None,
+    level: int,
+    deepest_first: bool = False,
+) -> torch.Tensor:
+    """Let the guidance of a level into its features, where there are `fusions`."""
+    if guidance is None or not len(fusions):
+        return x
+    fusion = fusions[-1 - level if deepest_first else level]
+    return fusion(x, guidance.features[level], guidance.strength)
+
+
+def read_condition(
+    condition: torch.Tensor | None,
+    labels: tuple[str, ...] | None,
+    like: torch.Tensor,
+    network: str,
+) -> torch.Tensor | None:
+    """A condition `(1 or B, len(labels) + 1)` in the precision of `like` `(B, ...)`; without one
+    "find out yourself". `None` for a network without labels."""
+    if labels is None and condition is None:
+        return None
+    if labels is None:
+        raise ValueError(
+            f"This {network} is blind: it was built without `labels` and cannot be told what to "
+            "remove."
+        )
+    count = len(labels) + 1
+    if condition is None:
+        condition = F.one_hot(torch.tensor([count - 1], device=like.device), count)
+    elif condition.ndim != 2 or condition.shape[1] != count or len(condition) not in (1, len(like)):
+        raise ValueError(
+            f"`condition` must be ({len(like)}, {count}): one number for each of "
+            f"{', '.join(labels)}, and a last one for 'find out yourself'; got "
+            f"{tuple(condition.shape)}."
+        )
+    return condition.to(like)
+
+
+def check_pooling(window: int | None, share: float) -> None:
+    """Refuse a share outside 0 to 1, and one without a window that it could let grow."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"`pooling_share` must lie in 0 to 1, got {share}.")
+    if share and window is None:
+        raise ValueError(
+            "`pooling_share` lets a `pooling_window` grow; give that too, or neither to "
+            "average over the image."
+        )
+
+
+def check_labels(labels: tuple[str, ...] | None, expert_rank: int) -> None:
+    """Refuse labels that are none or stand twice, and experts without labels."""
+    if labels is not None and (not labels or len(set(labels)) < len(labels)):
+        raise ValueError(
+            f"`labels` must name each degradation once, got {list(labels)}; `None` builds a "
+            "blind network."
+        )
+    if expert_rank and labels is None:
+        raise ValueError(
+            f"`expert_rank` {expert_rank} needs `labels`: there is one expert for each."
+        )
+
+
+def embed_condition(entries: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(entries, width), nn.GELU(), nn.Linear(width, width))
+
+
+def up(channels: int) -> nn.Sequential:
+    """To twice the size and half as many channels, which are then `channels`."""
+    return nn.Sequential(nn.Conv2d(2 * channels, 4 * channels, 1, bias=False), nn.PixelShuffle(2))
+
+
 class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Restores degraded images of any size, alone or with the features of a guidance image.
 
@@ -328,14 +471,7 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _lora_layers = ["expand1", "expand2", "project1", "project2"]
 
     # Of a matcher that costs a small part of the network, finest level first.
-    guidance_widths = (
-        8,
-        16,
-        32,
-        48,
-        64,
-        96,
-    )
+    guidance_widths = (8, 16, 32, 48, 64, 96)
 
     @register_to_config
     def __init__(
@@ -361,71 +497,40 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"`decoder_depths` must have {depth} entries like `encoder_depths`, got "
                 f"{len(decoder_depths)}."
             )
-        if fusion not in ("encoder", "decoder", "both"):
-            raise ValueError(f"`fusion` must be encoder, decoder or both, got {fusion!r}.")
-        if guidance_channels is not None and len(guidance_channels) != depth + 1:
-            raise ValueError(
-                f"`guidance_channels` must have {depth + 1} entries ({depth} levels and the "
-                f"middle), got {len(guidance_channels)}."
-            )
-        if not 0 <= pooling_share <= 1:
-            raise ValueError(f"`pooling_share` must lie in 0 to 1, got {pooling_share}.")
-        if pooling_share and pooling_window is None:
-            raise ValueError(
-                "`pooling_share` lets a `pooling_window` grow; give that too, or neither to "
-                "average over the image."
-            )
-        if labels is not None and (not labels or len(set(labels)) < len(labels)):
-            raise ValueError(
-                f"`labels` must name each degradation once, got {list(labels)}; `None` builds a "
-                "blind network."
-            )
-        if expert_rank and labels is None:
-            raise ValueError(
-                f"`expert_rank` {expert_rank} needs `labels`: there is one expert for each."
-            )
+        check_levels(depth, guidance_channels, fusion)
+        check_pooling(pooling_window, pooling_share)
+        check_labels(labels, expert_rank)
+        pixels = in_channels * downscale**2
         widths = [width * 2**level for level in range(depth + 1)]
         windows = [
             pooling_window and max(1, pooling_window // (downscale * 2**level))
             for level in range(depth + 1)
         ]
-        pools = [(window, pooling_share) for window in windows]
         wishes = (len(labels or ()), condition_width, expert_rank)
-        pixels = in_channels * downscale**2
+
+        def blocks(level: int, count: int) -> nn.ModuleList:
+            options = (widths[level], windows[level], pooling_share, *wishes)
+            return nn.ModuleList(NAFBlock(*options) for _ in range(count))
+
+        def fusion_at(level: int) -> GuidanceFusion:
+            guidance_width = guidance_channels[level]
+            return GuidanceFusion(widths[level], guidance_width, windows[level], pooling_share)
+
+        upwards = range(depth - 1, -1, -1)
         self.intro = nn.Conv2d(pixels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(
-            _blocks(c, n, *p, *wishes) for c, n, p in zip(widths, encoder_depths, pools)
-        )
+        self.encoders = nn.ModuleList(map(blocks, range(depth), encoder_depths))
         self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:-1])
-        self.middle = _blocks(widths[-1], middle_depth, *pools[-1], *wishes)
-        self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2))
-            for c in reversed(widths[:-1])
-        )
-        self.decoders = nn.ModuleList(
-            _blocks(c, n, *p, *wishes)
-            for c, n, p in zip(widths[-2::-1], decoder_depths, pools[-2::-1])
-        )
+        self.middle = blocks(depth, middle_depth)
+        self.ups = nn.ModuleList(up(widths[level]) for level in upwards)
+        self.decoders = nn.ModuleList(map(blocks, upwards, decoder_depths))
         self.outro = nn.Conv2d(width, pixels, 3, padding=1)
         if labels is not None:
-            self.condition_embedding = nn.Sequential(
-                nn.Linear(len(labels) + 1, condition_width),
-                nn.GELU(),
-                nn.Linear(condition_width, condition_width),
-            )
-
-        encoder_fusions, decoder_fusions = [], []
+            self.condition_embedding = embed_condition(len(labels) + 1, condition_width)
+        self.encoder_fusions, self.decoder_fusions = nn.ModuleList(), nn.ModuleList()
         if guidance_channels is not None and fusion != "decoder":
-            encoder_fusions = [
-                GuidanceFusion(c, g, *p) for c, g, p in zip(widths, guidance_channels, pools)
-            ]
+            self.encoder_fusions.extend(map(fusion_at, range(depth + 1)))
         if guidance_channels is not None and fusion != "encoder":
-            decoder_fusions = [
-                GuidanceFusion(c, g, *p)
-                for c, g, p in zip(widths[-2::-1], guidance_channels[-2::-1], pools[-2::-1])
-            ]
-        self.encoder_fusions = nn.ModuleList(encoder_fusions)
-        self.decoder_fusions = nn.ModuleList(decoder_fusions)
+            self.decoder_fusions.extend(map(fusion_at, upwards))
         self.gradient_checkpointing = False
 
     @property
@@ -459,17 +564,10 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: if guidance is given to a network built without it, or with another number
                 of levels; likewise a condition.
         """
-        if degraded.ndim != 4 or degraded.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`degraded` must be (B, {self.config.in_channels}, H, W), got "
-                f"{tuple(degraded.shape)}."
-            )
-        guidance = (
-            self._check_guidance(guidance_features)
-            if torch.is_tensor(strength) or strength
-            else None
-        )
-        wish = self._read_condition(condition, degraded)
+        check_degraded(degraded, self.config.in_channels)
+        expected = self.config.guidance_channels
+        guidance = read_guidance(guidance_features, strength, expected, type(self).__name__)
+        wish = self._read_wish(condition, degraded)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
         image = fit(degraded, height + -height % multiple, width + -width % multiple)
@@ -478,83 +576,31 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         # A third faster on processors.
         x = self.intro(folded.contiguous(memory_format=torch.channels_last))
         skips = []
-        for level, (blocks, down) in enumerate(zip(self.encoders, self.downs)):
-            x = self._fuse(self.encoder_fusions, level, x, guidance, level, strength)
+        for level, blocks in enumerate(self.encoders):
+            x = fuse(x, self.encoder_fusions, guidance, level)
             x = self._run(blocks, x, wish)
             skips.append(x)
-            x = down(x)
-        x = self._fuse(
-            self.encoder_fusions, len(self.encoders), x, guidance, len(self.encoders), strength
-        )
+            x = self.downs[level](x)
+        depth = len(self.encoders)
+        x = fuse(x, self.encoder_fusions, guidance, depth)
         x = self._run(self.middle, x, wish)
-        for i, (up, blocks) in enumerate(zip(self.ups, self.decoders)):
-            x = up(x) + skips.pop()
-            x = self._fuse(
-                self.decoder_fusions, i, x, guidance, len(self.encoders) - 1 - i, strength
-            )
+        for index, blocks in enumerate(self.decoders):
+            x = self.ups[index](x) + skips.pop()
+            x = fuse(x, self.decoder_fusions, guidance, depth - 1 - index, deepest_first=True)
             x = self._run(blocks, x, wish)
         restored = image + F.pixel_shuffle(self.outro(x), self.config.downscale)
         return restored[..., :height, :width]
 
-    def _check_guidance(self, features: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
-        expected = self.config.guidance_channels
-        if features is None:
-            return None
-        if expected is None:
-            raise ValueError(
-                "This NAFNet takes no guidance; build it with `guidance_channels`, or pass no "
-                "`guidance_features`."
-            )
-        channels = [f.shape[1] for f in features]
-        if channels != list(expected):
-            raise ValueError(
-                f"`guidance_features` must have {list(expected)} channels, finest level first, got "
-                f"{channels}."
-            )
-        return features
-
-    def _read_condition(
-        self, condition: torch.Tensor | None, degraded: torch.Tensor
-    ) -> Wish | None:
-        labels = self.config.labels
-        if labels is None:
-            if condition is not None:
-                raise ValueError(
-                    "This NAFNet is blind: it was built without `labels` and cannot be told what "
-                    "to remove."
-                )
-            return None
-        count = len(labels) + 1
+    def _read_wish(self, condition: torch.Tensor | None, degraded: torch.Tensor) -> Wish | None:
+        condition = read_condition(condition, self.config.labels, degraded, type(self).__name__)
         if condition is None:
-            condition = F.one_hot(torch.tensor([count - 1], device=degraded.device), count)
-        elif (
-            condition.ndim != 2
-            or condition.shape[1] != count
-            or len(condition) not in (1, len(degraded))
-        ):
-            raise ValueError(
-                f"`condition` must be ({len(degraded)}, {count}): one number for each of "
-                f"{', '.join(labels)}, and a last one for "
-                f"'find out yourself'; got {tuple(condition.shape)}."
-            )
-        condition = condition.to(degraded)
+            return None
         return Wish(self.condition_embedding(condition), condition[:, :-1])
 
-    def _fuse(self, fusions, index, x, guidance, level, strength) -> torch.Tensor:
-        return (
-            fusions[index](x, guidance[level], strength)
-            if guidance is not None and len(fusions)
-            else x
-        )
-
-    def _run(self, blocks: nn.ModuleList, x: torch.Tensor, wish: Wish | None) -> torch.Tensor:
-        for block in blocks:
+    def _run(self, group: Iterable[nn.Module], x: torch.Tensor, *inputs) -> torch.Tensor:
+        for block in group:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, wish)
+                x = self._gradient_checkpointing_func(block, x, *inputs)
             else:
-                x = block(x, wish)
+                x = block(x, *inputs)
         return x
-
-
-def _blocks(channels: int, count: int, *options) -> nn.ModuleList:
-    return nn.ModuleList(NAFBlock(channels, *options) for _ in range(count))

@@ -1,0 +1,100 @@
+"""The worker tells what happens, stops, and is what ZeroGPU expects of it."""
+
+import inspect
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import spaces
+import torch
+
+from pipelines import TextGuidedRestorationPipeline
+from tests.tools import tiny
+from textir.images.picture import Picture
+from textir.images.restoration import STAGES
+from textir.space.model import Model
+from textir.space.settings import Settings
+from textir.space.worker import Preview, Result, Stage, Worker
+
+
+def worker_of(pipe) -> Worker:
+    pipe.set_progress_bar_config(disable=True)
+    return Worker(Model(pipe, "mini", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """Of a whole chain of tiny networks."""
+    return worker_of(tiny.pipeline())
+
+
+@pytest.fixture
+def photo():
+    return Picture(np.random.default_rng(0).random((24, 40, 3), dtype=np.float32))
+
+
+def test_a_run_tells_of_every_stage_and_step_and_ends_with_the_result(worker, photo):
+    *events, result = worker.run(photo, Settings(num_inference_steps=3))
+    assert isinstance(result, Result) and result.restored.pixels.shape == photo.pixels.shape
+    names = [event.name for event in events if isinstance(event, Stage)]
+    assert set(names) == set(result.seconds) <= set(STAGES)
+    assert sum(isinstance(event, Preview) for event in events) == 3
+
+
+def test_what_is_told_can_be_sent_to_another_process(worker, photo):
+    for event in worker.run(photo, Settings(both_words=True)):
+        copy = pickle.loads(pickle.dumps(event))
+        assert type(copy) is type(event)
+        tensors = [value for value in vars(copy).values() if isinstance(value, torch.Tensor)]
+        assert not tensors
+    explanation = copy.explanation
+    assert explanation.guidance_pixels.shape == explanation.degraded_guidance_pixels.shape
+    assert explanation.match_pixels.shape == (24, 40, 1)
+
+
+def test_closing_the_run_ends_its_thread_before_its_work_is_done(worker, photo):
+    before, steps = threading.active_count(), []
+    run = worker.run(photo, Settings(num_inference_steps=50))
+    hook = worker.model.pipe.unet.register_forward_hook(lambda *_: steps.append(1))
+    next(run)
+    assert threading.active_count() == before + 1
+    run.close()
+    hook.remove()
+    assert threading.active_count() == before and len(steps) < 40
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_run_is_followed(worker, photo):
+    with pytest.raises(ValueError, match="magic"):
+        list(worker.run(photo, Settings(guidance="magic")))
+
+
+def test_the_bar_moves_within_its_span(worker, photo):
+    shares = []
+    worker.finish(photo, Settings(), lambda share, desc: shares.append(share), span=(0.5, 0.75))
+    assert shares and 0.5 < min(shares) <= max(shares) < 0.75
+
+
+def test_a_checkpoint_without_painter_asks_for_less_time(worker, photo):
+    bare = worker_of(TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False)))
+    steps = Settings(num_inference_steps=50)
+    twice = Settings(num_inference_steps=50, both_words=True)
+    seconds = [
+        bare.gpu_seconds(photo, steps),
+        worker.gpu_seconds(photo, steps),
+        worker.gpu_seconds(photo, twice),
+    ]
+    assert seconds == sorted(set(seconds))
+
+
+def test_zerogpu_gets_a_generator_and_its_duration(worker, photo, monkeypatch):
+    decorated = []
+
+    def record(duration):
+        return lambda task: decorated.append((task, duration)) or task
+
+    monkeypatch.setattr(spaces, "GPU", record)
+    Worker(worker.model)
+    ((task, duration),) = decorated
+    assert inspect.isgeneratorfunction(task)
+    assert 0 < duration(photo, Settings()) <= 120

@@ -1,0 +1,51 @@
+"""Photos that visitors send: what is taken, and what the restored file is called."""
+
+import os
+from pathlib import Path
+
+from textir.images.picture import Picture, output_name, read_picture
+
+MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
+MAX_FILES = 20
+
+
+def read_upload(path: str | Path | None) -> Picture:
+    """Read an uploaded photo.
+
+    Raises:
+        ValueError: if there is none, it cannot be read or it is too large; the message says why.
+    """
+    if path is None:
+        raise ValueError("Upload a photo first, or choose an example.")
+    picture = read_picture(path, name="The photo")
+    height, width = picture.pixels.shape[:2]
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"The photo has {height * width / 1e6:.1f} million pixels; at most "
+            f"{MAX_PIXELS / 1e6:g} are taken here."
+        )
+    return picture
+
+
+def check_number(files: list[str] | None) -> None:
+    """Make sure that there are photos, and not too many.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not files:
+        raise ValueError("Upload some photos first.")
+    if len(files) > MAX_FILES:
+        raise ValueError(f"{len(files)} files were sent; at most {MAX_FILES} are taken at a time.")
+
+
+def restored_name(source: str | Path, picture: Picture) -> str:
+    """The name of a restored photo: PNG, or TIFF for floating point."""
+    suffix = Path(output_name(Path(source).with_suffix(".png"), picture)).suffix
+    return f"{Path(source).stem}-restored{suffix}"
+
+
+def size_of(picture: Picture) -> str:
+    """Width and height as words."""
+    height, width = picture.pixels.shape[:2]
+    return f"{width} x {height}"

@@ -1,0 +1,224 @@
+"""The tab Restore: one photo, everything that can be set, and how the result came about."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+from gradio.components import Component
+
+from textir.images.picture import write_picture
+from textir.space.controls import keep_buttons, photo_input, seed_input, task_buttons
+from textir.space.examples import SOURCES, Example
+from textir.space.inputs import read_upload, restored_name
+from textir.space.messages import messages
+from textir.space.model import Model
+from textir.space.settings import Wish
+from textir.space.snippets import python_lines, shell_lines
+from textir.space.view import Figure, eight_bit, explain, preview, strip, summarise
+from textir.space.worker import QUEUE, Preview, Worker
+
+
+class RestoreTab:
+    """Restores one photo."""
+
+    def __init__(self, worker: Worker):
+        self.worker = worker
+        self.model = worker.model
+
+    def lay_out(self, examples: list[Example]) -> None:
+        """Make the inputs and outputs, and join them to `restore`."""
+        with gr.Row():
+            with gr.Column():
+                image = photo_input("Degraded photo", height=360)
+                task = task_buttons(self.model)
+                with gr.Row():
+                    start = gr.Button("Restore", variant="primary")
+                    stop = gr.Button("Stop")
+                gr.Examples(
+                    [[example.degraded, example.tasks] for example in examples],
+                    [image, task],
+                    example_labels=list(SOURCES),
+                    label="Examples",
+                )
+                with gr.Accordion("Advanced", open=False):
+                    painting = painting_inputs(self.model)
+                    tile = tile_input()
+                    keep = keep_buttons(self.model)
+                    adapter = adapter_input(self.model)
+                    both = both_words_input(self.model)
+            with gr.Column():
+                outputs = result_outputs()
+        outputs += explaining_outputs()
+        event = start.click(
+            self.restore,
+            [image, task, keep, *painting, tile, adapter, both],
+            outputs,
+            api_name="restore",
+            scroll_to_output=True,
+            show_progress_on=outputs[0],
+            **QUEUE,
+        )
+        stop.click(None, cancels=[event], api_visibility="private")
+
+    def restore(
+        self,
+        image: str,
+        task: list[str] | None = None,
+        keep: list[str] | None = None,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guidance: str = "cleaned",
+        strength: str = "auto",
+        steps: int = 0,
+        guidance_scale: float = 0.0,
+        seed: int = 0,
+        tile: int = 0,
+        adapter: str = "",
+        both_words: bool = True,
+        progress=gr.Progress(),
+        request: gr.Request = None,
+    ) -> Iterator[tuple]:
+        """Restore a degraded photo: remove noise, rain, haze, blur, darkness or compression
+        artefacts.
+
+        Args:
+            image: the degraded photo.
+            task: what to remove, any of denoise, derain, dehaze, deblur, defocus, lowlight, dejpeg,
+                sharpen; nothing: find out.
+            keep: what must stay, any of noise, rain, haze, blur, defocus, lowlight, jpeg, downup.
+            prompt: words that describe the clean photo.
+            negative_prompt: what it should not show; needs a guidance scale above 1.
+            guidance: cleaned, degraded, prompt or none.
+            strength: weight of the guidance, 0 (most faithful) to 1; auto is 1, but 0 where the
+                checkpoint's guidance is not known to help.
+            steps: denoising steps of the guidance; 0 is the checkpoint's default.
+            guidance_scale: classifier-free guidance; 0 is the checkpoint's default.
+            seed: of everything random.
+            tile: side in pixels of tiles that are restored one by one; 0 chooses by free memory.
+            adapter: LoRA weights beside the checkpoint's own: a name in the checkpoint or a Hub id.
+            both_words: also paint from the words as they were before cleaning, to compare.
+
+        Returns:
+            the photo before and after, the restored file, what was detected, the chain as a strip
+            of pictures, and the code that does the same, in Python and for the shell.
+        """
+        words = (task or [], keep or [], prompt, negative_prompt, guidance, strength)
+        numbers = (steps, guidance_scale, seed, tile, adapter, both_words)
+        yield from self.answer(image, Wish(*words, *numbers), address_of(request), progress)
+
+    def answer(self, image: str, wish: Wish, address: str, progress) -> Iterator[tuple]:
+        """Each preview, at last the result: values for all outputs."""
+        with messages():
+            progress(0.05, desc="Reading the photo")
+            picture = read_upload(image)
+            settings = wish.settings(self.model.has_painter)
+            start = time.perf_counter()
+            for event in self.worker.follow(picture, settings, progress):
+                if isinstance(event, Preview):
+                    yield *[gr.skip()] * 3, forming(event), gr.skip(), gr.skip()
+            seconds = time.perf_counter() - start
+        result = event
+        with tempfile.TemporaryDirectory(prefix="textir-") as folder:
+            file = Path(folder) / restored_name(image, picture)
+            yield (
+                (preview(picture), preview(result.restored)),
+                str(write_picture(file, result.restored)),
+                summarise(picture, result, self.model, seconds),
+                explain(picture, result, self.model),
+                python_lines(settings, self.model.checkpoint),
+                shell_lines(wish.arguments, address),
+            )
+
+
+def painting_inputs(model: Model) -> list[Component]:
+    """Inputs of the painter, in the order of the API; hidden where there is none."""
+    visible = model.has_painter
+    strongest = "1"
+    if model.guided_degradations:
+        strongest = (
+            f"1 where guidance is known to help (against {model.guided_degradations}), otherwise 0"
+        )
+    default = "0: the checkpoint's default"
+    return [
+        gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=visible),
+        gr.Textbox(
+            "",
+            label="Negative prompt",
+            info="Acts with a guidance scale above 1",
+            visible=visible,
+        ),
+        gr.Radio(
+            ["cleaned", "degraded", "prompt", "none"],
+            value="cleaned",
+            label="Guidance",
+            visible=visible,
+        ),
+        gr.Dropdown(
+            ["auto", "1", "0.75", "0.5", "0.25", "0"],
+            value="auto",
+            label="Strength of the guidance",
+            info=f"0: none, the faithful end; auto: {strongest}",
+            allow_custom_value=True,
+            visible=visible,
+        ),
+        gr.Slider(0, 50, 0, step=1, label="Steps", info=default, visible=visible),
+        gr.Slider(0, 10, 0, label="Guidance scale", info=default, visible=visible),
+        seed_input(visible=visible),
+    ]
+
+
+def tile_input() -> gr.Slider:
+    info = "Side in pixels; 0 chooses by free memory"
+    return gr.Slider(0, 1024, 0, step=64, label="Tile", info=info)
+
+
+def adapter_input(model: Model) -> gr.Dropdown:
+    info = "LoRA weights that act beside the checkpoint's own: a Hub id"
+    if model.adapters:
+        info += ", or one it carries"
+    choices = ["", *model.adapters]
+    return gr.Dropdown(choices, value="", label="Adapter", info=info, allow_custom_value=True)
+
+
+def both_words_input(model: Model) -> gr.Checkbox:
+    label = "Also paint from the words before cleaning"
+    return gr.Checkbox(True, label=label, visible=model.has_painter)
+
+
+def result_outputs() -> list[Component]:
+    """The photo before and after, the summary and the file, in the order of the page."""
+    slider = gr.ImageSlider(
+        label="Before and after",
+        type="pil",
+        format="png",
+        interactive=False,
+        slider_position=50,
+    )
+    summary = gr.Markdown(label="Summary")
+    file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
+    return [slider, file, summary]
+
+
+def explaining_outputs() -> list[Component]:
+    """How it came about, and the code that does the same."""
+    with gr.Accordion("Inside: how it came about", open=True):
+        inside = gr.HTML(label="Inside")
+    with gr.Accordion("The same elsewhere", open=False):
+        code = gr.Code(language="python", interactive=False, label="Python")
+        shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
+    return [inside, code, shell]
+
+
+def forming(event: Preview) -> str:
+    """The guidance while it is painted, as HTML."""
+    figure = Figure(eight_bit(event.pixels), "Guidance, forming", "One step after the other.")
+    return strip([figure])
+
+
+def address_of(request: gr.Request | None) -> str:
+    """Where the page answers, as whoever asked calls it."""
+    if request is None:
+        return "http://127.0.0.1:7860"
+    return str(request.request.base_url).rstrip("/")

@@ -1,0 +1,58 @@
+"""Lines of code that do elsewhere what the page has just done."""
+
+import json
+import shlex
+from dataclasses import fields
+
+from textir.space.settings import Settings
+
+# What does not stand in the call of the pipeline.
+APART = ("seed", "reference", "both_words", "adapter")
+
+
+def python_lines(settings: Settings, checkpoint: str) -> str:
+    """Python that does a run again."""
+    arguments = ['Image.open("photo.png")']
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name not in APART and value not in (None, field.default):
+            arguments.append(f"{field.name}={value!r}")
+    if settings.seed:
+        arguments.append(f"generator=torch.Generator().manual_seed({settings.seed})")
+    loading = [repr(checkpoint)]
+    if settings.adapter:
+        loading.append(f"adapter={settings.adapter!r}")
+    lines = ["import torch"] if settings.seed else []
+    lines += [
+        "from PIL import Image",
+        "from pipelines import load",
+        "",
+        f"pipe = load({', '.join(loading)})",
+        f"restored = pipe({', '.join(arguments)}).images[0]",
+    ]
+    return "\n".join(lines)
+
+
+def shell_lines(arguments: list, address: str) -> str:
+    """The same through the API of this page: with `gradio_client`, and with curl alone.
+
+    Args:
+        arguments: of the endpoint `/restore`, without the photo.
+        address: of the page.
+    """
+    values = f"handle_file('photo.png'), {repr(arguments)[1:-1]}, api_name='/restore'"
+    options = shlex.quote(json.dumps(arguments)[1:-1])
+    photo = """{"path": "'"$FILE"'", "meta": {"_type": "gradio.FileData"}}"""
+    data = f"""'{{"data": [{photo}, '"$OPTIONS"']}}'"""
+    return f"""pip install gradio_client
+python - <<'END'
+from gradio_client import Client, handle_file
+before_after, restored_file, *_ = Client({address!r}).predict({values})
+print(restored_file)
+END
+
+FILE=$(curl -s -F files=@photo.png {address}/gradio_api/upload | tr -d '[]"')
+OPTIONS={options}
+EVENT=$(curl -s {address}/gradio_api/call/restore -H 'Content-Type: application/json' \\
+  -d {data} | cut -d'"' -f4)
+curl -sN {address}/gradio_api/call/restore/$EVENT"""
