@@ -63,6 +63,7 @@ MIN_SIDE = 16
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 MAX_SCALE = 1000  # of classifier-free guidance; far beyond anything that paints
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 PRESENT = 0.5  # what a detector gives at least this probability counts as seen
@@ -1448,6 +1449,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
 
         def run(region: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
             region = region.to(self.restorer.dtype)
+            if self._channels == 1:  # a network for gray photos restores light and leaves colour
+                light = (region * region.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+                return (region + self.restorer(light, **wishes) - light).float()
             if reference is None:
                 return self.restorer(region, **wishes).float()
             matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
@@ -1467,6 +1471,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 result = apply_tiled(run, degraded, guidance, tile, overlap, on_tile=bar.update)
         restored, confidence = result[:, :3].clamp(0, 1), result[:, 3:]
         return restored, confidence if guidance is not None else None
+
+    @property
+    def _channels(self) -> int:
+        """How many channels the restorer takes."""
+        return self.restorer.config.get("in_channels", 3)
 
     @property
     def _can_detect(self) -> bool:
@@ -1557,6 +1566,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             callback_inputs,
             count,
         )
+        if self.restorer is not None and self._channels not in (1, 3):
+            raise ValueError(
+                f"The restorer takes {self._channels} channels, such as both views of a "
+                "dual-pixel sensor; a photo has 3. Take another checkpoint."
+            )
         if source == "none":
             self._check_parts(["restorer"], source)
         elif self.restorer is not None and output_type != "latent":

@@ -2,8 +2,12 @@
 messages that help."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from pipelines import TextGuidedRestorationPipeline, load
 from tests.tools import tiny
 from textir.cli import app
 from textir.training.lora import make_trainable, save_adapter
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -381,9 +387,36 @@ def test_evaluate_explains_what_a_data_folder_lacks(photos, checkpoint):
 def test_two_formats_that_become_one_file_do_not_overwrite_each_other(tmp_path, checkpoint):
     for name, color in (("a.png", "teal"), ("a.gif", "maroon")):
         Image.new("RGB", (40, 24), color).save(tmp_path / name)
-    result = run("restore", tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint)
-    assert (
-        result.exit_code == 1
-        and "is that of" in result.output
-        and "1 of 2 images restored" in result.output
-    )
+    arguments = [tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint]
+    for options in ([], ["--skip-existing"]):
+        result = run("restore", *arguments, *options)
+        assert result.exit_code == 0 and "2 of 2 images restored" in result.output
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-1.png", "a.png"]
+    assert Image.open(tmp_path / "out" / "a.png").getpixel((0, 0))[2] > 60
+
+
+def test_a_console_without_the_letters_of_a_name_ends_no_batch(tmp_path, checkpoint):
+    for name in ("a.png", "Łódź.png", "写真.png"):
+        Image.new("RGB", (40, 24), "teal").save(tmp_path / name)
+    command = [sys.executable, "-m", "textir", "restore", str(tmp_path), "--output"]
+    command += [str(tmp_path / "out"), "--checkpoint", str(checkpoint)]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_what_is_not_taken_is_named(photos, checkpoint, tmp_path):
+    (photos / "notes.txt").write_text("not an image")
+    result = run("restore", photos, "--output", tmp_path / "o", "--checkpoint", checkpoint)
+    assert result.exit_code == 0 and "left out" in result.output and "notes.txt" in result.output
+
+
+def test_a_seed_that_is_too_large_is_refused_at_the_door(photos, tmp_path):
+    result = run("restore", photos, "--output", tmp_path / "o", "--seed", str(10**20))
+    assert result.exit_code == 2 and "seed" in result.output
+
+
+def test_the_version_is_said():
+    result = run("--version")
+    assert result.exit_code == 0 and result.output.startswith("textir 0.1")

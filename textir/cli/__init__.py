@@ -3,16 +3,38 @@
 Heavy libraries load inside the commands, so that `--help` answers at once.
 """
 
+import io
+import sys
+from typing import Annotated
+
 import typer
 
+from textir import __version__
 from textir.cli import exchange, measure, photos
+from textir.cli.options import load_pipeline
 
 app = typer.Typer(
     help=__doc__.splitlines()[0],
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def begin(
+    version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
+) -> None:
+    """Image restoration guided by cleaned words."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that it cannot print ends no batch
+    if version:
+        typer.echo(f"textir {__version__}")
+        raise typer.Exit
+
+
 for command in (photos.restore, photos.degrade, measure.evaluate, measure.suite):
     app.command()(command)
 for command in (exchange.push, exchange.convert):
@@ -27,4 +49,4 @@ export.command()(exchange.onnx)
 export.callback()(exchange.export)
 app.add_typer(export, name="export")
 
-__all__ = ["app"]
+__all__ = ["app", "load_pipeline"]

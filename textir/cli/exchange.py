@@ -72,6 +72,13 @@ def convert(
                 raise ValueError(f"{output} is not empty; choose another `--output`.")
             model = convert(read_weights(weights), source)
             TextGuidedRestorationPipeline(restorer=model).save_pretrained(output)
+            channels = model.config.in_channels
+            if channels not in (1, 3):
+                typer.echo(
+                    f"note: this network takes {channels} channels, such as both views of a "
+                    "dual-pixel sensor; `restore` cannot feed it from one photo.",
+                    err=True,
+                )
         typer.echo(str(output))
 
 

@@ -8,8 +8,16 @@ from typing import Annotated
 
 import typer
 
-Inputs = Annotated[list[Path], typer.Argument(help="Image files and folders.")]
-Output = Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")]
+Inputs = Annotated[
+    list[Path], typer.Argument(help="Image files, folders and patterns such as 'photos/*.jpg'.")
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for the results, made if it is not there; for one photo also a file such as "
+        "restored.png."
+    ),
+]
 Checkpoint = Annotated[
     str, typer.Option(help="mini (embedded), a folder in diffusers format, or a Hub id.")
 ]
@@ -48,7 +56,9 @@ Scale = Annotated[
     float | None,
     typer.Option(help="Classifier-free guidance; the checkpoint's default if not given."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1, show_default=True)
+]
 Tile = Annotated[
     int | None,
     typer.Option(help="Side of tiles in pixels; 0 for none; chosen by free memory if not given."),

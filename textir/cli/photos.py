@@ -63,11 +63,13 @@ def restore(
     import torch
 
     from textir.images.explanation import what_was_done
-    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.jobs import list_left_out, plan_jobs, restore_files
     from textir.images.restoration import restore_picture
 
     with explained():
         jobs = plan_jobs(inputs, output, recursive)
+        tell_left_out(list_left_out(inputs, recursive))
+        typer.echo(f"{len(jobs)} to restore; loading {checkpoint} ...", err=True)
         pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         wishes = {
             "task": task,
@@ -99,22 +101,37 @@ def restore(
     results = restore_files(jobs, run, skip_existing, intermediates)
     bad = []
     written = 0
-    for job, target, problem in tqdm(results, total=len(jobs), unit="image", disable=None):
-        if problem is None:
-            written += 1
-            tqdm.write(str(target))
-            while notes:
-                tqdm.write(f"  {notes.pop()}")
-            continue
-        bad.append(str(job.source))
-        notes.clear()
-        tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
-        if fail_fast:
-            break
+    try:
+        for job, target, problem in tqdm(results, total=len(jobs), unit="image", disable=None):
+            if problem is None:
+                written += 1
+                tqdm.write(str(target))
+                while notes:
+                    tqdm.write(f"  {notes.pop()}")
+                continue
+            bad.append(str(job.source))
+            notes.clear()
+            tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
+            if fail_fast:
+                break
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nStopped: {written} of {len(jobs)} images restored. Go on with --skip-existing.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
     failed = f", {len(bad)} bad: {', '.join(bad)}" if bad else ""
     typer.echo(f"{written} of {len(jobs)} images restored{failed}.")
     if written != len(jobs):
         raise typer.Exit(1)
+
+
+def tell_left_out(files: list[Path]) -> None:
+    """Name the files of input folders that are not taken."""
+    if files:
+        more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+        names = ", ".join(str(file) for file in files[:5])
+        typer.echo(f"left out, not images that can be read: {names}{more}", err=True)
 
 
 def degrade(
@@ -139,7 +156,7 @@ def degrade(
 
     from textir.degradations import RECIPES, Recipe, degrade
     from textir.evaluation.scores import contact_sheet
-    from textir.images.jobs import plan_jobs, restore_files
+    from textir.images.jobs import list_left_out, plan_jobs, restore_files
     from textir.images.picture import list_images, read_picture, write_picture
 
     def run(picture):
@@ -157,6 +174,7 @@ def degrade(
         if not Recipe.parse(recipe).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
         jobs = plan_jobs(inputs, output, recursive)
+        tell_left_out(list_left_out(inputs, recursive))
     bad = 0
     for job, target, problem in restore_files(jobs, run):
         if problem is None:

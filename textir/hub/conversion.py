@@ -6,15 +6,27 @@ read: a pickle with anything else in it is refused.
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from textir.models import DRSformer, NAFNet, PromptIR, Restormer, SFNet
 
 Weights = dict[str, torch.Tensor]
+# What else than tensors may stand in a file: numbers of numpy, which hold no code.
+NUMBERS = [
+    np.dtype,
+    np.ndarray,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    np._core.multiarray.scalar,
+    np._core.multiarray._reconstruct,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
 
 
 class Format(NamedTuple):
@@ -214,39 +226,63 @@ def read_weights(path: str | Path) -> Weights:
             "expected."
         )
     try:
-        stored = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (
-        Exception
-    ) as error:  # of many kinds: a truncated file, a pickle with code in it, another format
+        if path.suffix.lower() == ".safetensors":
+            stored = load_file(path)
+        else:
+            with torch.serialization.safe_globals(NUMBERS):  # a score beside the weights
+                stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: a truncated file, a pickle with code in it, ...
         text = str(error)
-        if "Unsupported global" in text:
+        if "Unsupported global" in text or "Unsupported class" in text:
             raise ValueError(
                 f"{path} holds more than tensors, which could run code when it is opened; it is "
-                "refused."
+                "refused. Where you trust it, save its state dict alone: "
+                "`torch.save(torch.load(path, weights_only=False)['state_dict'], new_path)`."
             ) from None
-        raise ValueError(
-            f"{path} cannot be read: {text.splitlines()[0] if text else type(error).__name__}"
-        ) from None
-    for key in ("params_ema", "params", "state_dict", "model_state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-            break
-    weights = (
-        {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
-        if isinstance(stored, dict)
-        else {}
-    )
-    if not weights:
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+    found = list(state_dicts(stored))
+    if not found:
         raise ValueError(f"{path} holds no state dict.")
-    for prefix in ("module.", "net.", "model."):
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    fitting = [weights for weights in map(without_prefix, found) if looks_like(weights)]
+    weights = fitting[0] if fitting else found[0]
     return {
         key: value.float() if value.is_floating_point() else value for key, value in weights.items()
+    }
+
+
+def state_dicts(stored, depth: int = 3) -> Iterator[Weights]:
+    """The dicts of tensors in what a file holds, averaged weights first."""
+    if not isinstance(stored, Mapping):
+        return
+    tensors = {
+        key: value
+        for key, value in stored.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    if tensors:
+        yield tensors
+    if depth:
+        for key in sorted(map(str, stored), key=lambda key: "ema" not in key):
+            yield from state_dicts(stored.get(key), depth - 1)
+
+
+def without_prefix(weights: Weights) -> Weights:
+    """The weights below the prefix under which the telling keys of a network lie, such as `net.`,
+    `module._orig_mod.` or `generator_ema.`; averaged weights go first, others are left out."""
+    prefixes = set()
+    for form in FORMATS.values():
+        first = form.telling[0]
+        for key in weights:
+            if key.endswith(first):
+                prefix = key.removesuffix(first)
+                if all(prefix + telling in weights for telling in form.telling):
+                    prefixes.add(prefix)
+    if not prefixes:
+        return weights
+    prefix = min(prefixes, key=lambda prefix: ("ema" not in prefix, len(prefix)))
+    return {
+        key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
     }
 
 
@@ -266,10 +302,9 @@ def convert(weights: Weights, network: str):
     form = FORMATS[network]
     looks = looks_like(weights)
     if looks != network:
-        raise ValueError(
-            f"These are not weights of {network}"
-            + (f"; they look like {looks}." if looks else " nor of any known network.")
-        )
+        keys = ", ".join(list(weights)[:4])
+        guess = f"; they look like {looks}" if looks else " nor of any known network"
+        raise ValueError(f"These are not weights of {network}{guess}. They begin with {keys}.")
     used = {key: value for key, value in weights.items() if not re.match(form.unused, key)}
     renamed = {rename(key, form.renames): value for key, value in used.items()}
     strange = sorted(key for key in used if rename(key, form.renames) is None)
@@ -334,11 +369,9 @@ def convert_back(model, network: str) -> Weights:
             for key, value in weights.items()
             if re.search(r"\.dyna(_2)?\.conv\.weight$", key)
         }
-        weights |= {
-            f"{name}.{lamb}": torch.zeros(v.shape[1])
-            for name, v in filters.items()
-            for lamb in ("lamb_l", "lamb_h")
-        }
+        for name, kernel in filters.items():
+            weights[f"{name}.lamb_l"] = torch.zeros(kernel.shape[1])
+            weights[f"{name}.lamb_h"] = torch.zeros(kernel.shape[1])
     return weights
 
 
@@ -426,6 +459,7 @@ def _nafnet_config(weights: Weights) -> dict:
         "encoder_depths": [count(weights, f"encoders.{level}.#.") for level in range(levels)],
         "middle_depth": count(weights, "middle_blks.#."),
         "decoder_depths": [count(weights, f"decoders.{level}.#.") for level in range(levels)],
+        "border": "zeros",  # as published
     }
 
 

@@ -1,19 +1,43 @@
 """Many photos: which files are restored, and where the results go."""
 
+import glob
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from textir.images.explanation import Explanation
-from textir.images.picture import Picture, list_images, output_name, read_picture, write_picture
+from textir.images.picture import (
+    KINDS,
+    Picture,
+    is_image,
+    list_images,
+    output_name,
+    read_picture,
+    write_picture,
+)
+
+logger = logging.getLogger(__name__)
+
+
+MAX_NAME = 200  # bytes; systems take 255, and temporary files and numbers need room
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to restore and where the result goes."""
+    """One file to restore and where the result goes.
+
+    Attributes:
+        source: the file.
+        target_folder: of its result.
+        target: the result itself, where the user has named it.
+    """
 
     source: Path
     target_folder: Path
+    target: Path | None = None
 
 
 def plan_jobs(
@@ -21,30 +45,37 @@ def plan_jobs(
 ) -> list[Job]:
     """The files behind some paths; a folder keeps its tree below `output`.
 
+    Results of earlier runs that lie below `output` are no inputs. `~` and patterns such as
+    `photos/*.png` are resolved. One file may be given a name: `output` with an image's suffix.
+
     Raises:
         ValueError: if a path does not exist or holds no image, if two files would get the same
             name, or if one would be overwritten.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
+    paths = list(chain.from_iterable(map(matching_paths, inputs)))
+    if output.suffix.lower() in KINDS and not output.is_dir():
+        if len(paths) == 1 and paths[0].is_file():
+            refuse_overwriting(paths[0], output)
+            return [Job(paths[0], output.parent, output)]
+        if not output.exists():
+            raise ValueError(f"`--output` {output} names one file, and the input is not one photo.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; `--output` needs a folder.")
     jobs = []
-    for path in map(Path, inputs):
-        files = list_images(path, recursive)
+    for path in paths:
+        files = [file for file in list_images(path, recursive) if not is_below(file, output, path)]
         if not files:
             hint = "" if recursive else "; use --recursive to look into its sub-folders"
             raise ValueError(f"No images in {path}{hint}.")
-        jobs += [
-            Job(file, output / (file.parent.relative_to(path) if path.is_dir() else ""))
-            for file in files
-        ]
+        for file in files:
+            tree = file.parent.relative_to(path) if path.is_dir() else ""
+            jobs.append(Job(file, output / tree))
     targets = {}
     for job in jobs:
-        target = (job.target_folder / job.source.name).resolve()
-        if target == job.source.resolve():
-            raise ValueError(
-                f"{job.source} would be overwritten by its own result; choose another `--output`."
-            )
+        target = job.target_folder / job.source.name
+        refuse_overwriting(job.source, target)
+        target = target.resolve()
         if target in targets:
             raise ValueError(
                 f"{targets[target]} and {job.source} would both be written to {target}; restore "
@@ -52,6 +83,55 @@ def plan_jobs(
             )
         targets[target] = job.source
     return jobs
+
+
+def matching_paths(text: str | Path) -> list[Path]:
+    """The path that a text names, or the paths that match it if it is a pattern.
+
+    Raises:
+        ValueError: if nothing matches, or it is an address of the web.
+    """
+    if str(text).startswith(("http://", "https://", "http:/", "https:/")):
+        raise ValueError(f"{text} is an address of the web; download the photo first.")
+    path = Path(text).expanduser()
+    if path.exists() or not set("*?[") & set(str(path)):
+        return [path]
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise ValueError(f"Nothing matches {text}.")
+    pictures = [match for match in found if match.is_dir() or is_image(match)]
+    return pictures or found
+
+
+def refuse_overwriting(source: Path, target: Path) -> None:
+    if target.resolve() == source.resolve():
+        raise ValueError(
+            f"{source} would be overwritten by its own result; choose another `--output`."
+        )
+
+
+def is_below(file: Path, output: Path, root: Path) -> bool:
+    """Whether a file found under `root` is a result of an earlier run into `output`."""
+    inside = output.resolve()
+    return root.resolve() != inside and inside in file.resolve().parents
+
+
+def list_left_out(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
+    """The files of the input folders that are not taken, because they have no name of an image that
+    can be read; hidden ones are not counted."""
+    left = []
+    for path in chain.from_iterable(map(matching_paths, inputs)):
+        if path.is_dir():
+            found = path.rglob("*") if recursive else path.iterdir()
+            files = (file for file in found if file.is_file() and not file.name.startswith("."))
+            left += sorted(file for file in files if not is_image(file))
+    return left
+
+
+def short_name(name: str, ending: str) -> str:
+    """A name with an ending, cut to what file systems take."""
+    room = MAX_NAME - len(ending.encode())
+    return name.encode()[:room].decode(errors="ignore") + ending
 
 
 def restore_files(
@@ -75,21 +155,32 @@ def restore_files(
     Yields:
         the job, the file written (or already there), and what went wrong if it was not written.
     """
-    sources: dict[Path, Path] = {}
+    taken = {job.target_folder / job.source.name: job.source for job in jobs}
+    stems = Counter((job.target_folder, job.source.stem) for job in jobs)
     for job in jobs:
         try:
             picture = read(job.source)
-            target = job.target_folder / name_result(job.source, picture)
-            if sources.setdefault(target, job.source) != job.source:
-                raise ValueError(
-                    f"its result {target} is that of {sources[target]} already; restore them apart."
-                )
+            target = job.target or free_target(job, name_result(job.source, picture), taken)
             if not (skip_existing and target.exists()):
                 restored, output = restore(picture)
                 write_picture(target, restored)
                 if intermediates:
-                    folder = target.with_name(target.stem + ".intermediates")
+                    is_alone = stems[job.target_folder, job.source.stem] == 1
+                    name = target.stem if is_alone else target.name
+                    folder = target.with_name(short_name(name, ".intermediates"))
                     Explanation.of(output).write(folder)
             yield job, target, None
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # no file ends a batch
+            logger.debug("%s", job.source, exc_info=True)
             yield job, None, str(error) or type(error).__name__
+
+
+def free_target(job: Job, name: str, taken: dict[Path, Path]) -> Path:
+    """Where the result of a job is written: under its name, or with a number where the result of
+    another file has that name."""
+    path, number = Path(name), 0
+    target = job.target_folder / name
+    while taken.setdefault(target, job.source) != job.source:
+        number += 1
+        target = job.target_folder / f"{path.stem}-{number}{path.suffix}"
+    return target

@@ -6,6 +6,7 @@ from pathlib import Path
 from textir.images.picture import Picture, output_name, read_picture
 
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
+MAX_SIDE = 20_000
 MAX_FILES = 20
 
 
@@ -17,12 +18,11 @@ def read_upload(path: str | Path | None) -> Picture:
     """
     if path is None:
         raise ValueError("Upload a photo first, or choose an example.")
-    picture = read_picture(path, name="The photo")
+    picture = read_picture(path, name="The photo", max_pixels=MAX_PIXELS)
     height, width = picture.pixels.shape[:2]
-    if height * width > MAX_PIXELS:
+    if max(height, width) > MAX_SIDE:
         raise ValueError(
-            f"The photo has {height * width / 1e6:.1f} million pixels; at most "
-            f"{MAX_PIXELS / 1e6:g} are taken here."
+            f"The photo is {width} x {height} pixels; sides of at most {MAX_SIDE} are taken here."
         )
     return picture
 

@@ -28,7 +28,7 @@ from textir.training.config import TrainingConfig, public
 
 logger = logging.getLogger("textir.training")
 
-WEIGHTS = "trainable.safetensors"
+WEIGHTS, AVERAGES, STATE = "trainable.safetensors", "averages.safetensors", "run.json"
 
 
 class TrainingRun:
@@ -87,7 +87,6 @@ class TrainingRun:
         self.models = dict(zip(models, wrapped))
         if self.ema is not None:
             self.ema.to(self.device)
-        self.accelerator.register_for_checkpointing(*filter(None, [self.ema, self.scheduler]))
         self.accelerator.register_save_state_pre_hook(self._save_trainable)
         self.accelerator.register_load_state_pre_hook(self._load_trainable)
 
@@ -213,7 +212,8 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.step(self.trainable)
         self.step += 1
-        if self.due(self.config.logging_steps):
+        last = self.step == self.config.max_train_steps
+        if self.due(self.config.logging_steps) or (self.losses and (self.step == 1 or last)):
             self._log_loss()
         if self.due(self.config.checkpointing_steps):
             self.save()
@@ -301,14 +301,31 @@ class TrainingRun:
 
     def _save_trainable(self, models, weights, folder) -> None:
         weights.clear()  # the frozen networks are not written again and again
-        if self.is_main:
-            save_file(
-                {name: p.detach().cpu().contiguous() for name, p in self._named().items()},
-                Path(folder) / WEIGHTS,
-            )
+        if not self.is_main:
+            return
+        named = {name: p.detach().cpu().contiguous() for name, p in self._named().items()}
+        save_file(named, Path(folder) / WEIGHTS)
+        state = {"scheduler": self.scheduler.state_dict()}
+        if self.ema is not None:
+            state["average"] = self.ema.state_dict()
+            shadows = state["average"].pop("shadow_params")
+            averages = {
+                name: shadow.detach().cpu().contiguous() for name, shadow in zip(named, shadows)
+            }
+            save_file(averages, Path(folder) / AVERAGES)
+        (Path(folder) / STATE).write_text(json.dumps(state, default=str), encoding="utf-8")
 
     def _load_trainable(self, models, folder) -> None:
         models.clear()
+        self._load_weights(folder)
+        state = json.loads((Path(folder) / STATE).read_text(encoding="utf-8"))
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.ema is not None and "average" in state:
+            averages = load_file(Path(folder) / AVERAGES)
+            shadows = [averages[name] for name in self._named()]
+            self.ema.load_state_dict({**state["average"], "shadow_params": shadows})
+
+    def _load_weights(self, folder) -> None:
         saved, named = load_file(Path(folder) / WEIGHTS), self._named()
         different = sorted(saved.keys() ^ named.keys()) + [
             f"{name} {tuple(saved[name].shape)} instead of {tuple(p.shape)}"
@@ -347,6 +364,12 @@ class TrainingRun:
             ]
             if changed:
                 logger.info("changed since the checkpoint was made: %s", "; ".join(changed))
+        if not (checkpoint / STATE).is_file() or list(checkpoint.glob("custom_checkpoint_*")):
+            raise ValueError(
+                f"{checkpoint} is not a checkpoint of this version: it lacks {STATE} or holds "
+                "pickled objects (custom_checkpoint_*.pkl), which could run code when they are "
+                "opened. Start from its weights instead, or resume with the version that made it."
+            )
         self.accelerator.load_state(str(checkpoint))
         if self.ema is not None:
             self.ema.to(self.device)  # its state is loaded to the CPU

@@ -462,6 +462,8 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             entries; `None` builds a network that always finds out for itself.
         condition_width: numbers in the embedding of a condition.
         expert_rank: rank of the experts, one for each label in each block; 0 builds none.
+        border: what fills sides up to a multiple of the coarsest level: the photo's border
+            (`replicate`) or, as the published network does, `zeros`.
     """
 
     _supports_gradient_checkpointing = True
@@ -489,8 +491,11 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         labels: tuple[str, ...] | None = None,
         condition_width: int = 64,
         expert_rank: int = 0,
+        border: str = "replicate",
     ):
         super().__init__()
+        if border not in ("replicate", "zeros"):
+            raise ValueError(f"`border` must be replicate or zeros, got {border!r}.")
         depth = len(encoder_depths)
         if len(decoder_depths) != depth:
             raise ValueError(
@@ -570,7 +575,11 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         wish = self._read_wish(condition, degraded)
         height, width = degraded.shape[-2:]
         multiple = self.size_multiple
-        image = fit(degraded, height + -height % multiple, width + -width % multiple)
+        sides = height + -height % multiple, width + -width % multiple
+        if self.config.border == "zeros":
+            image = F.pad(degraded, (0, sides[1] - width, 0, sides[0] - height))
+        else:
+            image = fit(degraded, *sides)
 
         folded = F.pixel_unshuffle(image, self.config.downscale)
         # A third faster on processors.
