@@ -40,7 +40,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     with gr.Tab("Use it elsewhere"):
         lay_out_elsewhere()
 
-demo.queue(max_size=32)
+demo.queue(max_size=32, api_open=False)  # nobody goes round the queue
 
 if __name__ == "__main__":
     demo.launch(

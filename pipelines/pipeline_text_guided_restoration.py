@@ -294,7 +294,7 @@ class CarriesCodeMixin:
 
     def _write_sources(self, folder: Path) -> None:
         index_file = folder / self.config_name
-        index = json.loads(index_file.read_text())
+        index = json.loads(index_file.read_text(encoding="utf-8"))
         for name, part in self.components.items():
             # It warns of its own key.
             forgotten = ["block_out_channels"] if isinstance(part, AutoencoderTiny) else []
@@ -310,7 +310,7 @@ class CarriesCodeMixin:
         shutil.copyfile(inspect.getsourcefile(type(self)), folder / "pipeline.py")
         index["_class_name"] = ["pipeline", type(self).__name__]
         index.pop("_name_or_path", None)
-        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
     def _dict_from_json_file(cls, json_file):
@@ -398,10 +398,12 @@ def settle(config_file: Path, *forgotten: str, **values) -> None:
     if config_file.is_file():
         kept = {
             key: value
-            for key, value in json.loads(config_file.read_text()).items()
+            for key, value in json.loads(config_file.read_text(encoding="utf-8")).items()
             if key not in forgotten
         }
-        config_file.write_text(json.dumps({**kept, **values}, indent=2, sort_keys=True) + "\n")
+        config_file.write_text(
+            json.dumps({**kept, **values}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def has_lora_layers(part) -> bool:

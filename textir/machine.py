@@ -97,7 +97,7 @@ def reset_peak(device: str) -> float:
         return torch.cuda.memory_allocated() / 2**20
     give_back_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return float("nan")
     return status("VmRSS")
@@ -119,7 +119,7 @@ def peak(device: str) -> float:
 def status(name: str) -> float:
     """A size from `/proc/self/status` in MiB (Linux)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return float("nan")
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))

@@ -159,8 +159,8 @@ def save(path: Path, image: torch.Tensor) -> None:
 def keep_settings(path: Path, settings: dict) -> None:
     """Note what the pictures were made with; a folder holds pictures of one setting only."""
     settings = {name: value for name, value in settings.items() if name != "max_images"}
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        old = json.loads(path.read_text())
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        old = json.loads(path.read_text(encoding="utf-8"))
         changed = ", ".join(
             f"{k} {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v
         )
@@ -168,7 +168,7 @@ def keep_settings(path: Path, settings: dict) -> None:
             f"{path.parent} was made with other settings ({changed}); choose another "
             "`--output_dir`."
         )
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_captions(path: str | None) -> dict[str, str] | None:
@@ -177,7 +177,11 @@ def read_captions(path: str | None) -> dict[str, str] | None:
     if path is None:
         return None
     try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        rows = [
+            json.loads(line)
+            for line in Path(path).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         return {
             "_".join(Path(row["file_name"]).with_suffix("").parts): without_degradations(
                 row["text"]

@@ -638,3 +638,9 @@ def test_duration_grows_with_pixels_and_is_bounded():
     small, large = (Picture(np.zeros((side, side + 16, 3), np.float32)) for side in (64, 4000))
     seconds = [space.worker.gpu_seconds(picture, Settings()) for picture in (small, large)]
     assert 0 < seconds[0] < seconds[1] <= 120
+
+
+@pytest.mark.parametrize("address", ["run/restore", "api/restore"])
+def test_no_request_goes_round_the_queue(client, photo, address):
+    answer = httpx.post(f"{client.src.rstrip('/')}/gradio_api/{address}", json={"data": [None]})
+    assert answer.status_code in (401, 403, 404)

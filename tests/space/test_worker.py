@@ -64,6 +64,38 @@ def test_closing_the_run_ends_its_thread_before_its_work_is_done(worker, photo):
     assert threading.active_count() == before and len(steps) < 40
 
 
+def test_a_visitor_who_stops_does_not_touch_the_picture_of_the_next(worker, photo):
+    alone = list(worker.run(photo, Settings(task="auto")))[-1].restored.pixels
+    for _ in range(6):
+        stopping = worker.run(photo, Settings(num_inference_steps=50, seed=1))
+        next(stopping)
+        results = []
+        next_visitor = threading.Thread(
+            target=lambda: results.extend(worker.run(photo, Settings(task="auto")))
+        )
+        next_visitor.start()
+        stopping.close()
+        next_visitor.join()
+        np.testing.assert_array_equal(results[-1].restored.pixels, alone)
+
+
+def test_threads_that_share_a_pipeline_get_their_own_pictures(worker, photo):
+    pipe, image = worker.model.pipe, photo.tensor()
+    alone = [pipe(image, num_inference_steps=n, output_type="pt").images for n in (1, 2, 3, 4)]
+    together = [None] * len(alone)
+
+    def call(n):
+        together[n] = pipe(image, num_inference_steps=n + 1, output_type="pt").images
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(len(alone))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(alone, together):
+        assert torch.equal(one, other)
+
+
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_run_is_followed(worker, photo):
     with pytest.raises(ValueError, match="magic"):
         list(worker.run(photo, Settings(guidance="magic")))

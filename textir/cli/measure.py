@@ -182,7 +182,7 @@ def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None)
     made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
-        temporary.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**scores, **made}, indent=2) + "\n", encoding="utf-8")
 
 
 def restorers(

@@ -251,7 +251,9 @@ def _images(root: Path, pattern: str) -> list[Path]:
 def _entries(root: Path, layout: Layout, images: list[Path]) -> list[Entry]:
     if layout.listed:
         entries, wrong = [], []
-        for line in filter(str.strip, (root / layout.listed).read_text().splitlines()):
+        for line in filter(
+            str.strip, (root / layout.listed).read_text(encoding="utf-8").splitlines()
+        ):
             files = [root / part for part in line.split()[:2]]
             if len(files) == 2 and files[0].is_file() and files[1].is_file():
                 entries.append(Entry(files[0], (files[1],)))

@@ -241,7 +241,7 @@ def _integers(picture: Picture, bits: int | None = None) -> np.ndarray:
 def _read_record(record: str | Path | None) -> set[str]:
     try:
         return (
-            set(json.loads(Path(record).read_text()))
+            set(json.loads(Path(record).read_text(encoding="utf-8")))
             if record is not None and Path(record).is_file()
             else set()
         )
@@ -251,7 +251,7 @@ def _read_record(record: str | Path | None) -> set[str]:
 
 def _write_record(record: str | Path, stamps: set[str]) -> None:
     Path(record).parent.mkdir(parents=True, exist_ok=True)
-    Path(record).write_text(json.dumps(sorted(stamps)))
+    Path(record).write_text(json.dumps(sorted(stamps)), encoding="utf-8")
 
 
 class HubPhotos:

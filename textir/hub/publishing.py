@@ -112,7 +112,7 @@ def describe_training(
     start = settings.get("pretrained_model_name_or_path")
     earlier = Path(str(start)) / "training.json"
     if earlier.is_file():
-        base = json.loads(earlier.read_text()).get("base_model")
+        base = json.loads(earlier.read_text(encoding="utf-8")).get("base_model")
     else:
         base = (
             start
@@ -129,7 +129,7 @@ def describe_training(
         "settings": settings,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if sheet is not None:
         shutil.copyfile(sheet, folder / "before_after.png")
 
@@ -153,7 +153,7 @@ def read_evaluations(folder: str | Path) -> list[dict]:
     kind, digest, kept = result_kind(folder), weights_digest(folder), []
     for path in sorted((Path(folder) / "evaluations").glob("*.json")):
         try:
-            evaluation = json.loads(path.read_text())
+            evaluation = json.loads(path.read_text(encoding="utf-8"))
             measured_with = dict(evaluation["weights"])
             eval_results(evaluation)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -185,7 +185,7 @@ def build_card(
     """
     folder, kind = Path(folder), result_kind(folder)
     note = folder / "training.json"
-    training = json.loads(note.read_text()) if note.is_file() else {}
+    training = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     settings, base = training.get("settings", {}), training.get("base_model")
     evaluations = read_evaluations(folder)
     is_adapter = kind == "adapter"
@@ -238,7 +238,7 @@ def components(folder: Path) -> list[str]:
     if result_kind(folder) == "adapter":
         with safe_open(folder / ADAPTER_FILE, "pt") as file:
             return sorted({key.split(".", 1)[0] for key in file.keys()})  # noqa: SIM118
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return sorted(
         name
         for name, value in index.items()
@@ -274,7 +274,7 @@ def write_card(
     """Write `README.md` of a result; one that was edited by hand (its mark is gone) stays as it
     is."""
     path = Path(folder) / "README.md"
-    if path.is_file() and MARK not in path.read_text():
+    if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
         logger.info("%s was written by hand and stays as it is.", path)
         return path
     build_card(folder, repo, license_name).save(path)

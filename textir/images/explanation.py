@@ -106,7 +106,7 @@ class Explanation:
             "nearest_tokens": self.nearest_tokens,
         }
         with writing(folder / "words.json") as temporary:
-            temporary.write_text(json.dumps(words, indent=2) + "\n")
+            temporary.write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
 
 
 def _first(values):

@@ -23,6 +23,7 @@ SOURCES = {  # name -> photo, recipe, task
     "enlarged": (photos.astronaut, "downup:2.5", "sharpen"),
 }
 CLEAN_NAMES = ["astronaut", "cat", "coffee", "rocket"]  # of the first photos
+FOLDER = tempfile.TemporaryDirectory(prefix="textir-examples-")  # goes with the process
 
 
 class Example(NamedTuple):
@@ -39,7 +40,7 @@ def write_examples(tasks: Sequence[str]) -> list[Example]:
     Args:
         tasks: those that the model knows; examples of others come without a task.
     """
-    folder = Path(tempfile.mkdtemp(prefix="textir-examples-"))
+    folder = Path(FOLDER.name)
     examples = []
     for seed, (name, (source, recipe, task)) in enumerate(SOURCES.items()):
         clean = picture_from_pil(Image.fromarray(source()))

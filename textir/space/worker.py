@@ -127,16 +127,15 @@ class Worker:
             previews, at last the result.
         """
         start, end = span
-        with self.model.adapted(settings.adapter):
-            for event in self._run_on_gpu(picture, settings):
-                if isinstance(event, Stage):
-                    share = (list(STAGES).index(event.name) + 1) / (len(STAGES) + 1)
-                    description = STAGES[event.name].capitalize()
-                    progress(start + (end - start) * share, desc=description)
-                    continue
-                yield event
-                if isinstance(event, Result):
-                    return
+        for event in self._run_on_gpu(picture, settings):
+            if isinstance(event, Stage):
+                share = (list(STAGES).index(event.name) + 1) / (len(STAGES) + 1)
+                description = STAGES[event.name].capitalize()
+                progress(start + (end - start) * share, desc=description)
+                continue
+            yield event
+            if isinstance(event, Result):
+                return
         raise gr.Error("The work ended without a result.")
 
     def run(self, picture: Picture, settings: Settings) -> Iterator[Event]:
@@ -157,8 +156,14 @@ class Worker:
             thread.join()
 
     def _work(self, picture: Picture, settings: Settings, channel: Channel) -> None:
+        """Restore once nobody else works on the pipeline: a visitor who pressed Stop frees the
+        queue at once, and the thread of that visitor only a little later."""
         try:
-            channel.events.put(self._restore(picture, settings, channel))
+            with self.model.pipe.exclusive():
+                channel.check()
+                with self.model.adapted(settings.adapter):
+                    result = self._restore(picture, settings, channel)
+            channel.events.put(result)
         except Exception as error:
             channel.events.put(error)
 

@@ -176,7 +176,7 @@ def recipe_arguments(path: str, kind: type) -> list[str]:
     """
     file, _, section = path.partition("#")
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -98,7 +98,9 @@ class TrainingRun:
         self._resume()
         if self.is_main:
             settings = public(config)
-            (self.output_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (self.output_dir / "config.json").write_text(
+                json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+            )
             noted = {name: str(value) for name, value in settings.items()}
             self.accelerator.init_trackers(config.tracker_project_name, noted)
         count = sum(parameter.numel() for parameter in self.trainable)
@@ -356,7 +358,7 @@ class TrainingRun:
             return
         before, now = self.output_dir / "config.json", public(self.config)
         if before.is_file() and self.is_main:
-            old = json.loads(before.read_text())
+            old = json.loads(before.read_text(encoding="utf-8"))
             changed = [
                 f"{k} {old[k]} -> {now[k]}"
                 for k in now

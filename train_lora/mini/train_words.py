@@ -245,7 +245,9 @@ def read_captions(paths: list[str]) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for path in paths:
         try:
-            for row in map(json.loads, filter(str.strip, Path(path).read_text().splitlines())):
+            for row in map(
+                json.loads, filter(str.strip, Path(path).read_text(encoding="utf-8").splitlines())
+            ):
                 captions.setdefault(Path(row["file_name"]).stem, []).extend(
                     row["captions"] if "captions" in row else [row["text"]]
                 )
