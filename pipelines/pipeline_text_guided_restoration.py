@@ -413,6 +413,46 @@ def has_lora_layers(part) -> bool:
     )
 
 
+def kohya_to_diffusers(
+    state_dict: dict[str, torch.Tensor], unet: torch.nn.Module
+) -> dict[str, torch.Tensor]:
+    """LoRA weights of kohya's layout (`lora_unet_down_blocks_0_..._to_k.lora_down.weight`) under the
+    names of diffusers; those of text encoders are refused.
+
+    Raises:
+        ValueError: if a layer is not one of the UNet's.
+    """
+    layers = {name.replace(".", "_"): name for name, _ in unet.named_modules()}
+    renames = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    renamed = {}
+    for key, value in state_dict.items():
+        layer, _, side = key.removeprefix("lora_unet_").partition(".")
+        if not key.startswith("lora_unet_") or layer not in layers:
+            raise ValueError(
+                f"The file has kohya's layout, and {key!r} is for a layer that the UNet of this "
+                "pipeline does not have."
+            )
+        renamed[f"unet.{layers[layer]}.{renames.get(side, side)}"] = value
+    return renamed
+
+
+def with_alphas(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LoRA weights without `alpha` keys: each scales its layer by `alpha / rank`."""
+    scaled = {key: value for key, value in state_dict.items() if not key.endswith(".alpha")}
+    for key, alpha in state_dict.items():
+        if key.endswith(".alpha"):
+            layer = key.removesuffix(".alpha")
+            for down, up in (
+                ("lora_A", "lora_B"),
+                ("lora_down", "lora_up"),
+                ("lora.down", "lora.up"),
+            ):
+                if f"{layer}.{down}.weight" in scaled:
+                    rank = len(scaled[f"{layer}.{down}.weight"])
+                    scaled[f"{layer}.{up}.weight"] = scaled[f"{layer}.{up}.weight"] * (alpha / rank)
+    return scaled
+
+
 def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor], part: str) -> None:
     """Check that LoRA weights belong to layers that a component has, at their sizes.
 
@@ -509,21 +549,8 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         state_dict, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        other = [key for key in state_dict if "lora" not in key]
-        if other:
-            raise ValueError(
-                f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without "
-                "`lora` in them."
-            )
+        state_dict = self._known_layout(state_dict)
         parts = {key.split(".", 1)[0] for key in state_dict}
-        present = {
-            part for part in self._lora_loadable_modules if getattr(self, part, None) is not None
-        }
-        if parts - present:
-            raise ValueError(
-                f"The file has weights for {', '.join(sorted(parts - present))}; this pipeline "
-                f"takes {', '.join(sorted(present))}."
-            )
         if adapter_name is None:
             taken = set().union(*self.get_list_adapters().values())
             free = (f"default_{i}" for i in range(len(taken) + 1))
@@ -551,8 +578,11 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         for part in sorted(parts):
             described = any(key.startswith(f"{part}.") for key in metadata or {})
             try:
-                with warnings.catch_warnings():  # several adapters beside each other are meant
+                with warnings.catch_warnings():
+                    # Several adapters beside each other are meant, and restorers without fusion
+                    # blocks have none to leave out.
                     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                    warnings.filterwarnings("ignore", message="You have passed exclude_modules")
                     getattr(self, part).load_lora_adapter(
                         state_dict,
                         prefix=part,
@@ -572,6 +602,48 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
                 raise ValueError(
                     f"These LoRA weights do not fit the {part} of this pipeline: {reason}"
                 ) from error
+
+    def _known_layout(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """LoRA weights under the names of this pipeline's components.
+
+        `alpha` keys become part of the weights. Files of kohya's scripts and of diffusers' for
+        Stable Diffusion are read as far as they concern the UNet.
+
+        Raises:
+            ValueError: if the file is none of these, or concerns components that are not here.
+        """
+        present = {
+            part for part in self._lora_loadable_modules if getattr(self, part, None) is not None
+        }
+        if any(key.startswith("base_model.model.") for key in state_dict):
+            raise ValueError(
+                "The file has peft's own layout (base_model.model...), which does not say what "
+                "component it is for. Put that name in place of `base_model.model`, such as "
+                f"{sorted(present)[0]}."
+            )
+        if any(key.startswith("lora_unet_") for key in state_dict):
+            if self.unet is None:
+                raise ValueError(
+                    "The file has LoRA weights for a UNet, and this pipeline has none."
+                )
+            state_dict = kohya_to_diffusers(state_dict, self.unet)
+        state_dict = with_alphas(state_dict)
+        other = [key for key in state_dict if "lora" not in key]
+        if other:
+            raise ValueError(
+                f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without "
+                "`lora` in them."
+            )
+        absent = sorted({key.split(".", 1)[0] for key in state_dict} - present)
+        if absent:
+            some = ", ".join(absent[:4])
+            hint = "; a text encoder learns nothing here" if "text_encoder" in absent else ""
+            raise ValueError(
+                f"The file has weights for {some}{hint}. This pipeline takes "
+                f"{', '.join(sorted(present))}: leave the other keys out of the file, or train "
+                "for these parts."
+            )
+        return state_dict
 
     def _detach(self, adapter_name: str, parts: set[str]) -> None:
         """Take an adapter that failed half-way out of some components, with the layers that were

@@ -51,7 +51,7 @@ from train_lora.chain import (
     refuse_lora,
 )
 from train_lora.data import StageConfig, TrainingData
-from train_lora.watching import validate
+from train_lora.watching import save_first_pairs, validate
 
 CLASSES = {network.__name__: network for network in RESTORERS}
 PAINTERS = ("image_encoder", "mapper", "cleaner", "text_encoder", "unet", "vae")
@@ -173,6 +173,7 @@ def main(config: Config) -> TrainingRun:
         for size, count, end in zip(config.resolution, config.train_batch_size, ends)
     ]
     for batch in run.batches(phases):
+        save_first_pairs(run, batch)
         with run.accumulate():
             restored = restore_batch(run, pipe.restorer, batch, config, guided)
             loss = restoration_loss(restored, batch["clean"], config.loss, config.fft_weight)

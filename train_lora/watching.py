@@ -114,6 +114,19 @@ class recorded_inputs:
             handle.remove()
 
 
+def save_first_pairs(run: TrainingRun, batch: dict[str, torch.Tensor]) -> None:
+    """Write `first_batch.png`: the degraded and clean images of a batch, and its guidance."""
+    path = run.output_dir / "first_batch.png"
+    if not run.is_main or path.exists():
+        return
+    names = [name for name in ("degraded", "clean", "guidance") if name in batch]
+    rows = []
+    for i in range(min(4, len(batch["clean"]))):
+        rows.append([batch[name][i : i + 1, :3] for name in names])
+    write_sheet(path, rows)
+    logger.info("%s: %s", path, ", ".join(names))
+
+
 def save_first_batch(
     run: TrainingRun, pipe, batch: dict[str, torch.Tensor], encode: Callable
 ) -> None:

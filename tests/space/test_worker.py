@@ -70,9 +70,11 @@ def test_a_visitor_who_stops_does_not_touch_the_picture_of_the_next(worker, phot
         stopping = worker.run(photo, Settings(num_inference_steps=50, seed=1))
         next(stopping)
         results = []
-        next_visitor = threading.Thread(
-            target=lambda: results.extend(worker.run(photo, Settings(task="auto")))
-        )
+
+        def visit(results=results):
+            results.extend(worker.run(photo, Settings(task="auto")))
+
+        next_visitor = threading.Thread(target=visit)
         next_visitor.start()
         stopping.close()
         next_visitor.join()

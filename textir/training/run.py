@@ -237,7 +237,12 @@ class TrainingRun:
     def _log_loss(self) -> None:
         self.rate = self.samples / (time.perf_counter() - self.clock)
         loss, lr = self._mean_loss(), self.scheduler.get_last_lr()[0]
-        logger.info("step %d loss %.4f lr %.2e %.1f samples/s", self.step, loss, lr, self.rate)
+        scale = (
+            " (log10 of the squared error)" if getattr(self.config, "loss", "") == "psnr" else ""
+        )
+        logger.info(
+            "step %d loss %.4f%s lr %.2e %.1f samples/s", self.step, loss, scale, lr, self.rate
+        )
         self.accelerator.log(
             {"loss": loss, "lr": lr, "samples_per_second": self.rate}, step=self.step
         )
