@@ -237,9 +237,8 @@ class TrainingRun:
     def _log_loss(self) -> None:
         self.rate = self.samples / (time.perf_counter() - self.clock)
         loss, lr = self._mean_loss(), self.scheduler.get_last_lr()[0]
-        scale = (
-            " (log10 of the squared error)" if getattr(self.config, "loss", "") == "psnr" else ""
-        )
+        is_logarithm = getattr(self.config, "loss", None) == "psnr"
+        scale = " (log10 of the squared error)" if is_logarithm else ""
         logger.info(
             "step %d loss %.4f%s lr %.2e %.1f samples/s", self.step, loss, scale, lr, self.rate
         )

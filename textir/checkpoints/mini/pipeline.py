@@ -64,6 +64,7 @@ GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LORA_SIDES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 MAX_SCALE = 1000  # of classifier-free guidance; far beyond anything that paints
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 PRESENT = 0.5  # what a detector gives at least this probability counts as seen
@@ -416,8 +417,8 @@ def has_lora_layers(part) -> bool:
 def kohya_to_diffusers(
     state_dict: dict[str, torch.Tensor], unet: torch.nn.Module
 ) -> dict[str, torch.Tensor]:
-    """LoRA weights of kohya's layout (`lora_unet_down_blocks_0_..._to_k.lora_down.weight`) under the
-    names of diffusers; those of text encoders are refused.
+    """LoRA weights of kohya's layout (`lora_unet_down_blocks_0_..._to_k.lora_down.weight`) under
+    the names of diffusers; those of text encoders stay below `text_encoder`.
 
     Raises:
         ValueError: if a layer is not one of the UNet's.
@@ -426,6 +427,9 @@ def kohya_to_diffusers(
     renames = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
     renamed = {}
     for key, value in state_dict.items():
+        if key.startswith("lora_te"):
+            renamed[f"text_encoder.{key}"] = value
+            continue
         layer, _, side = key.removeprefix("lora_unet_").partition(".")
         if not key.startswith("lora_unet_") or layer not in layers:
             raise ValueError(
@@ -442,11 +446,7 @@ def with_alphas(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for key, alpha in state_dict.items():
         if key.endswith(".alpha"):
             layer = key.removesuffix(".alpha")
-            for down, up in (
-                ("lora_A", "lora_B"),
-                ("lora_down", "lora_up"),
-                ("lora.down", "lora.up"),
-            ):
+            for down, up in LORA_SIDES:
                 if f"{layer}.{down}.weight" in scaled:
                     rank = len(scaled[f"{layer}.{down}.weight"])
                     scaled[f"{layer}.{up}.weight"] = scaled[f"{layer}.{up}.weight"] * (alpha / rank)
@@ -537,10 +537,22 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         return (state_dict, metadata) if with_metadata else state_dict
 
     def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs
+        self,
+        pretrained_model_name_or_path_or_dict,
+        adapter_name=None,
+        hotswap=False,
+        parts=None,
+        **kwargs,
     ):
         """Attach LoRA weights to every component that the file has weights for, under one adapter
         name; from then on they act.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, file, Hub id, or the weights.
+            adapter_name: their name here; a free one by default.
+            hotswap: put them in the place of an adapter of that name.
+            parts: take those for these components alone, such as `["unet"]`.
+            kwargs: where on the Hub, as diffusers takes it.
 
         Raises:
             ValueError: if the file holds other weights, weights for a component that this pipeline
@@ -549,7 +561,7 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         state_dict, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        state_dict = self._known_layout(state_dict)
+        state_dict = self._known_layout(state_dict, parts)
         parts = {key.split(".", 1)[0] for key in state_dict}
         if adapter_name is None:
             taken = set().union(*self.get_list_adapters().values())
@@ -603,7 +615,9 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
                     f"These LoRA weights do not fit the {part} of this pipeline: {reason}"
                 ) from error
 
-    def _known_layout(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _known_layout(
+        self, state_dict: dict[str, torch.Tensor], parts: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
         """LoRA weights under the names of this pipeline's components.
 
         `alpha` keys become part of the weights. Files of kohya's scripts and of diffusers' for
@@ -623,10 +637,14 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
             )
         if any(key.startswith("lora_unet_") for key in state_dict):
             if self.unet is None:
-                raise ValueError(
-                    "The file has LoRA weights for a UNet, and this pipeline has none."
-                )
+                raise ValueError("The LoRA weights are for a UNet, and this pipeline has none.")
             state_dict = kohya_to_diffusers(state_dict, self.unet)
+        if parts is not None:
+            state_dict = {
+                key: value for key, value in state_dict.items() if key.split(".", 1)[0] in parts
+            }
+            if not state_dict:
+                raise ValueError(f"The file has no weights for {', '.join(parts)}.")
         state_dict = with_alphas(state_dict)
         other = [key for key in state_dict if "lora" not in key]
         if other:
@@ -637,11 +655,10 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
         absent = sorted({key.split(".", 1)[0] for key in state_dict} - present)
         if absent:
             some = ", ".join(absent[:4])
-            hint = "; a text encoder learns nothing here" if "text_encoder" in absent else ""
             raise ValueError(
-                f"The file has weights for {some}{hint}. This pipeline takes "
-                f"{', '.join(sorted(present))}: leave the other keys out of the file, or train "
-                "for these parts."
+                f"The file has weights for {some}; this pipeline takes "
+                f"{', '.join(sorted(present))}. To load those for some of these alone, pass "
+                "`parts`, such as `parts=['unet']`."
             )
         return state_dict
 
