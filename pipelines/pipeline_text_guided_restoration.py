@@ -1846,6 +1846,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             image = tensor_from_array(image, name)
         if isinstance(image, torch.Tensor):
             image = image[None] if image.ndim == 3 else image
+            if image.ndim == 4 and image.shape[1] == 1:
+                image = image.expand(-1, 3, -1, -1)
             check_tensor(image, name)
             return [image.float()], [None] * len(image)
         images = list(image) if isinstance(image, (list, tuple)) else [image]

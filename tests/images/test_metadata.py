@@ -61,8 +61,9 @@ def test_resolution_stays_with_sixteen_bits():
     assert page.tags["XResolution"].value == (300, 1) and page.tags["ResolutionUnit"].value == 2
 
 
-def test_texts_of_a_deep_tiff_stay():
-    source = deep_tiff(description="negative 17", datetime="2020:01:02 03:04:05", metadata=None)
+@pytest.mark.parametrize("options", [{}, {"metadata": None}], ids=str)
+def test_texts_of_a_deep_tiff_stay(options):
+    source = deep_tiff(description="negative 17", datetime="2020:01:02 03:04:05", **options)
     page = tifffile.TiffFile(io.BytesIO(encode_picture(read_picture(source), ".tif"))).pages[0]
     assert page.tags["ImageDescription"].value == "negative 17"
     assert page.tags["DateTime"].value == "2020:01:02 03:04:05"

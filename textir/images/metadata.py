@@ -55,23 +55,27 @@ def read_metadata(image: Image.Image) -> dict:
     }
 
 
-def read_tiff_metadata(page) -> dict:
-    """The same, from a page that tifffile has opened and Pillow cannot."""
+def read_tiff_metadata(page, exif: bytes | None = None) -> dict:
+    """The same, from a page that tifffile has opened; `exif` is what Pillow read of it.
+
+    Of several descriptions the first counts: tifffile puts one of its own behind that of the user.
+    """
 
     def value_of(tag: int):
         return page.tags[tag].value if tag in page.tags else None
 
-    exif = Image.Exif()
+    block = Image.Exif()
+    block.load(exif or b"")
     for tag in (*TEXTS.values(), *RESOLUTION, RESOLUTION_UNIT):
         value = value_of(tag)
         if tag in RESOLUTION and isinstance(value, tuple) and len(value) == 2 and value[1]:
             value = value[0] / value[1]
-        add_tag(exif, tag, value)
+        add_tag(block, tag, value)
     unit = 2.54 if value_of(RESOLUTION_UNIT) == CENTIMETRE else 1
-    resolution = [exif.get(tag, math.nan) * unit for tag in RESOLUTION]
+    resolution = [float(block.get(tag, math.nan)) * unit for tag in RESOLUTION]
     return {
         "icc_profile": usable_profile(value_of(ICC_TAG)),
-        "exif": finished(exif),
+        "exif": finished(block),
         "dpi": usable_resolution(resolution),
         "xmp": upright_xmp(value_of(XMP_TAG)),
     }
@@ -124,7 +128,8 @@ def upright_exif(image: Image.Image) -> bytes | None:
 def add_tag(exif: Image.Exif, tag: int, value) -> None:
     """Put a tag into the main directory if it describes the picture and its value is one."""
     if tag in TEXTS.values() and isinstance(value, str):
-        exif[tag] = value.replace("\0", " ").strip()
+        if not value.startswith('{"shape"'):  # tifffile's own
+            exif[tag] = value.replace("\0", " ").strip()
     elif tag in RESOLUTION and usable_resolution((value, value)):
         exif[tag] = float(value)
     elif tag in NUMBERS and isinstance(value, int) and value in NUMBERS[tag]:

@@ -293,7 +293,7 @@ def _decode_tiff(data: bytes, name: str, limit: int, metadata: Mapping | None = 
                 f"{name} is a {page.bitspersample}-bit {kind} TIFF; convert it to 16-bit gray or "
                 "RGB first."
             )
-        metadata = read_tiff_metadata(page) if metadata is None else metadata
+        metadata = read_tiff_metadata(page, (metadata or {}).get("exif"))
         orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         if page.planarconfig == 2 and array.ndim == 3:
             array = np.moveaxis(array, 0, -1)

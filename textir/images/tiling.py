@@ -34,11 +34,11 @@ def measure(restorer: torch.nn.Module) -> float:
     leaves = [module for module in restorer.modules() if not list(module.children())]
     hooks = [leaf.register_forward_hook(record) for leaf in leaves]
     parameter = next(restorer.parameters())
-    side = 64
+    side, channels = 64, getattr(restorer, "config", {}).get("in_channels", 3)
     try:
         # No hooks of others.
         restorer.forward(
-            torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+            torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype)
         )
     finally:
         for hook in hooks:
