@@ -18,6 +18,7 @@ from tests.tools import tiny
 from textir.cli import app
 from textir.hub.conversion import FORMATS, convert, convert_back, looks_like, read_weights
 from textir.models import PromptIR, SFNet
+from textir.models.nafnet import NAFNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = (
@@ -279,3 +280,96 @@ def test_a_converted_network_restores_from_the_command_line(small, tmp_path):
 def test_a_network_that_can_be_told_has_no_published_layout():
     with pytest.raises(ValueError, match="A network that can be told what to remove has weights"):
         convert_back(tiny.restorer(guided=False, told=True), "nafnet")
+
+
+# ---- the layouts in which people hold weights
+
+
+def small_nafnet() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return convert_back(NAFNet(3, 8, (1, 1), 1, (1, 1)), "nafnet")
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in small_nafnet().items()}
+
+
+PREFIXES = [
+    "net.module.",
+    "model.net.",
+    "model.module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "net._orig_mod.",
+    "generator.",
+    "net_g.",
+    "network.",
+]
+WRAPPERS = ["state_dict_ema", "ema", "weights", "net", "network", "net_g", "generator", "params"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_prefix_is_found_and_taken_off(prefix, tmp_path):
+    torch.save({"state_dict": prefixed(prefix)}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == small_nafnet().keys()
+
+
+@pytest.mark.parametrize("key", WRAPPERS)
+def test_a_wrapper_is_found_and_opened(key, tmp_path):
+    torch.save({key: small_nafnet(), "epoch": 3}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == small_nafnet().keys()
+    torch.save({"state_dict": {key: small_nafnet()}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == small_nafnet().keys()
+
+
+def test_averaged_weights_go_before_others_and_weights_of_a_loss_are_left_out(tmp_path):
+    averaged = {key: value + 1 for key, value in small_nafnet().items()}
+    stored = {
+        **prefixed("generator."),
+        **{f"generator_ema.{key}": value for key, value in averaged.items()},
+        "loss.vgg.0.weight": torch.zeros(3),
+        "step_counter": torch.tensor(5),
+    }
+    torch.save(stored, tmp_path / "w.pth")
+    found = read_weights(tmp_path / "w.pth")
+    assert found.keys() == averaged.keys()
+    assert torch.equal(found["intro.bias"], averaged["intro.bias"])
+
+
+def test_numbers_of_numpy_may_stand_beside_the_weights(tmp_path):
+    stored = {"state_dict": small_nafnet(), "best": np.float64(30.1), "curve": np.arange(3.0)}
+    torch.save(stored, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == small_nafnet().keys()
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    save_file(small_nafnet(), tmp_path / "W.SAFETENSORS")
+    assert read_weights(tmp_path / "W.SAFETENSORS").keys() == small_nafnet().keys()
+
+
+def test_weights_that_fit_nothing_are_shown():
+    with pytest.raises(
+        ValueError, match=r"nor of any known network\. They begin with head\.weight"
+    ):
+        convert({"head.weight": torch.zeros(3)}, "nafnet")
+
+
+@pytest.mark.parametrize("size", [(24, 40), (21, 35)])
+def test_a_converted_nafnet_is_the_published_function_at_any_size(size):
+    network = convert(small_nafnet(), "nafnet")
+    assert network.config.border == "zeros"
+    image = torch.rand(1, 3, *size)
+    height, width = (side + -side % 4 for side in size)
+    whole = torch.zeros(1, 3, height, width)
+    whole[..., : size[0], : size[1]] = image
+    with torch.no_grad():
+        published = network(whole)[..., : size[0], : size[1]]
+        assert torch.equal(network(image), published)
+
+
+def test_six_channels_are_mentioned_when_they_are_converted(tmp_path):
+    weights = convert_back(NAFNet(6, 8, (1,), 1, (1,)), "nafnet")
+    save_file(weights, tmp_path / "w.safetensors")
+    arguments = ["convert", str(tmp_path / "w.safetensors"), "--from", "nafnet", "--output"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "out")])
+    assert result.exit_code == 0 and "takes 6 channels" in result.output
