@@ -622,7 +622,7 @@ def test_a_checkpoint_holds_the_trained_weights_and_no_others(tmp_path):
         "trainable.safetensors",
         "optimizer.bin",
         "random_states_0.pkl",
-        "custom_checkpoint_0.pkl",
+        "run.json",
     }
 
 
@@ -642,6 +642,32 @@ def test_an_output_folder_with_checkpoints_is_refused_unless_resumed(tmp_path):
 
 def test_latest_in_a_fresh_folder_starts_at_the_beginning(tmp_path):
     assert learn(tmp_path / "new", resume_from_checkpoint="latest").saw[0] == [0, 1]
+
+
+def test_a_checkpoint_with_pickled_objects_is_not_resumed(tmp_path):
+    """Accelerate would open them, and they may run code."""
+    learn(tmp_path / "run", max_train_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert not list(checkpoint.glob("custom_checkpoint_*"))
+    evil = Evil(tmp_path / "ran")
+    torch.save(evil, checkpoint / "custom_checkpoint_0.pkl")
+    with pytest.raises(ValueError, match="pickled objects"):
+        learn(tmp_path / "run", max_train_steps=4, resume_from_checkpoint="latest")
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_the_first_and_the_last_step_are_told_in_short_runs(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="textir.training"):
+        learn(tmp_path, max_train_steps=3)
+    assert "step 1 loss" in caplog.text and "step 3 loss" in caplog.text
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(tmp_path):
