@@ -5,6 +5,7 @@ FILES ?= tests
 lint:  ## what CI says about style
 	ruff check .
 	ruff format --check .
+	mypy
 
 format:
 	ruff check --fix .

@@ -828,9 +828,9 @@ def _parse_step(text: str, recipe: str) -> Step:
             f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, "
             "clean."
         )
-    low, dots, high = (value or "medium").partition("..")
-    low = _parse_value(name, low, recipe)
-    return Step(name, low, _parse_value(name, high, recipe) if dots else low)
+    first, dots, last = (value or "medium").partition("..")
+    low = _parse_value(name, first, recipe)
+    return Step(name, low, _parse_value(name, last, recipe) if dots else low)
 
 
 def _parse_value(name: str, text: str, recipe: str) -> float:

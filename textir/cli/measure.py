@@ -219,13 +219,10 @@ def restorers(
         if runs < 1:
             raise ValueError(f"`--runs` must be at least 1, got {runs}.")
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        choice = [
-            network or list(RESTORERS),
-            sides,
-            dtype or ["float32", "bfloat16"],
-            way or ["ours", "plain", "guided"],
-        ]
-        for timing in time_restorers(*choice, runs, place):
+        names = network or list(RESTORERS)
+        dtypes = dtype or ["float32", "bfloat16"]
+        ways = way or ["ours", "plain", "guided"]
+        for timing in time_restorers(names, sides, dtypes, ways, runs, place):
             typer.echo(str(timing))
 
 

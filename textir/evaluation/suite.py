@@ -146,7 +146,8 @@ def choose_rows(name: str, only: Sequence[str] | None = None) -> list[Row]:
     rows = [row for row in SUITES[name] if not only or row.name.startswith(tuple(only))]
     if not rows:
         known = ", ".join(row.name for row in SUITES[name])
-        raise ValueError(f"No row of {name} starts with {' or '.join(only)}; it has {known}.")
+        asked = " or ".join(only or ())
+        raise ValueError(f"No row of {name} starts with {asked}; it has {known}.")
     return rows
 
 

@@ -71,7 +71,7 @@ def plan_jobs(
         for file in files:
             tree = file.parent.relative_to(path) if path.is_dir() else ""
             jobs.append(Job(file, output / tree))
-    targets = {}
+    targets: dict[Path, Path] = {}
     for job in jobs:
         target = job.target_folder / job.source.name
         refuse_overwriting(job.source, target)

@@ -49,7 +49,7 @@ EXTENSIONS = {*KINDS, ".gif", ".jxl"}
 MAX_PIXELS = 100_000_000
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 BITS_TAG = 258
-SAVE_OPTIONS = {
+SAVE_OPTIONS: dict[str, dict] = {
     "JPEG": {"quality": 97, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},  # exact: also under transparent pixels
     "AVIF": {"quality": 97, "subsampling": "4:4:4"},
@@ -350,7 +350,7 @@ def _orientation(image: Image.Image) -> int:
 def output_name(path: Path, picture: Picture) -> str:
     """The name under which a restored picture is written: the same, or `.png` (`.tif` for
     floating-point pixels) where the old format cannot hold the result."""
-    kind = KINDS.get(path.suffix.lower())
+    kind = KINDS.get(path.suffix.lower(), "")
     shallow, opaque = picture.bits == 8, picture.alpha is None
     fits = {
         "JPEG": shallow and opaque,

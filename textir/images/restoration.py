@@ -30,7 +30,8 @@ def restore_picture(
     """
     image = picture.tensor()
     if tile == "auto":
-        tile = choose_tile(*image.shape[-2:], pipe.restorer) if pipe.restorer is not None else None
+        height, width = image.shape[-2:]
+        tile = None if pipe.restorer is None else choose_tile(height, width, pipe.restorer)
     output = pipe(image, tile=tile, output_type="pt", **options)
     restored = to_pixels(output.images[0])
     if restored.shape != picture.pixels.shape:
