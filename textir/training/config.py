@@ -42,19 +42,20 @@ class TrainingConfig:
     learning_rate: float = knob(1e-4, "of AdamW, after warm-up")
     lr_scheduler: str = knob(
         "constant_with_warmup",
-        "of transformers: constant, cosine, linear, warmup_stable_decay, ...",
+        "constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "
+        "inverse_sqrt or warmup_stable_decay",
     )
     lr_warmup_steps: int = knob(0, "steps of linear warm-up")
     lr_decay_steps: int | None = knob(
         None, "final steps of the decay of warmup_stable_decay; a third of the run by default"
     )
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 1e-2
-    adam_epsilon: float = 1e-8
+    adam_beta1: float = knob(0.9, "memory of the mean of gradients")
+    adam_beta2: float = knob(0.999, "memory of the mean of their squares")
+    adam_weight_decay: float = knob(1e-2, "decoupled weight decay")
+    adam_epsilon: float = knob(1e-8, "added to the root of the squares")
     max_grad_norm: float = knob(1.0, "gradients are clipped to this norm")
     use_ema: bool = knob(False, "keep and publish a moving average of the weights")
-    ema_decay: float = 0.999
+    ema_decay: float = knob(0.999, "of that average, at most")
     rank: int | None = knob(
         None, "train LoRA layers of this rank instead of the weights themselves"
     )
@@ -82,15 +83,15 @@ class TrainingConfig:
     report_to: str = knob(
         "none", "tensorboard, trackio, wandb or none; one that is not installed is an error"
     )
-    tracker_project_name: str = "textir"
+    tracker_project_name: str = knob("textir", "what the tracker calls the runs")
     logging_dir: str = knob("logs", "of trackers, below the output folder")
-    logging_steps: int = 50
+    logging_steps: int = knob(50, "steps between lines of the log; the first and last have one")
     push_to_hub: bool = knob(False, "publish the result")
     hub_model_id: str | None = knob(
         None, "where: user/name; the name of the output folder by default"
     )
     hub_token: str | None = knob(None, "instead of the one that `hf auth login` has stored")
-    hub_private_repo: bool = False
+    hub_private_repo: bool = knob(False, "make a new repository private")
 
     def __post_init__(self):
         for name in (
