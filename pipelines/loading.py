@@ -2,10 +2,12 @@
 alike."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from safetensors import safe_open
 
 import textir
@@ -61,7 +63,8 @@ def load(
     try:
         precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
         pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options)
-        pipe.to(device)
+        with quiet():  # half precision on a processor is slow, and asked for
+            pipe.to(device)
     except Exception as error:  # on damaged files libraries raise nearly anything
         raise ValueError(f"{place} could not be loaded on {device}: {first_line(error)}") from error
     places = find_adapters(checkpoint, adapter)
@@ -74,6 +77,17 @@ def load(
 
         use_onnx(pipe, place)
     return pipe
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block diffusers gives no advice."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def best_device() -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def space(tmp_path_factory):
             (work / name).write_bytes((ROOT / name).read_bytes())
     with StandinHub() as hub:
         environment = os.environ | hub.environment(work.parent / "cache")
+        # `hf` lies beside the python that runs the tests, be the environment activated or not.
+        environment["PATH"] = os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ["PATH"]]
+        )
         for command in LINE.replace("user/", "tester/").split("&&"):
             done = subprocess.run(
                 shlex.split(command),
