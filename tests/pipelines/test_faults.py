@@ -297,3 +297,18 @@ def test_a_file_for_more_parts_is_taken_in_part_if_that_is_asked_for():
     assert set(pipe.get_list_adapters()) == {"unet"}
     with pytest.raises(ValueError, match="peft's own layout"):
         pipe.load_lora_weights({"base_model.model.x.lora_A.weight": torch.zeros(2, 4)})
+
+
+@pytest.mark.parametrize("side", ["lora_A", "lora_B"])
+def test_half_a_pair_of_lora_weights_is_refused(side):
+    weights = {}
+    for name, (down, up) in unet_layers().items():
+        weights |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    key = next(key for key in weights if side in key)
+    value = weights.pop(key)
+    pipe = tiny.pipeline()
+    with pytest.raises(ValueError, match="damaged: one of the two weights of 1 layers"):
+        pipe.load_lora_weights(dict(weights))
+    with pytest.raises(ValueError, match="damaged: it holds"):
+        pipe.load_lora_weights({**weights, f"{key}x": value})
+    assert not pipe.get_list_adapters()

@@ -465,11 +465,15 @@ def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor],
         ValueError: if one does not.
     """
     modules = dict(component.named_modules())
+    halves = {"A": set(), "B": set()}
     for key, value in layers.items():
         match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", key)
         if match is None:
+            if re.search(r"\.lora_[AB]\.(?!bias$)", key):
+                raise ValueError(f"The LoRA file is damaged: it holds {key!r} for the {part}.")
             continue
         name, side = match.groups()
+        halves[side].add(name)
         module = modules.get(name)
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         weight = getattr(base, "weight", None)
@@ -487,6 +491,12 @@ def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor],
                 f"has {expected} channels there, "
                 f"they are for {got}."
             )
+    single = sorted(halves["A"] ^ halves["B"])
+    if single:
+        raise ValueError(
+            f"The LoRA file is damaged: one of the two weights of {len(single)} layers of the "
+            f"{part} is missing, such as that of {single[0]!r}."
+        )
 
 
 class ChainLoraLoaderMixin(LoraBaseMixin):
@@ -1319,9 +1329,15 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         deviation."""
         side = self.image_encoder.config.image_size
         pixels = resize(image.float().clamp(0, 1), (side, side))
-        mean = torch.tensor(self.image_processor.image_mean, device=image.device)[:, None, None]
-        std = torch.tensor(self.image_processor.image_std, device=image.device)[:, None, None]
-        return (pixels - mean) / std
+        processor = self.image_processor
+        statistics = (processor.image_mean, processor.image_std)
+        if not all(isinstance(values, (list, tuple)) and len(values) == 3 for values in statistics):
+            raise ValueError(
+                "The image processor of this checkpoint is damaged: `image_mean` and `image_std` "
+                f"must be three numbers each, got {statistics[0]} and {statistics[1]}."
+            )
+        mean, std = (torch.tensor(values, device=image.device) for values in statistics)
+        return (pixels - mean[:, None, None]) / std[:, None, None]
 
     def native_pixels(self, image: torch.Tensor, side: int = 128) -> torch.Tensor:
         """The centre of images `(B, 3, H, W)` in native pixels, `side` at most; what a detector may
