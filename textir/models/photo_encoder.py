@@ -194,7 +194,9 @@ def _spectrum(gray: torch.Tensor) -> torch.Tensor:
     ring = ((down.square() + across.square()).sqrt() * 16).long().clamp(max=7)
     direction = ((torch.atan2(down, across) / math.pi + 0.5) * 4 + 0.5).long() % 4
     cell = (4 * ring + direction).flatten()
-    counts = torch.zeros(32, device=gray.device).scatter_add_(0, cell, torch.ones_like(down + across).flatten())
+    counts = torch.zeros(32, device=gray.device).scatter_add_(
+        0, cell, torch.ones_like(down + across).flatten()
+    )
     sums = torch.zeros(len(gray), 32, device=gray.device)
     sums = sums.scatter_add_(1, cell.expand(len(gray), -1), power.flatten(1))
     rings = sums.unflatten(1, (8, 4)).sum(2) / counts.unflatten(0, (8, 4)).sum(1).clamp(min=1)
@@ -535,14 +537,24 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
     def _tag_probabilities(
         self, image_embeds: torch.Tensor, tag_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """Probability of each tag `(B, T)`: a sigmoid of its standardised similarity."""
+        """Probability of each tag `(B, T)`: a sigmoid of its standardised similarity; of a group
+        with a score for "none" a softmax."""
         similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(tag_embeds, dim=-1).T
         numbers = {
             key: torch.tensor([tag[key] for _, tag in self._tags()], device=similarity.device)
             for key in ("mean", "deviation", "slope", "offset")
         }
         score = (similarity - numbers["mean"]) / numbers["deviation"]
-        return (numbers["slope"] * score + numbers["offset"]).sigmoid()
+        logits = numbers["slope"] * score + numbers["offset"]
+        probabilities = []
+        groups = self.config.tags.values()
+        for entry, part in zip(groups, logits.split([len(entry["tags"]) for entry in groups], 1)):
+            if "none" in entry:
+                part = F.pad(part, (0, 1), value=entry["none"]).softmax(1)[:, :-1]
+            else:
+                part = part.sigmoid()
+            probabilities.append(part)
+        return torch.cat(probabilities, dim=1)
 
 
 # ---- photos into numbers
@@ -588,7 +600,9 @@ class PhotoProcessor(ImageProcessingMixin):
         for photo in self._photos(images):
             pixels.append(self._squeeze(photo))
             statistics.append(photo_statistics(photo))
-        return BatchFeature({"pixel_values": torch.cat(pixels), "statistics": torch.cat(statistics)})
+        return BatchFeature(
+            {"pixel_values": torch.cat(pixels), "statistics": torch.cat(statistics)}
+        )
 
     def _photos(self, images) -> list[torch.Tensor]:
         """Every photo as `(1, 3, H, W)`, checked."""

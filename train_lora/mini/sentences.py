@@ -216,9 +216,7 @@ def fault_sentence(words: dict, labels: Sequence[str], draw: random.Random) -> S
     """
     photo = draw.choice(PHOTO_NAMES)
     if len(labels) == 1 and draw.random() < 0.15 and words["faults"][labels[0]]["sentences"]:
-        return Sentence(
-            draw.choice(words["faults"][labels[0]]["sentences"]), faults=tuple(labels)
-        )
+        return Sentence(draw.choice(words["faults"][labels[0]]["sentences"]), faults=tuple(labels))
     if draw.random() < 0.5:
         phrase = " and ".join(draw.choice(words["faults"][la]["adjectives"]) for la in labels)
         forms = (
