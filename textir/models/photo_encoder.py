@@ -424,7 +424,7 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
         self.light = SmallHead(LIGHT_STATISTICS, light_width, light, dropout)
         statistics = LIGHT_STATISTICS + TEXTURE_STATISTICS
         self.faults = SmallHead(head_channels + statistics, faults_width, faults, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.forget = nn.Dropout(dropout)
         for name, size in (("statistics", statistics), ("roots", head_channels)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -461,7 +461,7 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
             ValueError: if the statistics do not fit.
         """
         roots = (features.clamp(min=0).float().sqrt() - self.roots_mean) * self.roots_scale
-        roots = self.dropout(roots.to(features.dtype))
+        roots = self.forget(roots.to(features.dtype))
         content = F.normalize(self.content(features, roots), dim=-1)
         if statistics is None:
             return F.pad(content, (0, sum(self.config.blocks[1:])))

@@ -5,7 +5,6 @@ are made, by recipes of `textir.degradations` or by the few functions here, and 
 colour names go by hue, chroma and lightness, roughly after Berlin and Kay's eleven basic terms.
 """
 
-import math
 import random
 
 import torch

