@@ -413,7 +413,7 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
         num_classes: int = 1000,
         class_rank: int = 256,
         light_width: int = 128,
-        faults_width: int = 256,
+        faults_width: int = 160,
         dropout: float = 0.3,
         tags: dict | None = None,
     ):
