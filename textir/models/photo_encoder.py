@@ -460,9 +460,7 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: if the statistics do not fit.
         """
-        roots = (features.clamp(min=0).float().sqrt() - self.roots_mean) * self.roots_scale
-        roots = self.forget(roots.to(features.dtype))
-        content = F.normalize(self.content(features, roots), dim=-1)
+        content = self.content_of(features)
         if statistics is None:
             return F.pad(content, (0, sum(self.config.blocks[1:])))
         expected = (len(features), LIGHT_STATISTICS + TEXTURE_STATISTICS)
@@ -471,13 +469,35 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
                 f"`statistics` must be {expected} as a `PhotoProcessor` returns them, got "
                 f"{tuple(statistics.shape)}."
             )
-        statistics = (statistics.float() - self.statistics_mean) * self.statistics_scale
-        statistics = statistics.clamp(-6, 6).to(features.dtype)
-        light = F.normalize(self.light(statistics[:, :LIGHT_STATISTICS]), dim=-1)
-        faults = F.normalize(self.faults(torch.cat([roots, statistics], dim=1)), dim=-1)
+        light = self.light_of(statistics[:, :LIGHT_STATISTICS])
+        parts = (content, light, self.faults_of(features, statistics))
         lengths = [math.sqrt(share) for share in self.config.shares]
-        parts = [length * part for length, part in zip(lengths, (content, light, faults))]
-        return torch.cat(parts, dim=1)
+        return torch.cat([length * part for length, part in zip(lengths, parts)], dim=1)
+
+    def content_of(self, features: torch.Tensor) -> torch.Tensor:
+        """The block of content `(B, blocks[0])` as unit vectors, of features `(B, D)`."""
+        return F.normalize(self.content(features, self._roots(features)), dim=-1)
+
+    def light_of(self, statistics: torch.Tensor) -> torch.Tensor:
+        """The block of light `(B, blocks[1])` as unit vectors, of `(B, LIGHT_STATISTICS)`."""
+        return F.normalize(self.light(self._standard(statistics)), dim=-1)
+
+    def faults_of(self, features: torch.Tensor, statistics: torch.Tensor) -> torch.Tensor:
+        """The block of faults `(B, blocks[2])` as unit vectors, of features and all statistics."""
+        inputs = torch.cat([self._roots(features), self._standard(statistics)], dim=1)
+        return F.normalize(self.faults(inputs), dim=-1)
+
+    def _roots(self, features: torch.Tensor) -> torch.Tensor:
+        """Square roots of features, which are not negative, standardised."""
+        roots = (features.clamp(min=0).float().sqrt() - self.roots_mean) * self.roots_scale
+        return self.forget(roots.to(features.dtype))
+
+    def _standard(self, statistics: torch.Tensor) -> torch.Tensor:
+        """The first so many statistics, standardised and kept from extremes."""
+        count = statistics.shape[1]
+        standard = statistics.float() - self.statistics_mean[:count]
+        standard = standard * self.statistics_scale[:count]
+        return standard.clamp(-6, 6).to(self.dtype)
 
     def tag_texts(self) -> list[str]:
         """The sentences whose text embeddings `read_tags` takes, in its order.

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
+from textir.models.photo_encoder import LIGHT_STATISTICS, PhotoEncoder, PhotoProcessor
 from train_lora.mini.gate_towers import Towers, calibrate_tags, measure_gates, print_gates
 from train_lora.mini.sentences import (
     Sentence,
@@ -302,7 +302,7 @@ def fit_heads(
     samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
     # Enough photos without fault, and as many of each fault, whatever the draws gave.
     rarity = samples.faults / samples.faults.sum(0).clamp(min=1)
-    chances = rarity.amax(1) * (1 + 2 * samples.faults[:, -1])
+    chances = rarity.amax(1) * (1 + samples.faults[:, -1])
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1.5e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, config.head_steps)
@@ -310,13 +310,11 @@ def fit_heads(
     for step in range(config.head_steps):
         rows = torch.multinomial(chances, 256, replacement=True, generator=generator)
         batch = samples.of(rows)
-        embeds = encoder.embed_features(batch.features, batch.statistics)
-        _, light, faults = blocks_of(embeds, encoder)
         more = torch.randint(len(looks["more light"]["light"]), (256,), generator=generator)
-        other = looks["more light"]["statistics"][more]
-        other = encoder.light(encoder_light(encoder, other))
-        lit = torch.cat([light, F.normalize(other, dim=-1)])
+        light_numbers = batch.statistics[:, :LIGHT_STATISTICS]
+        lit = encoder.light_of(torch.cat([light_numbers, looks["more light"]["statistics"][more]]))
         strengths = torch.cat([batch.light, looks["more light"]["light"][more]])
+        faults = encoder.faults_of(batch.features, batch.statistics)
         loss = light_loss(lit, strengths, space) + fault_loss(faults, batch.faults, space)
         loss.backward()
         optimizer.step()
@@ -326,13 +324,6 @@ def fit_heads(
             log.info("heads, step %d: loss %.3f", step, loss.item())
     encoder.eval()
     torch.save(heads.state_dict(), path)
-
-
-def encoder_light(encoder: PhotoEncoder, statistics: torch.Tensor) -> torch.Tensor:
-    """Statistics of light alone, standardised as the tower does it."""
-    count = statistics.shape[1]
-    standard = (statistics - encoder.statistics_mean[:count]) * encoder.statistics_scale[:count]
-    return standard.clamp(-6, 6)
 
 
 def blocks_of(embeds: torch.Tensor, encoder: PhotoEncoder) -> list[torch.Tensor]:
