@@ -363,6 +363,7 @@ def distil(
     )
     texts = [sentence.text for sentence in corpus]
     tokenizer = build_tokenizer(texts, config)
+    tokenizer.save_pretrained(folder / "tokenizer")
     text_encoder = new_text_encoder(tokenizer, teacher, config)
     contents = list(dict.fromkeys(sentence.content for sentence in corpus if sentence.content))
     embeddings = teacher.embed_all(contents, folder / "cache" / "teacher")
