@@ -314,7 +314,7 @@ def fit_heads(
         light_numbers = batch.statistics[:, :LIGHT_STATISTICS]
         lit = encoder.light_of(torch.cat([light_numbers, looks["more light"]["statistics"][more]]))
         strengths = torch.cat([batch.light, looks["more light"]["light"][more]])
-        faults = encoder.faults_of(batch.features, batch.statistics)
+        faults = encoder.faults_of(batch.statistics)
         loss = light_loss(lit, strengths, space) + fault_loss(faults, batch.faults, space)
         loss.backward()
         optimizer.step()
