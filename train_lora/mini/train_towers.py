@@ -78,7 +78,6 @@ class Config:
     seed: int = knob(0, "of everything random")
     test_photos: int = knob(500, "captioned photos that only the gates see")
     choose_photos: int = knob(120, "captioned photos on which settings were chosen")
-    chosen: bool = knob(False, "train on the photos for choosing too, on which tags are calibrated")
     image_size: int = knob(320, "side of the square that the network sees")
     draws: int = knob(2, "degraded versions of each photo")
     whitening: float = knob(0.4, "0 keeps the teacher's directions, 1 makes all equally long")
@@ -96,7 +95,6 @@ class Config:
     text_learning_rate: float = knob(1e-3, "of the distillation, decaying to 0")
     joint_steps: int = knob(400, "optimizer steps of both towers together")
     joint_learning_rate: float = knob(1e-4, "of both towers together")
-    content_rate: float = knob(0.1, "of the image tower's content, in units of that")
     minutes: float = knob(3.0, "between two checkpoints of the text tower")
 
 
@@ -151,22 +149,22 @@ def main(config: Config) -> None:
     teacher = Teacher(config.teacher)
     captions = [caption for photo in photos for caption in photo.captions]
     embedded = dict(zip(captions, teacher.embed_all(captions, folder / "cache" / "teacher")))
-    learnt = [photo for photo in photos if may_learn(photo, config)]
+    learnt = [photo for photo in photos if photo.split == "train"]
     space = make_space(learnt, embedded, encoder.config.shares, words, config)
-    fit_content(encoder, classifier, looks, photos, embedded, space, teacher, config)
-    fit_heads(encoder, looks, photos, space, folder, config)
+    learns = torch.tensor([photo.split == "train" for photo in photos])
+    known = (photos, embedded, space, teacher, config)
+    fit_content(encoder, classifier, looks["clean"], learns, *known)
+    fit_heads(encoder, looks, learns, space, folder, config)
     tokenizer, text_encoder = distil(learnt, teacher, space, folder, config)
     towers = Towers(encoder, text_encoder, tokenizer)
     train_jointly(towers, looks, photos, space, folder, config)
     encoder.register_to_config(tags=calibrate_tags(towers, looks, photos))
+    # Everything is chosen and calibrated: now content may learn from those photos too.
+    learns = torch.tensor([photo.split != "test" for photo in photos])
+    fit_content(encoder, classifier, looks["clean"], learns, *known)
     publish(towers, folder / "result", config)
     towers = Towers.load(folder / "result")
     print_gates(measure_gates(towers, looks, photos), folder / "gates.json")
-
-
-def may_learn(photo: Photo, config: Config) -> bool:
-    """Whether weights may be fitted to a photo."""
-    return photo.split == "train" or (config.chosen and photo.split == "choose")
 
 
 # ---- the image tower
@@ -228,34 +226,37 @@ def make_space(
 def fit_content(
     encoder: PhotoEncoder,
     classifier: torch.nn.Linear,
-    looks: dict[str, Looks],
+    clean: Looks,
+    learns: torch.Tensor,
     photos: Sequence[Photo],
     embedded: dict[str, torch.Tensor],
     space: Space,
     teacher: Teacher,
     config: Config,
 ) -> None:
-    """Ridge regression to the mean caption, on photos as they are and degraded, plus the names of
-    the classes; both are exact solutions, nothing is trained."""
-    learns = torch.tensor([may_learn(photo, config) for photo in photos])
-    captioned = torch.tensor([bool(photo.captions) for photo in photos])
-    clean = looks["clean"]
+    """Ridge regression from photos to their mean caption, plus the names of the classes; both are
+    exact solutions. Degraded photos beside them, or training by contrast, made it worse.
+
+    Args:
+        encoder: its head of content is written.
+        classifier: of the published network.
+        clean: what the network sees of all photos.
+        learns: mask `(len(photos),)` of those to learn from.
+        photos: all.
+        embedded: the teacher's embeddings of captions.
+        space: the target.
+        teacher: for the names of the classes.
+        config: the knobs.
+    """
     roots = clean.features[learns].sqrt()
     encoder.roots_mean.copy_(roots.mean(0))
     encoder.roots_scale.copy_(1 / (roots.std(0) + 1e-3))
-    statistics = join([clean.of(learns), looks["degraded"].of(learns[looks["degraded"].photo])])
-    encoder.statistics_mean.copy_(statistics.statistics.mean(0))
-    encoder.statistics_scale.copy_(1 / (statistics.statistics.std(0) + 1e-2))
-
-    seen = learns & captioned
-    samples = join([clean.of(seen), looks["degraded"].of(seen[looks["degraded"].photo])])
-    known = [photos[index].captions for index in samples.photo.tolist()]
-    targets = torch.stack(
-        [
-            space.content(torch.stack([embedded[text] for text in captions])).mean(0)
-            for captions in known
-        ]
-    )
+    samples = clean.of(learns & torch.tensor([bool(photo.captions) for photo in photos]))
+    targets = []
+    for index in samples.photo.tolist():
+        captions = torch.stack([embedded[text] for text in photos[index].captions])
+        targets.append(space.content(captions).mean(0))
+    targets = torch.stack(targets)
     inputs = (samples.features.sqrt() - encoder.roots_mean) * encoder.roots_scale
     kernel = inputs @ inputs.T
     penalty = config.ridge * kernel.diagonal().mean()
@@ -266,40 +267,47 @@ def fit_content(
     encoder.content.direct.weight.copy_(solution.T / length)
     encoder.content.direct.bias.copy_(mean_target / length)
 
-    # The classifier in the directions in which its outputs vary most.
-    spread, mean = clean.features[learns].std(0), clean.features[learns].mean(0)
-    left = torch.linalg.svd(classifier.weight * spread, full_matrices=False).U[
-        :, : config.class_rank
-    ]
-    reduced = left.T @ classifier.weight
-    encoder.content.reduce.weight.copy_(reduced)
-    encoder.content.classify.weight.copy_(left)
-    rest = (classifier.weight - left @ reduced) @ mean
-    encoder.content.classify.bias.copy_(classifier.bias + rest)
+    reduce_classifier(encoder, classifier, clean.features[learns])
     names = teacher.embed([f"a photo of a {name}" for name in load_class_names()])
     names = F.normalize((names - names.mean(0)) @ space.whitening, dim=-1)
-    chances = encoder.content.classify(encoder.content.reduce(clean.features[seen])).softmax(-1)
-    encoder.content.names.weight.copy_(
-        config.class_share / (chances @ names).norm(dim=1).mean() * names.T
-    )
+    chances = encoder.content.classify(encoder.content.reduce(samples.features)).softmax(-1)
+    share = config.class_share / (chances @ names).norm(dim=1).mean()
+    encoder.content.names.weight.copy_(share * names.T)
+
+
+def reduce_classifier(
+    encoder: PhotoEncoder, classifier: torch.nn.Linear, features: torch.Tensor
+) -> None:
+    """Write the classifier with a lower rank: in the directions in which its outputs vary most over
+    features `(N, D)`."""
+    weight = classifier.weight
+    left = torch.linalg.svd(weight * features.std(0), full_matrices=False).U
+    left = left[:, : encoder.config.class_rank]
+    reduced = left.T @ weight
+    encoder.content.reduce.weight.copy_(reduced)
+    encoder.content.classify.weight.copy_(left)
+    rest = (weight - left @ reduced) @ features.mean(0)
+    encoder.content.classify.bias.copy_(classifier.bias + rest)
 
 
 def fit_heads(
     encoder: PhotoEncoder,
     looks: dict[str, Looks],
-    photos: Sequence[Photo],
+    learns: torch.Tensor,
     space: Space,
     folder: Path,
     config: Config,
 ) -> None:
-    """Train the blocks of light and faults on what was measured and what was done."""
+    """Train the blocks of light and faults on what was measured and what was done, of photos of a
+    mask `(photos,)`."""
     path = folder / "heads.pt"
     heads = torch.nn.ModuleDict({"light": encoder.light, "faults": encoder.faults})
+    samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
+    encoder.statistics_mean.copy_(samples.statistics.mean(0))
+    encoder.statistics_scale.copy_(1 / (samples.statistics.std(0) + 1e-2))
     if path.exists():
         heads.load_state_dict(torch.load(path, weights_only=True))
         return
-    learns = torch.tensor([may_learn(photo, config) for photo in photos])
-    samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
     # Enough photos without fault, and as many of each fault, whatever the draws gave.
     rarity = samples.faults / samples.faults.sum(0).clamp(min=1)
     chances = rarity.amax(1) * (1 + samples.faults[:, -1])
@@ -614,25 +622,19 @@ def train_jointly(
     folder: Path,
     config: Config,
 ) -> None:
-    """Bring photos and what is said of them together, while the heads keep what they have learnt:
-    each photo's caption, to which its light and faults are added half of the time, must be found
-    among those of the batch, and the other way round."""
+    """Bring what is said of photos and the heads of light and faults together: each photo's
+    caption, to which its light and faults are added half of the time, must be found among those of
+    the batch, and the other way round. Content stays: contrast on so few photos made it worse."""
     encoder, text_encoder = towers.encoder, towers.text_encoder
-    heads = torch.nn.ModuleDict(
-        {name: getattr(encoder, name) for name in ("content", "light", "faults")}
+    heads = torch.nn.ModuleDict({"light": encoder.light, "faults": encoder.faults})
+    trainable = [*text_encoder.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.joint_learning_rate, weight_decay=0.0, fused=True
     )
-    rate = config.joint_learning_rate
-    content = [*encoder.content.direct.parameters(), *encoder.content.names.parameters()]
-    groups = [
-        {"params": list(text_encoder.parameters()), "lr": rate},
-        {"params": content, "lr": config.content_rate * rate},
-        {"params": [*encoder.light.parameters(), *encoder.faults.parameters()], "lr": rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, config.joint_steps + 1)
     state = {"heads": heads, "text": text_encoder, "optimizer": optimizer, "schedule": schedule}
     path, words = folder / "joint.pt", load_words()
-    samples, of_photo = captioned_samples(looks, photos, config)
+    samples, of_photo = captioned_samples(looks, photos)
     encoder.train()
     text_encoder.train()
     text_encoder.set_attn_implementation("eager")
@@ -652,7 +654,7 @@ def train_jointly(
         embeds = encoder.embed_features(batch.features, batch.statistics)
         loss = joint_loss(embeds, text_embeds.float(), batch, encoder, space)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([part for g in groups for part in g["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -684,10 +686,10 @@ def joint_loss(
 
 
 def captioned_samples(
-    looks: dict[str, Looks], photos: Sequence[Photo], config: Config
+    looks: dict[str, Looks], photos: Sequence[Photo]
 ) -> tuple[Looks, dict[int, list[int]]]:
-    """Images of captioned photos that may be learnt from, and the rows of each photo."""
-    learns = [bool(photo.captions) and may_learn(photo, config) for photo in photos]
+    """Images of captioned photos for training, and the rows of each photo."""
+    learns = [bool(photo.captions) and photo.split == "train" for photo in photos]
     learns = torch.tensor(learns)
     samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
     rows: dict[int, list[int]] = {}
