@@ -101,8 +101,8 @@ class RestorationOutput(BaseOutput):
         change: for each image how far restoration moved its pixels: mean of |restored - degraded|
             on the 0-255 scale.
         understood: how an instruction was understood, in one line.
-        tags: for each image what it says, `{"before": ..., "guidance": ..., "after": ...}`, each
-            `{group: [{"tag": ..., "probability": ..., "sure": ...}, ...]}` as `describe` returns it.
+        tags: for each image what it says, `{"before": ..., "guidance": ..., "after": ...}`, each as
+            `describe` returns it.
         degradation: for each image the probability of each degradation.
         severity: for each image the severity of each degradation in [0, 1].
         pseudo_words: `(B, N, D)`.
@@ -1167,13 +1167,16 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             ValueError: if this pipeline has no such space.
         """
         self._check_photo_space()
-        inputs = self.photo_tokenizer(
-            list(texts), padding=True, truncation=True, return_tensors="pt"
-        ).to(self.photo_text_encoder.device)
-        embeds = self.photo_text_encoder(
-            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
-        ).text_embeds
-        return F.normalize(embeds.float(), dim=-1)
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        embeds = []
+        for first in range(0, len(texts), 64):
+            inputs = self.photo_tokenizer(list(texts[first : first + 64]), **options)
+            inputs = inputs.to(self.photo_text_encoder.device)
+            output = self.photo_text_encoder(
+                input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
+            )
+            embeds.append(output.text_embeds.float())
+        return F.normalize(torch.cat(embeds), dim=-1)
 
     @torch.no_grad()
     def describe(self, images: torch.Tensor) -> list[dict[str, list[dict]]]:
@@ -1196,9 +1199,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         texts = self.photo_encoder.tag_texts()
         known = TAG_EMBEDS.get(self.photo_text_encoder)
         if known is None or len(known) != len(texts):
-            known = torch.cat(
-                [self.embed_texts(texts[i : i + 64]) for i in range(0, len(texts), 64)]
-            )
+            known = self.embed_texts(texts)
             TAG_EMBEDS[self.photo_text_encoder] = known
         embeds = self.embed_photos(images)
         return self.photo_encoder.read_tags(embeds, known.to(embeds.device))
