@@ -73,8 +73,8 @@ class TooLargeImageError(UnusableImageError):
 
     def __init__(self, name: str, pixels: int, limit: int):
         super().__init__(
-            f"{name} has {pixels / 1e6:.1f} million pixels, more than {limit / 1e6:g} million "
-            "pixels; reduce it first."
+            f"{name} has more than {limit / 1e6:g} million pixels ({pixels / 1e6:.1f}); reduce it "
+            "first."
         )
         self.pixels = pixels
 
