@@ -858,7 +858,7 @@ def test_bad_arguments_are_refused_with_the_way_out(pipe, options, message):
     [
         (torch.full((1, 3, 24, 40), float("nan")), "NaN"),
         (torch.rand(1, 4, 24, 40), r"must be \(B, 3, H, W\), got shape \(1, 4, 24, 40\)"),
-        (torch.rand(1, 24, 40), "must be"),
+        (torch.rand(2, 24, 40), "must be"),
         (torch.rand(0, 3, 24, 40), "at least one image"),
         (torch.rand(1, 3, 24, 40) * 255, "must lie in"),
         (torch.zeros(1, 3, 24, 40, dtype=torch.uint8), "divide 8-bit values by 255"),

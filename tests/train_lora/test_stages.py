@@ -156,11 +156,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, 
         found = list_checkpoints(killed)
         assert found and int(found[-1].name[11:]) < 40
         newest = {path.name for path in found[-1].iterdir()}
-        expected = {f"custom_checkpoint_{k}.pkl" for k in (0, 1)} | {
-            "trainable.safetensors",
-            "optimizer.bin",
-        }
-        assert newest == expected | {"random_states_0.pkl"}
+        weights = {"trainable.safetensors", "averages.safetensors"}
+        assert newest == weights | {"optimizer.bin", "run.json", "random_states_0.pkl"}
         assert not (killed / "pipeline").exists()
     run("train_restorer", killed, **knobs)
     whole = run("train_restorer", tmp_path / "whole", **{**knobs, "checkpointing_steps": 40})
@@ -287,17 +284,7 @@ def test_a_full_result_loads_with_the_bits_that_were_trained(
     pipe = load(output / "pipeline")
     weights = trained(output / "checkpoint-3")
     if averaged:
-        average = torch.load(
-            output / "checkpoint-3" / "custom_checkpoint_0.pkl", weights_only=False
-        )["shadow_params"]
-        parts = list(dict.fromkeys(name.split(".")[0] for name in weights))
-        order = [
-            f"{part}.{name}"
-            for part in sorted(parts, key=["mapper", "unet", "detector", "restorer"].index)
-            for name, _ in getattr(pipe, part).named_parameters()
-            if f"{part}.{name}" in weights
-        ]
-        averages = dict(zip(order, average, strict=True))
+        averages = load_file(output / "checkpoint-3" / "averages.safetensors")
         assert not all(torch.equal(averages[name], weights[name]) for name in weights)
         weights = averages
     for name, value in weights.items():

@@ -64,6 +64,21 @@ class UnusableImageError(ValueError):
     says why."""
 
 
+class TooLargeImageError(UnusableImageError):
+    """An image has more pixels than are taken.
+
+    Attributes:
+        pixels: how many it has.
+    """
+
+    def __init__(self, name: str, pixels: int, limit: int):
+        super().__init__(
+            f"{name} has more than {limit / 1e6:g} million pixels ({pixels / 1e6:.1f}); reduce it "
+            "first."
+        )
+        self.pixels = pixels
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded image and what has to survive its restoration.
@@ -206,7 +221,7 @@ def _decode(data: bytes, name: str, limit: int) -> Picture:
                 return _decode_tiff(data, name, limit)
             raise
         if image.width * image.height > limit:
-            raise Image.DecompressionBombError
+            raise TooLargeImageError(name, image.width * image.height, limit)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a phone's JPEG with a preview behind the picture
             raise UnusableImageError(
@@ -240,7 +255,7 @@ def _decode_jxl(data: bytes, name: str, limit: int) -> Picture:
     if array.ndim > 3:
         raise UnusableImageError(f"{name} has {len(array)} frames; save one as a file of its own.")
     if array.shape[0] * array.shape[1] > limit:
-        raise Image.DecompressionBombError
+        raise TooLargeImageError(name, array.shape[0] * array.shape[1], limit)
     return _from_array(array, name)
 
 
@@ -282,7 +297,7 @@ def _decode_tiff(data: bytes, name: str, limit: int, metadata: Mapping | None = 
             )
         page = file.pages[0]
         if page.imagewidth * page.imagelength > limit or page.size > 4 * limit:
-            raise Image.DecompressionBombError
+            raise TooLargeImageError(name, page.imagewidth * page.imagelength, limit)
         array, photometric = page.asarray(), page.photometric
         if photometric == 6 and array.dtype == np.uint8:  # tifffile leaves YCbCr to the caller
             image = Image.fromarray(array, "YCbCr").convert("RGB")

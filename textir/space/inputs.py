@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from textir.images.picture import Picture, output_name, read_picture
+from textir.images.picture import Picture, TooLargeImageError, output_name, read_picture
 
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
 MAX_SIDE = 20_000
@@ -18,7 +18,13 @@ def read_upload(path: str | Path | None) -> Picture:
     """
     if path is None:
         raise ValueError("Upload a photo first, or choose an example.")
-    picture = read_picture(path, name="The photo", max_pixels=MAX_PIXELS)
+    try:
+        picture = read_picture(path, name="The photo", max_pixels=MAX_PIXELS)
+    except TooLargeImageError as error:
+        raise ValueError(
+            f"The photo has {error.pixels / 1e6:.1f} million pixels; at most "
+            f"{MAX_PIXELS / 1e6:g} are taken here."
+        ) from None
     height, width = picture.pixels.shape[:2]
     if max(height, width) > MAX_SIDE:
         raise ValueError(
