@@ -16,5 +16,6 @@ TextGuidedRestorationPipeline._own_components = {
     name: getattr(models, name).__module__ for name in models.__all__
 }
 TextGuidedRestorationPipeline._embedded = {"mini": MINI}
+TextGuidedRestorationPipeline._default_instruction_reader = models.InstructionReader()
 
 __all__ = ["MINI", "RestorationOutput", "TextGuidedRestorationPipeline", "load"]

@@ -4,7 +4,9 @@ travel to the Hub alone."""
 from textir.models.degradation_detector import DegradationDetector
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
+from textir.models.instruction_reader import InstructionReader
 from textir.models.nafnet import NAFNet
+from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
 from textir.models.positioned_unet import PositionedUNet
 from textir.models.restormer import DRSformer, PromptIR, Restormer
 from textir.models.sfnet import SFNet
@@ -18,7 +20,10 @@ __all__ = [
     "DegradationDetector",
     "GuidanceMatcher",
     "ImageToTextMapper",
+    "InstructionReader",
     "NAFNet",
+    "PhotoEncoder",
+    "PhotoProcessor",
     "PositionedUNet",
     "PromptIR",
     "Restormer",
