@@ -57,6 +57,7 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModel,
     FeatureExtractionMixin,
+    ImageProcessingMixin,
     PreTrainedModel,
 )
 
@@ -853,7 +854,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         restorer: ModelMixin = None,
         detector: ModelMixin = None,
         photo_encoder: ModelMixin = None,
-        photo_processor: BaseImageProcessor = None,
+        photo_processor: ImageProcessingMixin = None,
         photo_text_encoder: CLIPTextModelWithProjection = None,
         photo_tokenizer: CLIPTokenizer = None,
         instruction_reader: FeatureExtractionMixin = None,
@@ -1155,6 +1156,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         """
         self._check_photo_space()
         pixels = images.float().clamp(0, 1)
+        enlargement = MIN_SIDE / min(pixels.shape[-2:])
+        if enlargement > 1:  # a small guidance
+            pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
         inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
         return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)

@@ -39,6 +39,13 @@ Keep = Annotated[
         "removed."
     ),
 ]
+Instruction = Annotated[
+    str | None,
+    typer.Option(
+        help="A sentence in place of --task and --keep, such as 'take out the rain but leave the "
+        "fog'."
+    ),
+]
 Guidance = Annotated[str, typer.Option(help="cleaned, degraded, prompt or none.")]
 Prompt = Annotated[str | None, typer.Option(help="Words joined to the pseudo-words.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the guidance should not show.")]

@@ -15,6 +15,7 @@ from textir.cli.options import (
     Dtype,
     Guidance,
     Inputs,
+    Instruction,
     Keep,
     NegativePrompt,
     Output,
@@ -57,6 +58,7 @@ def restore(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    instruction: Instruction = None,
 ) -> None:
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its
     source."""
@@ -80,8 +82,10 @@ def restore(
             "guidance_strength": strength,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
+            "instruction": instruction,
         }
         pipe.check(tile=tile or None, **wishes)
+        wishes["return_tags"] = intermediates and pipe.can_describe
 
     def run(picture):
         generator = torch.Generator().manual_seed(seed)

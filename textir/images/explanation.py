@@ -25,6 +25,8 @@ class Explanation:
         guidance_strength: the weight that it had.
         removed: degradations that the restorer was told to remove; `None`: it found out by itself.
         change: mean of |restored - degraded| on the 0-255 scale.
+        understood: how an instruction was understood.
+        tags: what the photo says `before` and `after`, and its `guidance`, in groups.
         degradation: the probability of each degradation.
         severity: the severity of each degradation in [0, 1].
         nearest_tokens: for each word the nearest vocabulary tokens, `before` and `after` cleaning.
@@ -38,6 +40,8 @@ class Explanation:
     guidance_strength: float | None = None
     removed: list[str] | None = None
     change: float | None = None
+    understood: str | None = None
+    tags: dict[str, dict] | None = None
     degradation: dict[str, float] | None = None
     severity: dict[str, float] | None = None
     nearest_tokens: list[dict[str, list[str]]] | None = None
@@ -59,6 +63,8 @@ class Explanation:
             guidance_strength=_first(output.guidance_strength),
             removed=_first(output.removed),
             change=_first(output.change),
+            understood=output.understood,
+            tags=_first(output.tags),
             degradation=_first(output.degradation),
             severity=_first(output.severity),
             nearest_tokens=_first(output.nearest_tokens),
@@ -101,6 +107,8 @@ class Explanation:
             "guidance_strength": self.guidance_strength,
             "removed": self.removed,
             "change": self.change,
+            "understood": self.understood,
+            "tags": self.tags,
             "degradation": self.degradation,
             "severity": self.severity,
             "nearest_tokens": self.nearest_tokens,
@@ -130,6 +138,8 @@ def what_was_done(output, hint: str = "task") -> str:
     parts = ["found out by itself what to remove"]
     if explanation.removed is not None:
         parts = [f"told to remove: {', '.join(explanation.removed) or 'nothing'}"]
+    if explanation.understood is not None:
+        parts.insert(0, f"understood: {explanation.understood}")
     if explanation.degradation is not None:
         parts.append(f"seen: {', '.join(explanation.likely_degradations) or 'nothing'}")
     if explanation.change is not None:

@@ -32,6 +32,7 @@ class RestoreTab:
         with gr.Row():
             with gr.Column():
                 image = photo_input("Degraded photo", height=360)
+                instruction = instruction_input(self.model)
                 task = task_buttons(self.model)
                 with gr.Row():
                     start = gr.Button("Restore", variant="primary")
@@ -53,7 +54,7 @@ class RestoreTab:
         outputs += explaining_outputs()
         event = start.click(
             self.restore,
-            [image, task, keep, *painting, tile, adapter, both],
+            [image, task, keep, *painting, tile, adapter, both, instruction],
             outputs,
             api_name="restore",
             scroll_to_output=True,
@@ -77,6 +78,7 @@ class RestoreTab:
         tile: int = 0,
         adapter: str = "",
         both_words: bool = True,
+        instruction: str = "",
         progress=gr.Progress(),
         request: gr.Request = None,
     ) -> Iterator[tuple]:
@@ -99,13 +101,15 @@ class RestoreTab:
             tile: side in pixels of tiles that are restored one by one; 0 chooses by free memory.
             adapter: LoRA weights beside the checkpoint's own: a name in the checkpoint or a Hub id.
             both_words: also paint from the words as they were before cleaning, to compare.
+            instruction: a sentence in place of task and keep, such as "take out the rain but leave
+                the fog".
 
         Returns:
             the photo before and after, the restored file, what was detected, the chain as a strip
             of pictures, and the code that does the same, in Python and for the shell.
         """
         words = (task or [], keep or [], prompt, negative_prompt, guidance, strength)
-        numbers = (steps, guidance_scale, seed, tile, adapter, both_words)
+        numbers = (steps, guidance_scale, seed, tile, adapter, both_words, instruction)
         yield from self.answer(image, Wish(*words, *numbers), address_of(request), progress)
 
     def answer(self, image: str, wish: Wish, address: str, progress) -> Iterator[tuple]:
@@ -113,7 +117,7 @@ class RestoreTab:
         with messages():
             progress(0.05, desc="Reading the photo")
             picture = read_upload(image)
-            settings = wish.settings(self.model.has_painter)
+            settings = wish.settings(self.model.has_painter, self.model.pipe.can_describe)
             start = time.perf_counter()
             for event in self.worker.follow(picture, settings, progress):
                 if isinstance(event, Preview):
@@ -132,9 +136,21 @@ class RestoreTab:
             )
 
 
+def instruction_input(model: Model) -> gr.Textbox:
+    return gr.Textbox(
+        "",
+        label="What should happen?",
+        placeholder="take out the rain but leave the fog",
+        info="In words, or by the buttons below; nothing: find out",
+        max_lines=2,
+        visible=bool(model.labels),
+    )
+
+
 def painting_inputs(model: Model) -> list[Component]:
     """Inputs of the painter, in the order of the API; hidden where there is none."""
     visible = model.has_painter
+    heeds = visible and model.pipe.config.heeds_prompts
     strongest = "1"
     if model.guided_degradations:
         strongest = (
@@ -142,12 +158,12 @@ def painting_inputs(model: Model) -> list[Component]:
         )
     default = "0: the checkpoint's default"
     return [
-        gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=visible),
+        gr.Textbox("", label="Prompt", info="Words that describe the clean photo", visible=heeds),
         gr.Textbox(
             "",
             label="Negative prompt",
             info="Acts with a guidance scale above 1",
-            visible=visible,
+            visible=heeds,
         ),
         gr.Radio(
             ["cleaned", "degraded", "prompt", "none"],

@@ -23,6 +23,8 @@ class Settings:
         reference: a photo of the same scene that guides instead of a painted one.
         both_words: also paint from the words before cleaning.
         adapter: LoRA weights that act beside the checkpoint's own; empty: none.
+        instruction: a sentence that says what to remove and what to keep, in place of both.
+        return_tags: say what photo, guidance and result show.
     """
 
     task: str = "auto"
@@ -38,6 +40,8 @@ class Settings:
     reference: Picture | None = None
     both_words: bool = False
     adapter: str = ""
+    instruction: str | None = None
+    return_tags: bool = False
 
     @property
     def painting(self) -> dict:
@@ -49,6 +53,7 @@ class Settings:
     def restoring(self) -> dict:
         """What painter and restorer are told, as keyword arguments of the pipeline."""
         names = ("task", "keep", "tile", "guidance_strength", "guidance")
+        names += ("instruction", "return_tags")
         return {name: getattr(self, name) for name in names} | self.painting
 
 
@@ -68,17 +73,19 @@ class Wish:
     tile: int
     adapter: str
     both_words: bool
+    instruction: str = ""
 
     @property
     def arguments(self) -> list:
         """The inputs as the API takes them."""
         return [getattr(self, field.name) for field in fields(self)]
 
-    def settings(self, with_guidance: bool) -> Settings:
+    def settings(self, with_guidance: bool, with_tags: bool = False) -> Settings:
         """The wish as the pipeline takes it.
 
         Args:
             with_guidance: whether guidance can be painted; otherwise its inputs are passed over.
+            with_tags: whether the model can say what a photo shows.
 
         Raises:
             ValueError: if seed or strength cannot be.
@@ -100,6 +107,8 @@ class Wish:
             seed=whole(self.seed),
             guidance_strength=weight(self.strength),
             adapter=(self.adapter or "").strip(),
+            instruction=(self.instruction or "").strip() or None,
+            return_tags=with_tags,
             **painting,
         )
 

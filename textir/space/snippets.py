@@ -7,7 +7,7 @@ from dataclasses import fields
 from textir.space.settings import Settings
 
 # What does not stand in the call of the pipeline.
-APART = ("seed", "reference", "both_words", "adapter")
+APART = ("seed", "reference", "both_words", "adapter", "return_tags")
 
 
 def python_lines(settings: Settings, checkpoint: str) -> str:

@@ -74,6 +74,8 @@ def summarise(picture: Picture, result: Result, model: Model, seconds: float) ->
     if explanation.is_hardly_changed:
         way = " Press above what shall go." if model.tasks else ""
         lines.append(f"**Hardly changed:** by {explanation.change:.1f} of 255 on average.{way}")
+    if explanation.understood is not None:
+        lines.append(f"**Understood:** {explanation.understood}")
     if model.tasks and explanation.removed is None:
         lines.append("**Found out by itself** what to remove")
     elif model.tasks:
@@ -121,7 +123,9 @@ def explain(picture: Picture, result: Result, model: Model) -> str:
     title = f"{len(figures) + 1}. Restored"
     sentence = "The same size, depth, alpha and profile as yours."
     figures.append(Figure(eight_bit(result.restored.pixels), title, sentence))
-    return strip(figures) + word_table(explanation.nearest_tokens or [])
+    said = tag_table(explanation.tags) if explanation.tags else ""
+    words = "" if explanation.tags else word_table(explanation.nearest_tokens or [])
+    return said + strip(figures) + words
 
 
 def paintings(explanation: Explanation, size: tuple[int, int], model: Model) -> list[Figure]:
@@ -172,6 +176,13 @@ def stretch(guidance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def strip(figures: list[Figure]) -> str:
     """Pictures with their captions, as HTML that wraps on narrow screens."""
     return render("strip.html", figures=figures)
+
+
+def tag_table(tags: dict[str, dict]) -> str:
+    """What the photo, its guidance and the result show, a row for each group."""
+    moments = [moment for moment in ("before", "guidance", "after") if moment in tags]
+    groups = list(tags["before"])
+    return render("tags.html", tags=tags, moments=moments, groups=groups)
 
 
 def word_table(words: list[dict[str, list[str]]]) -> str:

@@ -10,6 +10,7 @@ peft, torch, numpy and Pillow.
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import json
@@ -52,8 +53,11 @@ from safetensors import safe_open
 from transformers import (
     BaseImageProcessor,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionModel,
+    FeatureExtractionMixin,
+    ImageProcessingMixin,
     PreTrainedModel,
 )
 
@@ -80,6 +84,7 @@ TASKS = {
     "sharpen": "downup",
 }
 
+TAG_EMBEDS: WeakKeyDictionary = WeakKeyDictionary()  # of text towers: their tags, embedded once
 LOCKS: WeakKeyDictionary = WeakKeyDictionary()  # of pipelines; one in itself could not be copied
 
 
@@ -96,6 +101,9 @@ class RestorationOutput(BaseOutput):
             it had to find out by itself.
         change: for each image how far restoration moved its pixels: mean of |restored - degraded|
             on the 0-255 scale.
+        understood: how an instruction was understood, in one line.
+        tags: for each image what it says, `{"before": ..., "guidance": ..., "after": ...}`, each as
+            `describe` returns it.
         degradation: for each image the probability of each degradation.
         severity: for each image the severity of each degradation in [0, 1].
         pseudo_words: `(B, N, D)`.
@@ -114,6 +122,8 @@ class RestorationOutput(BaseOutput):
     guidance: str = "none"
     removed: list[list[str] | None] | None = None
     change: list[float] | None = None
+    understood: str | None = None
+    tags: list[dict[str, dict]] | None = None
     degradation: list[dict[str, float]] | None = None
     severity: list[dict[str, float]] | None = None
     pseudo_words: torch.Tensor | None = None
@@ -170,6 +180,8 @@ class Request:
         overlap: of tiles in pixels.
         output_type: form of the results.
         return_influence: whether to restore without guidance too.
+        return_tags: whether to read tags of photo, guidance and result.
+        understood: how an instruction was understood, or `None`.
     """
 
     labels: tuple[str, ...] | None
@@ -182,6 +194,8 @@ class Request:
     overlap: int
     output_type: str
     return_influence: bool
+    return_tags: bool = False
+    understood: str | None = None
 
     def part(self, images: slice) -> "Request":
         """The same for some of the images."""
@@ -760,6 +774,13 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         matcher: brings guidance into the geometry of the degraded image.
         restorer: degraded image and guidance features -> restored image.
         detector: image tokens -> degradations and their severity.
+        photo_encoder: image tower of a text-image space: `model(**photo_processor(images))` has
+            `image_embeds`, as transformers' `CLIPVisionModelWithProjection`. One with calibrated
+            tags, such as the embedded one, also says what a photo shows (`describe`).
+        photo_processor: its inputs of images.
+        photo_text_encoder: text tower of that space, `CLIPTextModelWithProjection`.
+        photo_tokenizer: of that text tower.
+        instruction_reader: sentence -> what to remove and what to keep.
         template: the sentence that the pseudo-words complete.
         default_num_inference_steps: of a call that does not say.
         default_guidance_scale: of a call that does not say; above 1 is classifier-free guidance.
@@ -781,9 +802,18 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             told to remove what the detector gives at least the probability `present`. Where
             something lies between `absent` and `present` the detector is unsure; then, and where it
             sees nothing, the restorer finds out by itself, as it always does with `None`.
+        heeds_prompts: whether prompts change what is painted; where they do not, a call that has
+            one is told so.
+        negative_words: the negative branch of classifier-free guidance sees the photo's words too,
+            not an empty prompt. A painter of one step has no later step that corrects what the
+            scale makes of the difference between photo and nothing: darkness.
+        rescale_guidance: classifier-free guidance keeps mean and deviation of the branch with the
+            words (after Lin et al., *Common Diffusion Noise Schedules and Sample Steps are Flawed*,
+            WACV 2024, which keeps the deviation).
     """
 
     model_cpu_offload_seq = (
+        "photo_text_encoder->photo_encoder->"
         "image_encoder->detector->mapper->cleaner->text_encoder->unet->vae->matcher->restorer"
     )
     _optional_components = [
@@ -799,7 +829,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         "matcher",
         "restorer",
         "detector",
+        "photo_encoder",
+        "photo_processor",
+        "photo_text_encoder",
+        "photo_tokenizer",
+        "instruction_reader",
     ]
+    # Reads instructions where a checkpoint brings no reader; set where the package is installed.
+    _default_instruction_reader = None
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
@@ -816,6 +853,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         matcher: ModelMixin = None,
         restorer: ModelMixin = None,
         detector: ModelMixin = None,
+        photo_encoder: ModelMixin = None,
+        photo_processor: ImageProcessingMixin = None,
+        photo_text_encoder: CLIPTextModelWithProjection = None,
+        photo_tokenizer: CLIPTokenizer = None,
+        instruction_reader: FeatureExtractionMixin = None,
         template: str = "a photo of a",
         default_num_inference_steps: int = 8,
         default_guidance_scale: float = 5.0,
@@ -826,6 +868,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         mirror_guidance: bool = False,
         guided_degradations: list[str] | None = None,
         detection_thresholds: dict[str, list[float]] | None = None,
+        heeds_prompts: bool = True,
+        negative_words: bool = False,
+        rescale_guidance: bool = False,
     ):
         super().__init__()
         named = {
@@ -861,6 +906,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             matcher=matcher,
             restorer=restorer,
             detector=detector,
+            photo_encoder=photo_encoder,
+            photo_processor=photo_processor,
+            photo_text_encoder=photo_text_encoder,
+            photo_tokenizer=photo_tokenizer,
+            instruction_reader=instruction_reader,
         )
         self.register_to_config(
             template=template,
@@ -873,6 +923,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             mirror_guidance=mirror_guidance,
             guided_degradations=None if guided_degradations is None else list(guided_degradations),
             detection_thresholds=detection_thresholds,
+            heeds_prompts=heeds_prompts,
+            negative_words=negative_words,
+            rescale_guidance=rescale_guidance,
         )
         self._num_timesteps = 0
 
@@ -912,6 +965,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        instruction: str | None = None,
+        return_tags: bool = False,
     ) -> RestorationOutput | tuple:
         """Restore images.
 
@@ -958,6 +1013,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 step; returns a dict of tensors to be replaced. With `mirror_guidance` they are
                 those of the photos and then those of their mirror images.
             callback_on_step_end_tensor_inputs: which of `latents` and `prompt_embeds` it gets.
+            instruction: a sentence in place of `task` and `keep`, such as "take out the rain but
+                leave the fog". The output's `understood` says how it was read.
+            return_tags: say what photo, guidance and result show (`tags`); takes a little time.
 
         Raises:
             ValueError: if an argument is out of range, does not fit the others or needs a component
@@ -985,6 +1043,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
             count=len(pictures),
+            instruction=instruction,
+            return_tags=return_tags,
         )
 
         # 2. Restore together what has one size
@@ -1022,6 +1082,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         removed = self.choose_removed(request, degradation, len(degraded))
         found = {
             "guidance": request.source,
+            "understood": request.understood,
             "degradation": degradation,
             "severity": severity,
             "removed": removed,
@@ -1054,11 +1115,120 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 )
             change = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
             found |= {"change": change.tolist(), **effect}
+        if request.return_tags and request.output_type != "latent":
+            found["tags"] = self._tags_of_all(degraded, references, restored)
 
         # 4. Give everything the form that was asked for
         images = convert(list(restored.split(1)), request.output_type, pictures)
         guidance_images = None if references is None else convert(references, request.output_type)
         return RestorationOutput(images=images, guidance_images=guidance_images, **found)
+
+    def _tags_of_all(
+        self,
+        degraded: torch.Tensor,
+        references: list[torch.Tensor] | None,
+        restored: torch.Tensor,
+    ) -> list[dict[str, dict]]:
+        """What each photo, its guidance and its result say, see `describe`."""
+        read = {"before": self.describe(degraded), "after": self.describe(restored)}
+        if references is not None:
+            read["guidance"] = [self.describe(reference)[0] for reference in references]
+        return [dict(zip(read, tags)) for tags in zip(*read.values())]
+
+    # ---- a text-image space
+
+    @property
+    def can_describe(self) -> bool:
+        """Whether this pipeline can read tags of photos."""
+        return self._has_photo_space and hasattr(self.photo_encoder, "read_tags")
+
+    @property
+    def _has_photo_space(self) -> bool:
+        parts = ("photo_encoder", "photo_processor", "photo_text_encoder", "photo_tokenizer")
+        return all(getattr(self, part) is not None for part in parts)
+
+    @torch.no_grad()
+    def embed_photos(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit vectors `(B, D)` of images `(B, 3, H, W)` in [0, 1], in the space of `embed_texts`.
+
+        Raises:
+            ValueError: if this pipeline has no such space.
+        """
+        self._check_photo_space()
+        pixels = images.float().clamp(0, 1)
+        enlargement = MIN_SIDE / min(pixels.shape[-2:])
+        if enlargement > 1:  # a small guidance
+            pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
+        inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
+        inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
+        return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """Unit vectors `(T, D)` of sentences, in the space of `embed_photos`; long ones are cut.
+
+        Raises:
+            ValueError: if this pipeline has no such space.
+        """
+        self._check_photo_space()
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        embeds = []
+        for first in range(0, len(texts), 64):
+            inputs = self.photo_tokenizer(list(texts[first : first + 64]), **options)
+            inputs = inputs.to(self.photo_text_encoder.device)
+            output = self.photo_text_encoder(
+                input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
+            )
+            embeds.append(output.text_embeds.float())
+        return F.normalize(torch.cat(embeds), dim=-1)
+
+    @torch.no_grad()
+    def describe(self, images: torch.Tensor) -> list[dict[str, list[dict]]]:
+        """What images `(B, 3, H, W)` in [0, 1] show: tags in four groups (things, place, light,
+        faults), each with how sure it is.
+
+        Returns:
+            for each image `{group: [{"tag": name, "probability": p, "sure": bool}, ...]}`, the
+            likeliest first.
+
+        Raises:
+            ValueError: if this pipeline has no towers, or none with calibrated tags.
+        """
+        self._check_photo_space()
+        if not self.can_describe:
+            raise ValueError(
+                "The photo encoder of this checkpoint has no calibrated tags; `embed_photos` and "
+                "`embed_texts` compare photos with sentences of yours."
+            )
+        texts = self.photo_encoder.tag_texts()
+        known = TAG_EMBEDS.get(self.photo_text_encoder)
+        if known is None or len(known) != len(texts):
+            known = self.embed_texts(texts)
+            TAG_EMBEDS[self.photo_text_encoder] = known
+        embeds = self.embed_photos(images)
+        return self.photo_encoder.read_tags(embeds, known.to(embeds.device))
+
+    def _check_photo_space(self) -> None:
+        if not self._has_photo_space:
+            raise ValueError(
+                "This checkpoint has no text-image space: photo_encoder, photo_processor, "
+                "photo_text_encoder and photo_tokenizer are needed. The embedded one has them; a "
+                "CLIP of the Hub can be given for them."
+            )
+
+    def read_instruction(self, instruction: str):
+        """What a sentence asks for: an object with `remove`, `keep`, `prompt` and `understood`.
+
+        Raises:
+            ValueError: if nothing here reads instructions, or the sentence is empty.
+        """
+        reader = self.instruction_reader or self._default_instruction_reader
+        if reader is None:
+            raise ValueError(
+                "This checkpoint has no instruction reader; say what to remove by `task` and what "
+                "must stay by `keep`."
+            )
+        return reader(instruction)
 
     def _restore_guided(
         self,
@@ -1169,7 +1339,12 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             embeds = self.encode_words(cleaned if painting.source == "cleaned" else words, prompts)
         else:
             embeds = self.encode_text(prompts)
-        negative_embeds = self.encode_text(negatives) if painting.scale > 1 else None
+        negative_embeds = None
+        if painting.scale > 1 and spoken and self.config.negative_words:
+            said = cleaned if painting.source == "cleaned" else words
+            negative_embeds = self.encode_words(said, negatives if any(negatives) else None)
+        elif painting.scale > 1:
+            negative_embeds = self.encode_text(negatives)
         latents, timesteps = self.prepare_latents(
             views, painting.init, painting.init_strength, painting.steps, generator
         )
@@ -1513,6 +1688,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 if guided:
                     negative, positive = noise.chunk(2)
                     noise = negative + guidance_scale * (positive - negative)
+                    if self.config.rescale_guidance:
+                        noise = like_statistics(noise, positive)
                 latents = self.scheduler.step(noise, t, latents, **extra, return_dict=False)[0].to(
                     self.unet.dtype
                 )
@@ -1634,6 +1811,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         callback: Callable | None = None,
         callback_inputs: Sequence[str] = ("latents",),
         count: int = 1,
+        instruction: str | None = None,
+        return_tags: bool = False,
     ) -> Request:
         """Check the arguments of a call on `count` images, see `__call__`, and resolve its
         defaults.
@@ -1643,7 +1822,22 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 component that they need is missing.
         """
         labels, kept = read_task(task), read_keep(keep)
+        understood = None
+        if instruction is not None:
+            if labels is not None or kept:
+                raise ValueError(
+                    "Say what you want in `instruction`, or in `task` and `keep`, not in both."
+                )
+            wish = self.read_instruction(instruction)
+            labels, kept, understood = wish.remove, tuple(wish.keep), wish.understood
+            if wish.prompt is not None and prompt is None and self._heeds_prompts(guidance):
+                prompt = wish.prompt
         self._check_told(labels, kept)
+        if return_tags and not self.can_describe:
+            raise ValueError(
+                "`return_tags` needs a text-image space with calibrated tags, which this "
+                "checkpoint lacks."
+            )
         if guidance_strength is not None and not lies_in(guidance_strength, 0, 1):
             raise ValueError(f"`guidance_strength` must lie in [0, 1], got {guidance_strength!r}.")
         if output_type not in OUTPUT_TYPES:
@@ -1693,7 +1887,13 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             overlap=overlap,
             output_type=output_type,
             return_influence=return_influence,
+            return_tags=return_tags,
+            understood=understood,
         )
+
+    def _heeds_prompts(self, guidance: str) -> bool:
+        """Whether a prompt would change what is painted."""
+        return self.config.heeds_prompts and guidance != "none" and self.unet is not None
 
     def check_painting(
         self,
@@ -1758,6 +1958,11 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         negatives = self._one_each(negative_prompt, count, "negative_prompt")
         if guidance == "none":
             return None
+        if (prompts or negatives) and not self.config.heeds_prompts:
+            warn_once(
+                "The painter of this checkpoint hardly heeds prompts; those of Stable Diffusion "
+                "checkpoints do."
+            )
         if guidance == "prompt" and prompts is None:
             raise ValueError("`guidance='prompt'` paints from your words alone; pass a `prompt`.")
         needed = ["tokenizer", "text_encoder", "unet", "vae", "scheduler"]
@@ -1896,6 +2101,18 @@ def accepted_images(name: str) -> str:
         f"`{name}` must be a PIL image, an array (H, W, 3) or (B, H, W, 3), a tensor (3, H, W) or "
         "(B, 3, H, W) in [0, 1], or a list of single images"
     )
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def like_statistics(noise: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`noise` `(B, C, h, w)` with the mean and deviation of `like` in each channel."""
+    mean, deviation = noise.mean((2, 3), keepdim=True), noise.std((2, 3), keepdim=True)
+    wanted_mean, wanted = like.mean((2, 3), keepdim=True), like.std((2, 3), keepdim=True)
+    return (noise - mean) / deviation.clamp(min=1e-6) * wanted + wanted_mean
 
 
 def lies_in(value, low: float, high: float) -> bool:
