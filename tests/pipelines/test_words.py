@@ -69,7 +69,7 @@ def test_an_instruction_is_the_same_as_the_task_that_it_names():
     pipe = told()
     output = call(pipe, instruction="please take out the noise and the rain")
     assert sorted(output.removed[0]) == ["noise", "rain"]
-    assert output.understood == "removing noise and rain"
+    assert output.understood == "removing noise, rain"
     assert torch.equal(output.images, call(pipe, task="denoise+derain").images)
 
 
