@@ -8,6 +8,8 @@ TEXTIR_CHECKPOINT=user/name python app.py       # another one, a folder or a Hub
 import spaces  # noqa: F401, I001  first: on ZeroGPU it patches torch
 
 import os
+import signal
+import sys
 
 import gradio as gr
 
@@ -43,6 +45,8 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
 demo.queue(max_size=32, api_open=False)  # nobody goes round the queue
 
 if __name__ == "__main__":
+    # Whoever ends the process lets it take its temporary files along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     demo.launch(
         theme=THEME,
         css=render("style.css"),

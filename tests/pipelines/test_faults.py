@@ -1,6 +1,7 @@
 """What strangers broke, in kind: damaged checkpoints, odd inputs, and saves that were cut off."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_a_save_that_is_cut_off_leaves_the_older_checkpoint_whole(checkpoint, mo
         pipe.save_pretrained(checkpoint)
     assert torch.equal(restored(TextGuidedRestorationPipeline.from_pretrained(checkpoint)), before)
     assert not [path for path in checkpoint.parent.iterdir() if path != checkpoint]
+
+
+def test_what_killed_saves_left_is_taken_away(checkpoint):
+    left = checkpoint.parent / ".checkpoint-unfinished-abc"
+    recent = checkpoint.parent / ".checkpoint-unfinished-def"
+    for folder in (left, recent):
+        folder.mkdir()
+    os.utime(left, (0, 0))
+    TextGuidedRestorationPipeline.from_pretrained(checkpoint).save_pretrained(checkpoint)
+    assert not left.exists() and recent.exists()
 
 
 def test_saving_over_an_older_checkpoint_replaces_it_and_keeps_other_files(checkpoint):

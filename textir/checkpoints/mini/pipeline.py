@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -68,6 +69,7 @@ GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+UNFINISHED = "-unfinished-"  # in the name of a folder that a save has begun
 LORA_SIDES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 MAX_SCALE = 1000  # of classifier-free guidance; far beyond anything that paints
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
@@ -294,7 +296,9 @@ class CarriesCodeMixin:
             if kwargs.get("push_to_hub") or not (Path(save_directory) / self.config_name).is_file():
                 return super().save_pretrained(save_directory, *args, **kwargs)
             target = Path(save_directory).resolve()
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as new:
+            sweep_unfinished(target)
+            name = f".{target.name}{UNFINISHED}"
+            with tempfile.TemporaryDirectory(prefix=name, dir=target.parent) as new:
                 super().save_pretrained(new, *args, **kwargs)
                 replace_checkpoint(target, Path(new), self.config_name)
         finally:
@@ -351,6 +355,13 @@ class CarriesCodeMixin:
 def is_compiled(part) -> bool:
     """Whether a component is the wrapper that `torch.compile` returns."""
     return hasattr(part, "_orig_mod")
+
+
+def sweep_unfinished(target: Path) -> None:
+    """Take away what saves into `target` left that were killed more than an hour ago."""
+    for folder in target.parent.glob(f".{target.name}{UNFINISHED}*"):
+        if time.time() - folder.stat().st_mtime > 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_checkpoint(target: Path, new: Path, index: str) -> None:
