@@ -4,6 +4,7 @@ travel to the Hub alone."""
 from textir.models.degradation_detector import DegradationDetector
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
+from textir.models.instruction_reader import InstructionReader
 from textir.models.nafnet import NAFNet
 from textir.models.positioned_unet import PositionedUNet
 from textir.models.restormer import DRSformer, PromptIR, Restormer
@@ -18,6 +19,7 @@ __all__ = [
     "DegradationDetector",
     "GuidanceMatcher",
     "ImageToTextMapper",
+    "InstructionReader",
     "NAFNet",
     "PositionedUNet",
     "PromptIR",
