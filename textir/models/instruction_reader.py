@@ -607,7 +607,7 @@ def fold(text: str) -> str:
     """Lower case without accents and typographic signs, contractions written out."""
     text = re.sub("[\u2018-\u201b\u00b4\u0060\u02bc\u2032\uff07]", "'", text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
-    text = unicodedata.normalize("NFKD", text).casefold()
+    text = unicodedata.normalize("NFKD", text)[: 2 * len(text)].casefold()
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     for pattern, replacement in (*CONTRACTIONS, *IDLE_NEGATIONS):
         text = re.sub(pattern, replacement, re.sub(r"[ \t]+", " ", text))
@@ -998,9 +998,10 @@ class InstructionReader(FeatureExtractionMixin):
         if len(text) > self.max_characters:
             text = text[: self.max_characters]
             notes.append(f"only the first {self.max_characters:,} characters were read")
-        if re.search(r"[^\W\d_a-z]", fold(text)):
+        folded = fold(text)
+        if re.search(r"[^\W\d_a-z]", folded):
             notes.append("only English is read")
-        marks = find_marks(fold(text)[: 2 * self.max_characters])
+        marks = find_marks(folded)
         segments = find_segments(marks)
         for before, segment in zip([None, *segments], segments):
             read_segment(segment, before)
