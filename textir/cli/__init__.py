@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from textir import __version__
-from textir.cli import exchange, measure, photos
+from textir.cli import exchange, measure, photos, words
 from textir.cli.options import load_pipeline
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def begin(
         raise typer.Exit
 
 
-for command in (photos.restore, photos.degrade, measure.evaluate, measure.suite):
+for command in (photos.restore, photos.degrade, measure.evaluate, measure.suite, words.instruct):
     app.command()(command)
 for command in (exchange.push, exchange.convert):
     app.command()(command)

@@ -26,9 +26,10 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 # - hints: complaints that count only where nothing else is named.
 FAULTS = {
     "noise": {
-        "nouns": "noise, grain, film grain, graininess, speckle, speck, dots, static, salt and "
-        "pepper, hot pixels, sensor noise, image noise, color noise, colour noise, chroma noise, "
-        "luminance noise, noisiness, granularity",
+        "nouns": "tiny spots, small spots, little spots, white spots, colored spots, noise, "
+        "grain, film grain, graininess, speckle, speck, dots, static, salt and pepper, hot "
+        "pixels, sensor noise, image noise, color noise, colour noise, chroma noise, luminance "
+        "noise, noisiness, granularity",
         "complaints": "noisy, grainy, granular, gritty, speckled, speckly, grained, high iso, iso",
         "verbs": "denoise, degrain, noise reduction, noise removal",
         "comparatives": "less noisy, cleaner",
@@ -49,11 +50,12 @@ FAULTS = {
         "verbs": "dehaze, defog, demist, unfog, haze removal",
     },
     "blur": {
-        "nouns": "blur, motion blur, camera shake, shake, shakiness, blurriness, smear, ghosting, "
-        "motion, blurring, unsharpness, camera motion",
-        "complaints": "blurry, blurred, shaky, smeared, smeary, unsharp, fuzzy, jittery, wobbly, "
-        "shook, shaken, shaking, shakes, trembled, trembling, slipped, wobbled, jerked, jolted, "
-        "moved, too fast, was moving, were moving, kept moving, unsteady",
+        "nouns": "fuzziness, smudge, smudginess, blur, motion blur, camera shake, shake, "
+        "shakiness, blurriness, smear, ghosting, motion, blurring, unsharpness, camera motion",
+        "complaints": "smudgy, smudged, too slow, slow shutter, blurry, blurred, shaky, smeared, "
+        "smeary, unsharp, fuzzy, jittery, wobbly, shook, shaken, shaking, shakes, trembled, "
+        "trembling, slipped, wobbled, jerked, jolted, moved, too fast, was moving, were moving, "
+        "kept moving, unsteady",
         "verbs": "deblur, unblur, sharpen, stabilize, stabilise, sharpen up, crispen",
         "comparatives": "sharper, crisper, steadier",
         "virtues": "sharp, crisp, steady, razor sharp, pin sharp",
@@ -66,7 +68,7 @@ FAULTS = {
         "defocused, misfocused, unfocussed, not in focus, soft focus, too soft, focused on the "
         "wrong, focus on the wrong, focused wrong, focused wrongly, focused badly, focused behind",
         "verbs": "refocus",
-        "virtues": "in focus, focused, focussed, well focused",
+        "virtues": "into focus, in focus, focused, focussed, well focused",
         "aspects": "focus, focusing, focussing, autofocus, auto focus, lens",
     },
     "lowlight": {
@@ -81,6 +83,7 @@ FAULTS = {
         "comparatives": "brighter, lighter, less dark, better lit",
         "virtues": "bright, well lit, light enough, bright enough, well exposed, lit",
         "aspects": "light, lights, lighting, brightness, exposure, illumination, flash, daylight",
+        "scene hints": "at night, by night, during night, during the night, in the night",
         "hints": "see a thing, see anything, see much, see nothing, can not see, could not see, "
         "hardly see, barely see, hardly visible, barely visible, not visible, can not make out, "
         "could not make out, make out",
@@ -95,8 +98,9 @@ FAULTS = {
         "verbs": "dejpeg, deblock, decompress, artifact removal",
     },
     "downup": {
-        "nouns": "pixelation, pixelization, pixelisation, low resolution, low res, lowres, "
-        "upscaling artifact, big pixels, visible pixels, jaggies, large pixels, huge pixels",
+        "nouns": "pixels, pixelation, pixelization, pixelisation, low resolution, low res, "
+        "lowres, upscaling artifact, big pixels, visible pixels, jaggies, large pixels, huge "
+        "pixels",
         "complaints": "pixelated, pixellated, pixelized, pixelised, pixely, pixelly, too small, "
         "thumbnail, jagged, upscaled, upsampled, blown up, enlarged, tiny picture, tiny image, "
         "tiny photo, low definition, low quality resolution, stretched",
@@ -105,7 +109,7 @@ FAULTS = {
         "comparatives": "higher resolution, more pixels, it bigger, it larger, photo bigger, "
         "picture bigger, image bigger, this bigger, bigger version, larger version",
         "virtues": "high resolution, high res, hd, full hd",
-        "aspects": "resolution, pixel count",
+        "aspects": "size, resolution, pixel count",
     },
 }
 # How what is understood is told.
@@ -114,19 +118,20 @@ NAMES = {"lowlight": "darkness", "jpeg": "JPEG artifacts", "downup": "low resolu
 # The grammar of wishes: kind -> phrases; a star before a verb stands for its forms.
 GRAMMAR = {
     # wishes something away; what is "not" removed stays
-    "remove": "*remove, *eliminate, *delete, *erase, *lose, *drop, *strip, *kill, *reduce, "
-    "*lessen, *minimize, *minimise, *suppress, *cut, *filter, *wipe, *dissolve, *banish, *ditch, "
-    "*scrap, *undo, *weaken, *discard, *destroy, *dump, *subtract, *exclude, *dispose of, lost, "
-    "*clear the, *clear up, *clear away, *clear this, *clear that, *clear all, *clear off, *clear "
-    "out, *clear any, cut out, undone, *take out, took out, taken out, *take away, took away, "
-    "taken away, *take off, taken off, *get rid of, got rid of, rid of, *throw out, thrown out, "
-    "do without, *leave out, left out, *tone down, *turn down, down with, away with, *hate, "
-    "*dislike, *loathe, *detest, can not stand, can not bear, sick of, tired of, fed up with, not "
-    "happy with, unhappy with, not a fan of, bothered by, annoyed by, against, spoiled by, ruined "
-    "by, less, fewer, too much, too many, so much, no more, enough of, enough with, free of, free "
-    "from, *stop, *lift, *smooth, *smooth out, *wash off, *wash away, *hide, *pull out, *edit "
-    "out, *see through, *iron out, *scrub, *purge, *vacuum, minus, *combat, *fight, *rub out, "
-    "*brush out, *cancel, *counter, *counteract, *decrease, *diminish, *lower",
+    "remove": "to much, to many, take, taking, *remove, *eliminate, *delete, *erase, *lose, "
+    "*drop, *strip, *kill, *reduce, *lessen, *minimize, *minimise, *suppress, *cut, *filter, "
+    "*wipe, *dissolve, *banish, *ditch, *scrap, *undo, *weaken, *discard, *destroy, *dump, "
+    "*subtract, *exclude, *dispose of, lost, *clear the, *clear up, *clear away, *clear this, "
+    "*clear that, *clear all, *clear off, *clear out, *clear any, cut out, undone, *take out, "
+    "took out, taken out, *take away, took away, taken away, *take off, taken off, *get rid of, "
+    "got rid of, rid of, *throw out, thrown out, do without, *leave out, left out, *tone down, "
+    "*turn down, down with, away with, *hate, *dislike, *loathe, *detest, can not stand, can not "
+    "bear, sick of, tired of, fed up with, not happy with, unhappy with, not a fan of, bothered "
+    "by, annoyed by, against, spoiled by, ruined by, less, fewer, too much, too many, so much, no "
+    "more, enough of, enough with, free of, free from, *stop, *lift, *smooth, *smooth out, *wash "
+    "off, *wash away, *hide, *pull out, *edit out, *see through, *iron out, *scrub, *purge, "
+    "*vacuum, minus, *combat, *fight, *rub out, *brush out, *cancel, *counter, *counteract, "
+    "*decrease, *diminish, *lower",
     # betters something; what is "not" touched stays
     "fix": "*fix, *correct, *repair, *clean, *clean up, *improve, *cure, *treat, *heal, *handle, "
     "*tackle, *address, *deal with, dealt with, do something about, *take care of, *see to, *work "
@@ -138,42 +143,44 @@ GRAMMAR = {
     # more of a fault means that it stays, more of an aspect that the fault goes
     "more": "more, *increase, *boost, *raise, *add, extra, *bring up, *turn up, *strengthen, "
     "*amplify, *emphasize, *emphasise, some more, *maximize, *maximise, *pump up",
-    "keep": "*keep, kept, *leave, *preserve, *retain, *maintain, *spare, *love, *enjoy, *adore, "
-    "*prefer, *appreciate, *cherish, fond of, happy with, fine with, ok with, okay with, cool "
-    "with, good with, *hold on to, *respect, *protect, *conserve, *accept, *tolerate, *live with, "
-    "hands off, stay away from, *ignore, *skip, forget about, i like, we like, do like, really "
-    "like, i also like, i quite like, i do like, not like, actually like, i rather like, *admire, "
-    "*cling to, *save the mood of, a fan of, *let be, *allow, *permit, i liked, we liked, careful "
-    "with, *refrain from removing, *refrain from, *avoid removing, *avoid touching, *avoid "
-    "changing, *avoid",
+    "keep": "same amount of, same level of, *keep, kept, leave, leaving, *preserve, *retain, "
+    "*maintain, *spare, *love, *enjoy, *adore, *prefer, *appreciate, *cherish, fond of, happy "
+    "with, fine with, ok with, okay with, cool with, good with, *hold on to, *respect, *protect, "
+    "*conserve, *accept, *tolerate, *live with, hands off, stay away from, *ignore, *skip, forget "
+    "about, i like, we like, do like, i also like, i quite like, i do like, i rather like, "
+    "*admire, *cling to, *save the mood of, a fan of, *let be, *allow, *permit, i liked, we "
+    "liked, careful with, *refrain from removing, *refrain from, *avoid removing, *avoid "
+    "touching, *avoid changing, *avoid",
     "mind": "*mind, care about, *object to, object",
     "want": "want, wants, wanted, wish, wish for, would like, would love, need, needs, hope, hope "
     "for, should, ought to, hoping, wishing, would prefer, would rather have, should be, should "
     "have, supposed to be, looking for, must be",
-    "make": "make, making, render, get",
-    "bad": "bad, poor, wrong, off, terrible, awful, horrible, missing, missed, misses, lacks, "
-    "lack, lack of, lacking, not enough, insufficient, too little, ugly, annoying, disturbing, "
-    "spoils, spoil, spoiled, spoilt, ruins, ruined, ruin, problem, problems, bother me, bothers "
-    "me, covers, distracts, distracting, disturbs, issue, issues, broken, failed, unpleasant, a "
-    "shame, hopeless, dreadful, nasty, little, badly, hurts, a pity, irritating, irritates, "
-    "troubles, poorly, faulty, lousy, rubbish, unbearable, weak, gets in the way, disappear in, "
-    "disappears in, disappeared in, vanish in, vanishes in, hidden by, hidden in, hidden behind, "
-    "covered in, covered by, covered with, lost in, shrouded in, unwanted, undesirable, too "
-    "strong, too heavy, too low, low",
+    "make": "bring, make, making, render, get",
+    "bad": "forgot, bad, poor, wrong, off, terrible, awful, horrible, missing, missed, misses, "
+    "lacks, lack, lack of, lacking, not enough, insufficient, too little, ugly, annoying, "
+    "disturbing, spoils, spoil, spoiled, spoilt, ruins, ruined, ruin, problem, problems, bother "
+    "me, bothers me, covers, distracts, distracting, disturbs, issue, issues, broken, failed, "
+    "unpleasant, a shame, hopeless, dreadful, nasty, little, badly, hurts, a pity, irritating, "
+    "irritates, troubles, poorly, faulty, lousy, rubbish, unbearable, weak, gets in the way, "
+    "disappear in, disappears in, disappeared in, vanish in, vanishes in, hidden by, hidden in, "
+    "hidden behind, covered in, covered by, covered with, lost in, shrouded in, unwanted, "
+    "undesirable, too strong, too heavy, too low, low",
     # said after what it is about
     "go": "out, away, gone, go, goes, went, going, vanish, vanishes, vanished, disappear, "
-    "disappears, disappeared, begone, leaves, disappearing, history, less visible, be off",
-    "stay": "stay, stays, stayed, staying, remain, remains, remained, remaining, kept in, on "
-    "purpose, intended, intentional, deliberate, belongs, belong, part of the, part of it, part "
-    "of, welcome, suits, adds to, adds, essential, important, untouched, alone, allowed, as it "
-    "is, as they are, the way it is, the way they are, matters, intact",
+    "disappears, disappeared, begone, disappearing, history, less visible, be off",
+    "stay": "be there, be here, be in there, be in it, be seen, stay, stays, stayed, staying, "
+    "remain, remains, remained, remaining, kept in, on purpose, intended, intentional, "
+    "deliberate, belongs, belong, part of the, part of it, part of, welcome, suits, adds to, "
+    "adds, essential, important, untouched, alone, allowed, as it is, as they are, the way it is, "
+    "the way they are, matters, intact",
     "praise": "fine, ok, okay, beautiful, lovely, nice, good, great, perfect, wonderful, "
     "gorgeous, charming, cool, atmospheric, romantic, excellent, amazing, fantastic, superb, "
     "splendid, happy, satisfied, flawless, awesome, brilliant, pleasant, acceptable, magical, "
     "tolerable, perfectly, alright, all right, pretty as it is, as is, like it is, like this, "
     "harmless",
-    "not": "not, never, hardly, barely, scarcely, rarely, rather than, instead of, nowhere, far "
-    "from, neither of, nowhere near",
+    "not": "hate to, hate losing, sorry to, sad to, afraid to, a shame to, a pity to, not, never, "
+    "hardly, barely, scarcely, rarely, rather than, instead of, nowhere, far from, neither of, "
+    "nowhere near",
     "no": "no, without, neither, none of, zero",
     "all": "all, everything, anything, the rest, rest, everything else, anything else, a thing, "
     "all else, all the rest, whole photo, the others",
@@ -205,13 +212,13 @@ GRAMMAR = {
     "subject": "i, we, there, there is, he, she, somebody, someone",
     "copula": "is, are, was, were, be, been, am, looks, look, looked, seems, seem, appears, "
     "became, got, gets, turned, came, has, have, had, being, seemed, feels, remains so",
-    "filler": "a, an, the, my, our, his, her, its, their, some, any, of, in, on, at, to, from, "
-    "by, for, with, as, well, very, really, so, too, bit, a bit, a little, little bit, rather, "
-    "quite, pretty, slightly, somewhat, extremely, totally, completely, a lot of, lots of, lots, "
-    "lot, full of, full, heavy, heavily, strong, light rain, everywhere, all over, over, here, "
-    "now, today, yesterday, again, much, many, way, far, horribly, terribly, awfully, or, if, "
-    "will, would, can, could, may, might, must, shall, nor, do, does, did, sorry, first, second, "
-    "finally, maybe, perhaps, somehow, possible, kind, thing, things, stuff, part, parts, "
+    "filler": "already, a, an, the, my, our, his, her, its, their, some, any, of, in, on, at, to, "
+    "from, by, for, with, as, well, very, really, so, too, bit, a bit, a little, little bit, "
+    "rather, quite, pretty, slightly, somewhat, extremely, totally, completely, a lot of, lots "
+    "of, lots, lot, full of, full, heavy, heavily, strong, light rain, everywhere, all over, "
+    "over, here, now, today, yesterday, again, much, many, way, far, horribly, terribly, awfully, "
+    "or, if, will, would, can, could, may, might, must, shall, nor, do, does, did, sorry, first, "
+    "second, finally, maybe, perhaps, somehow, possible, kind, thing, things, stuff, part, parts, "
     "visible, incredibly, super, ever, even, both of, whole, entire, completely, mess, almost, "
     "nearly, highly, digital, old phone, too much of, such, what, why, how, which, who, ugh, "
     "damn, omg, sadly, unfortunately, clearly, obviously, everywhere in, throughout, plenty of, "
@@ -257,33 +264,33 @@ ENGLISH = (
     "delighting demise demurred denise denoting dentists deplete depleted depletes deposing "
     "derail derailed derailing derails deranged deriving desist desolation despised despises "
     "despising destabilise destabilize destabilized destabilizing destined detailed detailing "
-    "detained detainee detaining detains devising devolution dizzying doggy drained draining "
-    "drains dribbling drilling drizzled eighteen eliminator engrained enlighten enlightened "
-    "enlightening evolution excepted excerpt excerpts exposures ficus fighter fighters flurry "
-    "freckled freckles freighter fright frighten frightened frightening frightens froggy "
-    "frothing glandular gleaming gleaning glittery grail granny granules gratin grizzled grizzly "
-    "groin hailstorm happened happening happiness hardened hardening hardiness harkness harper "
-    "hazel hazen heave heaviness heaving heighten heightened heightening heightens hocus "
-    "holiness illuminati illuminations illuminator imaged imager imago impression impressions "
-    "inducing ingrained jitter jitters keeling kneeling laminate laughter laziness leaching "
-    "leading leake leaking leaning leanings leaping learning leasing leaven leaver leighton "
-    "lighters lightest lightness lightning lightnings lightyear limiting listened listening "
-    "locus lowes lowrey messiness midst mightier minty missy mista mistress mistry mitty moise "
-    "moises moist mouthing musty nastiness neave nighter nighters nightwing noice noire noose "
-    "norse noses notching nothings noticing noting notting oppression pease peeping pertained "
-    "pertaining pertains phono photon pictured pleading pleas pleased pleaser pleases pleasing "
-    "pleasure pocus poise presence preserver producing proto puncture rabin ragin raina raine "
-    "rainey rainmaker ramin rani rebuking reducer refuting regain reliving remaking remixing "
-    "remote remover reserve reserved reserves resorption restrain resuming retail retainer "
-    "retaking retrain revoking revolution revolutions revolved revolving rezoning righting "
-    "rightness rightwing sampling seduce seducing seeping shackled shackles shady shaka shaper "
-    "sharpe sharpener sharpest sharples sharpton shortened shortening shortens shortness "
-    "sighting sightings sizzling sleeping slighted slurping slurred slurring slurry smartness "
-    "soggy solution soothing sparkled sparkles spectres sprained spurring stabiliser stability "
-    "stabilizer stabilizers steeping sterilised sterilize sterilized sterilizing strained "
-    "straining sweeping tighten tightened tightening tightens tighter tightness tincture "
-    "training unblocked uncompressed unsealed uprising upstaged weave weaving weeping weighting "
-    "whiteout worthing wright "
+    "detained detainee detaining detains devising devolution dizziness dizzying doggy drained "
+    "draining drains dribbling drilling drizzled eighteen eliminator engrained enlighten "
+    "enlightened enlightening evolution excepted excerpt excerpts exposures ficus fighter "
+    "fighters flurry freckled freckles freighter fright frighten frightened frightening "
+    "frightens froggy frothing glandular gleaming gleaning glittery grail granny granules gratin "
+    "grizzled grizzly groin hailstorm happened happening happiness hardened hardening hardiness "
+    "harkness harper hazel hazen heave heaviness heaving heighten heightened heightening "
+    "heightens hocus holiness illuminati illuminations illuminator imaged imager imago "
+    "impression impressions inducing ingrained jitter jitters keeling kneeling laminate laughter "
+    "laziness leaching leading leake leaking leaning leanings leaping learning leasing leaven "
+    "leaver leighton lighters lightest lightness lightning lightnings lightyear limiting "
+    "listened listening locus lowes lowrey messiness midst mightier minty missy mista mistress "
+    "mistry mitty moise moises moist mouthing mudge musty nastiness neave nighter nighters "
+    "nightwing noice noire noose norse noses notching nothings noticing noting notting "
+    "oppression pease peeping pertained pertaining pertains phono photon pictured pleading pleas "
+    "pleased pleaser pleases pleasing pleasure pocus poise presence preserver producing proto "
+    "puncture rabin ragin raina raine rainey rainmaker ramin rani rebuking reducer refuting "
+    "regain reliving remaking remixing remote remover reserve reserved reserves resorption "
+    "restrain resuming retail retainer retaking retrain revoking revolution revolutions revolved "
+    "revolving rezoning righting rightness rightwing sampling seduce seducing seeping shackled "
+    "shackles shady shaka shaper sharpe sharpener sharpest sharples sharpton shortened "
+    "shortening shortens shortness sighting sightings sizzling sleeping slighted sludge slurping "
+    "slurred slurring slurry smartness smidge smuggled smugness soggy solution soothing sparkled "
+    "sparkles spectres sprained spurring stabiliser stability stabilizer stabilizers steeping "
+    "sterilised sterilize sterilized sterilizing strained straining sweeping tighten tightened "
+    "tightening tightens tighter tightness tincture training unblocked uncompressed unsealed "
+    "uprising upstaged weave weaving weeping weighting whiteout worthing wright "
 )
 NEUTRAL = {None, "make", "want", "mind"}  # what follows a thing decides, were it after these
 DESCRIBED = {"noun", "complaint", "aspect", "virtue"}
@@ -312,6 +319,7 @@ CONTRACTIONS = (
 )
 # A "not" that negates nothing: questions that expect a yes, and set phrases.
 IDLE_NEGATIONS = (
+    (r"\bnot (?:really |particularly |even |much )?like\b", "dislike"),
     (r"\bdo not (?:you|u) dare\b(?: to)?", "never"),
     (
         r"(^|[.;!?,:] *|\b(?:why|but|and|so) )(is|are|was|were|has) not "
@@ -339,7 +347,8 @@ IDLE_NEGATIONS = (
 )
 PAST = (
     "removed|denoised|derained|dehazed|deblurred|sharpened|brightened|lightened|fixed|corrected|"
-    "cleaned|reduced|took|taken|got rid|cleared|lifted|gone|done|dealt|sorted|repaired|defogged"
+    "cleaned|reduced|took (?:[a-z ]{1,20} )?(?:out|away)|got rid|cleared|lifted|gone|done|"
+    "dealt|sorted|repaired|defogged"
 )
 DONE = re.compile(
     rf"^(?:so |now |well |yesterday )?(?:i|we|he|she|they|someone|somebody)(?: have| had| has)?"
@@ -508,7 +517,7 @@ def correctable_words() -> frozenset[str]:
     words = {
         phrase[0]
         for phrase, entry in lexicon().items()
-        if len(phrase) == 1 and entry.kind in groups and len(phrase[0]) >= 4
+        if len(phrase) == 1 and entry.kind in groups and len(phrase[0]) >= 3
     }
     words |= set(split_phrases(OFTEN_MISSPELT))
     return frozenset(words - set(split_phrases(SELDOM_MEANT)))
@@ -598,7 +607,7 @@ def fold(text: str) -> str:
     """Lower case without accents and typographic signs, contractions written out."""
     text = re.sub("[\u2018-\u201b\u00b4\u0060\u02bc\u2032\uff07]", "'", text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
-    text = unicodedata.normalize("NFKD", text).casefold()
+    text = unicodedata.normalize("NFKD", text)[: 2 * len(text)].casefold()
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     for pattern, replacement in (*CONTRACTIONS, *IDLE_NEGATIONS):
         text = re.sub(pattern, replacement, re.sub(r"[ \t]+", " ", text))
@@ -630,10 +639,12 @@ def find_marks(text: str) -> list[Mark]:
 def find_segments(marks: list[Mark]) -> list[Segment]:
     """Clauses and members of lists, each with what stands before it."""
     segments = [Segment("hard")]
-    for mark in marks:
+    for place, mark in enumerate(marks):
         current = segments[-1]
         last = current.marks[-1].kind if current.marks else None
-        if mark.kind == "contrast" and mark.words == "but" and last in ("all", "nothing"):
+        following = marks[place + 1].kind if place + 1 < len(marks) else None
+        is_rest = last in ("all", "nothing") and following not in {*WISHED, "polite"}
+        if mark.words == "but" and is_rest:
             current.marks.append(Mark("but", "except"))
         elif mark.kind in ("hard", "contrast", "soft"):
             if current.marks:
@@ -644,7 +655,8 @@ def find_segments(marks: list[Mark]) -> list[Segment]:
             if mark.kind == "only" and last and last not in ("keep", "stay"):
                 segments.append(Segment("contrast"))
             segments[-1].marks.append(mark)
-    return [segment for segment in segments if segment.marks]
+    said = [segment for segment in segments if any(mark.kind != "only" for mark in segment.marks)]
+    return said or [segment for segment in segments if segment.marks]
 
 
 def opposite(wish: str | None) -> str | None:
@@ -684,6 +696,8 @@ def judge(kind: str, segment: Segment, before: str | None, at_end: bool, word: s
         return None if segment.has("make") and not refusal else "remove"
     if refusal == "neither" and kind == "complaint":
         return "absent"
+    if refusal == "neither" and before == "remove" and segment.joint == "soft":
+        return "keep"
     if refusal in ("no", "neither"):
         return "remove"
     if refusal == "not":
@@ -698,8 +712,12 @@ def judge(kind: str, segment: Segment, before: str | None, at_end: bool, word: s
     return opposite(wish) if negated else wish
 
 
-def read_operator(segment: Segment, mark: Mark) -> None:
-    """Take in a word of wishing: it speaks of what stands before it, or of what follows."""
+def read_operator(segment: Segment, mark: Mark, before: str | None) -> None:
+    """Take in a word of wishing: it speaks of what stands before it, or of what follows.
+
+    Args:
+        before: the kind of the phrase that stands directly before it.
+    """
     kind = {"go": "remove", "stay": "keep", "praise": "keep"}.get(mark.kind, mark.kind)
     negated = segment.refusal not in (None, "doubt") or (
         segment.operator in NEUTRAL and segment.negated
@@ -709,6 +727,8 @@ def read_operator(segment: Segment, mark: Mark) -> None:
         for mention in segment.mentions:
             mention.wish, mention.plain = opposite(segment.rest), False
         return
+    if mark.kind == "go" and before in ("remove", "fix"):
+        return  # "smooth away" is one verb
     if mark.kind in TRAILING:
         freed = {"want", "mind", "make", None, *({"keep"} if mark.kind == "go" else ())}
         open_mentions = [
@@ -772,6 +792,8 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
     fate = before.mood if before else None
     for position, mark in enumerate(segment.marks):
         following = segment.marks[position + 1].kind if position + 1 < len(segment.marks) else None
+        if mark.words in ("on", "yes") and following is None and segment.mentions:
+            mark = Mark(mark.words, "stay")  # rain off, fog on
         if mark.kind in ("not", "no", "doubt"):
             segment.refusal = "neither" if mark.words == "neither" else mark.kind
         elif mark.kind == "nothing":
@@ -780,15 +802,15 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
         elif mark.kind == "except":
             read_except(segment)
         elif mark.kind in operators:
-            read_operator(segment, mark)
+            read_operator(segment, mark, segment.marks[position - 1].kind if position else None)
         elif mark.words == "to" and segment.operator == "want":
             segment.operator = None
         elif mark.label:
             at_end = following not in ("photo", "content")
             wish = judge(mark.kind, segment, fate, at_end, mark.words)
             is_aspect = mark.kind in ("aspect", "virtue")
-            plain = segment.operator in NEUTRAL and not segment.negated
-            plain = plain and wish in (None, "remove") and (wish is None) == is_aspect
+            plain = segment.operator in NEUTRAL and (wish is None) == is_aspect
+            plain = plain and (segment.operator is not None or wish in (None, "remove"))
             if not (is_done and mark.kind != "complaint"):
                 is_hint = mark.kind == "hint"
                 segment.mentions.append(Mention(mark.label, wish, plain, is_hint, is_aspect))
@@ -797,16 +819,21 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
     if before and segment.words.startswith("with ") and before.mood == "remove":
         for mention in segment.mentions:
             mention.wish = "keep" if mention.plain else mention.wish
-    settle_last(segment)
+    settle_last(segment, fate)
     if segment.mentions and not segment.mood:
         segment.mood = segment.mentions[-1].wish
 
 
-def settle_last(segment: Segment) -> None:
+def settle_last(segment: Segment, before: str | None) -> None:
     """Let a last word of wishing that found nothing after it speak of what stands before it."""
     kinds = [mark.kind for mark in segment.marks]
     named = [place for place, mark in enumerate(segment.marks) if mark.label]
     wished = [place for place, kind in enumerate(kinds) if kind in ("remove", "fix", "keep")]
+    if named and segment.marks[-1].words == "not":
+        for mention in segment.mentions:  # the noise must go, the rain must not
+            mention.wish, mention.plain = opposite(before or "remove"), False
+        segment.mood = opposite(before or "remove")
+        return
     if not named or not wished or wished[-1] < named[-1] or segment.operator not in kinds:
         return
     for mention in segment.mentions:
@@ -832,13 +859,16 @@ def refer_back(segments: list[Segment]) -> None:
             before.rest = "keep"
             for mention in before.mentions:
                 mention.wish = "remove"
-        if segment.mentions or segment.mood is None or not is_pronoun_wish(segment):
+        is_wish = segment.mood is not None or segment.is_praise
+        if segment.mentions or not is_wish or not is_pronoun_wish(segment):
             continue
         if before.mentions:
+            is_kept = segment.mood == "keep" and not segment.has("praise")
             for mention in before.mentions:
-                if mention.plain and segment.mood == "keep":
+                if mention.plain and is_kept:
                     mention.wish, mention.plain = "keep", False
-            segment.mood, segment.operator = None, "settled"
+            if any(mention.wish for mention in before.mentions):
+                segment.mood, segment.operator = None, "settled"
 
 
 def keep_bare(segments: list[Segment], place: int) -> None:
@@ -855,7 +885,9 @@ def keep_bare(segments: list[Segment], place: int) -> None:
 
 
 def is_pronoun_wish(segment: Segment) -> bool:
-    """Whether a segment wishes something for "it" alone."""
+    """Whether a segment wishes something for "it" alone, or praises it."""
+    if segment.marks[0].kind == "pronoun" and segment.has("stay", "praise"):
+        return not segment.has("content", "photo", "fix", "remove")
     operators = ("remove", "fix", "keep", "want", "mind", "bad")
     places = [i for i, mark in enumerate(segment.marks) if mark.kind in operators]
     if not places:
@@ -889,6 +921,9 @@ def is_scene(segments: list[Segment]) -> bool:
     marks = [mark for segment in segments for mark in segment.marks]
     names = [mark for mark in marks if mark.label and mark.kind not in ("aspect", "virtue")]
     if not any(mark.kind == "content" for mark in marks):
+        return False
+    mentions = [mention for segment in segments for mention in segment.mentions]
+    if any(mention.is_aspect and mention.wish for mention in mentions):
         return False
     if any(not mark.is_scenic for mark in names):
         return False
@@ -963,9 +998,10 @@ class InstructionReader(FeatureExtractionMixin):
         if len(text) > self.max_characters:
             text = text[: self.max_characters]
             notes.append(f"only the first {self.max_characters:,} characters were read")
-        if re.search(r"[^\W\d_a-z]", fold(text)):
+        folded = fold(text)
+        if re.search(r"[^\W\d_a-z]", folded):
             notes.append("only English is read")
-        marks = find_marks(fold(text)[: 2 * self.max_characters])
+        marks = find_marks(folded)
         segments = find_segments(marks)
         for before, segment in zip([None, *segments], segments):
             read_segment(segment, before)
