@@ -102,6 +102,7 @@ class Output:
 
     guidance = "none"
     guidance_strength = removed = change = degradation = severity = nearest_tokens = None
+    understood = tags = None
     guidance_images = match_confidence = influence = None
 
 
