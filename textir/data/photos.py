@@ -205,10 +205,10 @@ class Photos:
             return (
                 f"{entry.degraded[0]} is {size} but its twin {entry.clean} is {width} x {height}."
             )
-        size = sum(array.nbytes for array in images if array is not None)
+        needed = sum(array.nbytes for array in images if array is not None)
         with self.lock:
-            if size <= self.room:
-                self.room -= size
+            if needed <= self.room:
+                self.room -= needed
                 self.kept[entry] = images
             else:
                 self.room = 0

@@ -412,7 +412,7 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         return _encode_tiff(channels, picture)
     if kind == "PNG" and picture.bits == 16:
         array = (channels.clip(0, 1) * 65535).round().astype(np.uint16)
-        return insert_png_chunks(imagecodecs.png_encode(array), picture)
+        return insert_png_chunks(bytes(imagecodecs.png_encode(array)), picture)
     if picture.bits == 32:
         raise ValueError(f"{suffix} cannot hold floating-point pixels; write a .tif.")
     array = (channels.clip(0, 1) * 255).round().astype(np.uint8)
