@@ -60,6 +60,7 @@ from transformers import (
     FeatureExtractionMixin,
     ImageProcessingMixin,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 logger = logging.get_logger(__name__)
@@ -867,7 +868,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         photo_encoder: ModelMixin = None,
         photo_processor: ImageProcessingMixin = None,
         photo_text_encoder: CLIPTextModelWithProjection = None,
-        photo_tokenizer: CLIPTokenizer = None,
+        photo_tokenizer: PreTrainedTokenizerBase = None,
         instruction_reader: FeatureExtractionMixin = None,
         template: str = "a photo of a",
         default_num_inference_steps: int = 8,

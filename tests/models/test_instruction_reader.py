@@ -541,6 +541,146 @@ A|put a hat on him
 A|more vivid colours
 A|can you restore it?
 A|make it black and white
+N|My camera's old and the picture is terribly noisy.
+N|Make the noise disappear, would you?
+N|There's this weird speckling on the wall
+N|can u remove the grain pls
+N|I dont like all this grain
+R|we got soaked, rain everywhere
+R|The rain has ruined our picnic picture
+R|please clean the raindrops off
+R|I'd love to see this scene without rain
+R|rain rain go away
+H|Visibility was bad because of the fog
+H|I can barely see the tower through the haze
+H|take the mist out of the valley, please
+H|Fog is covering the whole bridge
+H|defog this picture for me
+B|She moved her head when I pressed the shutter
+B|my photos always come out blurry
+B|Could you please make the text sharper
+B|There is some motion blur on the cyclist
+B|not crisp at all
+D|wrong thing in focus
+D|Please correct the focus
+D|It's slightly out of focus
+L|we forgot to switch the light on
+L|the picture is darker than it should be
+L|It needs to be brighter
+L|I can't recognise anyone, it's so dark
+L|Increase the exposure
+L|give it more light
+J|squares everywhere after I posted it on Facebook
+J|it's a bad jpeg
+J|Please repair the compression damage
+U|I only have this in low resolution
+U|make it high res
+U|upscale 2x
+NL|Dark and full of noise
+RB|The rain and the blur have to go
+HN|please get rid of haze and noise
+JN|noise, jpeg artifacts, the lot
+R+H|I love how misty it is, but I can't stand the rain
+R+N|Derain, but the grain must stay.
+H+R|remove fog; don't you dare remove the rain
+N+H|only remove noise, the haze is wanted
+L+N|brighten it but don't you touch the grain
+B+L|fix the blur and keep the darkness
+N+J|denoise, ignore the compression
+A+H|whatever happens, the fog stays
+A+R|rain is what makes this photo
+A+N|I'm fond of the grain
+A+B|no deblurring
+A+L|it's dark on purpose
+A+HR|you can fix anything but fog and rain
+R|all good apart from the rain
+N|nothing bothers me except the noise
+B|not foggy, not dark, only blurry
+L+N|the noise doesn't matter, it's the darkness that bothers me
+0|no complaints
+0|it's good enough
+0|leave it
+W|boats in the harbour at sunset
+W|a lonely tree in the mist
+W|a crowded street in Mumbai
+W|rainy afternoon, people with umbrellas
+W|mountain lake with reflections
+H|misty photo
+NL|very noisy night photo of the skyline
+A|can you fix it please
+A|remove the bird from the sky
+A|make her smile
+A|frame it
+A+R|the rain is no problem
+A+N|don't worry about the noise
+N+R|denoise, and don't worry about the rain
+R|spare me the rain
+A+R|let the rain be
+A+R|never mind the rain
+A+R|I have nothing against rain
+A+R|the rain is important to me
+A+R|rain gives it character
+A+H|the fog sets the mood
+A+H|that fog is wanted
+R|I could do without the rain
+A+R|I can live with the rain
+R|keep the rain out
+R|keep out the rain
+A+R|leave the rain be
+N+R|rain good, noise bad
+A+R|please avoid removing the rain
+A+R|no way you remove the rain
+H+R|the fog can go but the rain? do not touch it
+N|ISO noise everywhere
+N|My picture has too much noise. Thanks!
+R|drops of rain on the lens, get rid of them
+R|the storm brought so much rain
+H|I'd like a clear view without the fog
+H|So misty!
+B|the whole thing is a bit blurred
+B|grandma's hands shake and so do her photos
+D|everyone is out of focus
+L|it's night and I see nothing
+L|please lighten up the picture
+J|the jpeg compression is awful
+U|way too pixelated for printing
+NR|noise and rain are what bother me
+HL|I want it brighter and without fog
+BN|grain, blur... can you do something?
+R+H|without the rain please, but the fog can remain
+R+H|I'd keep the fog and get rid of the rain
+R+H|let the fog be and take the rain out
+N+L|take the grain away; darkness is part of the mood
+B+N|blur has to go, but the noise I like
+H+B|the haze please, not the blur
+N+R|only noise. Not rain.
+J+R|the compression artifacts, but not the rain, should be removed
+L+HN|brighten it, while fog and grain stay
+A+R|is it possible to keep the rain?
+A+H|please make sure that the fog is not removed
+A+N|grain is good, everything else may be improved
+A+B|the blur shows the speed, keep it
+A+D|I like the soft bokeh
+A+RH|neither rain nor fog should be touched
+A+N|it must remain grainy
+R|Everything is nice, only the rain isn't
+N|I can't say that I like the noise
+L|I would not call it bright
+H|please do not leave the fog in
+0|keep it as is
+0|no edits needed
+W|a lighthouse at dusk
+W|three sheep on a foggy meadow
+W|my brother and his bike
+W|dim bar with neon lights
+R|some rainy picture I took
+A|please improve the quality
+A|remove the scratches
+A|make the grass greener
+A|add a rainbow
+N|nioise redcution plz
+H|defgo
+R|delete teh rian drops
 """
 NAMES = {
     "noise": "grain",

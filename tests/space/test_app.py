@@ -591,6 +591,7 @@ def ask(url: str, path: Path) -> np.ndarray:
             0,
             "",
             True,
+            "",
         ]
         event = http.post("/call/restore", json={"data": data}).json()["event_id"]
         answer = http.get(f"/call/restore/{event}").text
@@ -644,3 +645,21 @@ def test_duration_grows_with_pixels_and_is_bounded():
 def test_no_request_goes_round_the_queue(client, photo, address):
     answer = httpx.post(f"{client.src.rstrip('/')}/gradio_api/{address}", json={"data": [None]})
     assert answer.status_code in (401, 403, 404)
+
+
+def test_an_instruction_is_obeyed_and_its_reading_is_shown(client, photo):
+    output = client.predict(
+        handle_file(photo), instruction="take out the noise", api_name="/restore"
+    )
+    _, file, summary, _, code, _ = output
+    assert "Understood" in summary and "removing noise" in summary
+    assert "instruction='take out the noise'" in code
+    told = client.predict(handle_file(photo), ["denoise"], api_name="/restore")[1]
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(told)))
+
+
+def test_an_instruction_beside_a_button_is_refused(client, photo):
+    with pytest.raises(AppError, match="not in both"):
+        client.predict(
+            handle_file(photo), ["denoise"], instruction="remove the rain", api_name="/restore"
+        )

@@ -30,7 +30,8 @@ FAULTS = {
         "grain, film grain, graininess, speckle, speck, dots, static, salt and pepper, hot "
         "pixels, sensor noise, image noise, color noise, colour noise, chroma noise, luminance "
         "noise, noisiness, granularity",
-        "complaints": "noisy, grainy, granular, gritty, speckled, speckly, grained, high iso, iso",
+        "complaints": "speckling, noisier, grainier, noisy, grainy, granular, gritty, speckled, "
+        "speckly, grained, high iso, iso",
         "verbs": "denoise, degrain, noise reduction, noise removal",
         "comparatives": "less noisy, cleaner",
     },
@@ -39,23 +40,23 @@ FAULTS = {
         "water streak, droplet, drops, streaks, wet weather",
         "complaints": "poured, pouring rain, it was pouring, it is pouring, cats and dogs",
         "scene nouns": "rain, rainfall, drizzle, downpour, rain shower, rainstorm, rainwater",
-        "scene complaints": "rainy, raining, rained, drizzling, drizzly, pouring",
+        "scene complaints": "rainier, rainy, raining, rained, drizzling, drizzly, pouring",
         "verbs": "derain, unrain",
     },
     "haze": {
         "nouns": "veil, haziness, fogginess, mistiness",
         "complaints": "milky, washed out",
         "scene nouns": "haze, fog, mist, smog, smoke, murk",
-        "scene complaints": "hazy, foggy, misty, smoggy, smoky, murky",
+        "scene complaints": "foggier, hazier, mistier, hazy, foggy, misty, smoggy, smoky, murky",
         "verbs": "dehaze, defog, demist, unfog, haze removal",
     },
     "blur": {
         "nouns": "fuzziness, smudge, smudginess, blur, motion blur, camera shake, shake, "
         "shakiness, blurriness, smear, ghosting, motion, blurring, unsharpness, camera motion",
-        "complaints": "smudgy, smudged, too slow, slow shutter, blurry, blurred, shaky, smeared, "
-        "smeary, unsharp, fuzzy, jittery, wobbly, shook, shaken, shaking, shakes, trembled, "
-        "trembling, slipped, wobbled, jerked, jolted, moved, too fast, was moving, were moving, "
-        "kept moving, unsteady",
+        "complaints": "blurrier, shakier, smudgy, smudged, too slow, slow shutter, blurry, "
+        "blurred, shaky, smeared, smeary, unsharp, fuzzy, jittery, wobbly, shook, shaken, "
+        "shaking, shakes, trembled, trembling, slipped, wobbled, jerked, jolted, moved, too fast, "
+        "was moving, were moving, kept moving, unsteady",
         "verbs": "deblur, unblur, sharpen, stabilize, stabilise, sharpen up, crispen",
         "comparatives": "sharper, crisper, steadier",
         "virtues": "sharp, crisp, steady, razor sharp, pin sharp",
@@ -77,7 +78,7 @@ FAULTS = {
         "almost black, nearly black, completely black, all black, taken at night, shot at night, "
         "night shot, night photo, night picture, was night, nearly night, almost night, unlit, "
         "black hole",
-        "scene complaints": "dark, dim, gloomy, dusky",
+        "scene complaints": "darker, dimmer, dark, dim, gloomy, dusky",
         "verbs": "brighten, lighten, relight, illuminate, light up, light it up, brighten up, "
         "lighten up, low light enhancement",
         "comparatives": "brighter, lighter, less dark, better lit",
@@ -118,20 +119,20 @@ NAMES = {"lowlight": "darkness", "jpeg": "JPEG artifacts", "downup": "low resolu
 # The grammar of wishes: kind -> phrases; a star before a verb stands for its forms.
 GRAMMAR = {
     # wishes something away; what is "not" removed stays
-    "remove": "to much, to many, take, taking, *remove, *eliminate, *delete, *erase, *lose, "
-    "*drop, *strip, *kill, *reduce, *lessen, *minimize, *minimise, *suppress, *cut, *filter, "
-    "*wipe, *dissolve, *banish, *ditch, *scrap, *undo, *weaken, *discard, *destroy, *dump, "
-    "*subtract, *exclude, *dispose of, lost, *clear the, *clear up, *clear away, *clear this, "
-    "*clear that, *clear all, *clear off, *clear out, *clear any, cut out, undone, *take out, "
-    "took out, taken out, *take away, took away, taken away, *take off, taken off, *get rid of, "
-    "got rid of, rid of, *throw out, thrown out, do without, *leave out, left out, *tone down, "
-    "*turn down, down with, away with, *hate, *dislike, *loathe, *detest, can not stand, can not "
-    "bear, sick of, tired of, fed up with, not happy with, unhappy with, not a fan of, bothered "
-    "by, annoyed by, against, spoiled by, ruined by, less, fewer, too much, too many, so much, no "
-    "more, enough of, enough with, free of, free from, *stop, *lift, *smooth, *smooth out, *wash "
-    "off, *wash away, *hide, *pull out, *edit out, *see through, *iron out, *scrub, *purge, "
-    "*vacuum, minus, *combat, *fight, *rub out, *brush out, *cancel, *counter, *counteract, "
-    "*decrease, *diminish, *lower",
+    "remove": "keep out, keep away, spare me, to much, to many, take, taking, *remove, "
+    "*eliminate, *delete, *erase, *lose, *drop, *strip, *kill, *reduce, *lessen, *minimize, "
+    "*minimise, *suppress, *cut, *filter, *wipe, *dissolve, *banish, *ditch, *scrap, *undo, "
+    "*weaken, *discard, *destroy, *dump, *subtract, *exclude, *dispose of, lost, *clear the, "
+    "*clear up, *clear away, *clear this, *clear that, *clear all, *clear off, *clear out, *clear "
+    "any, cut out, undone, *take out, took out, taken out, *take away, took away, taken away, "
+    "*take off, taken off, *get rid of, got rid of, rid of, *throw out, thrown out, do without, "
+    "*leave out, left out, *tone down, *turn down, down with, away with, *hate, *dislike, "
+    "*loathe, *detest, can not stand, can not bear, sick of, tired of, fed up with, not happy "
+    "with, unhappy with, not a fan of, bothered by, annoyed by, against, spoiled by, ruined by, "
+    "less, fewer, too much, too many, so much, no more, enough of, enough with, free of, free "
+    "from, *stop, *lift, *smooth, *smooth out, *wash off, *wash away, *hide, *pull out, *edit "
+    "out, *see through, *iron out, *scrub, *purge, *vacuum, minus, *combat, *fight, *rub out, "
+    "*brush out, *cancel, *counter, *counteract, *decrease, *diminish, *lower",
     # betters something; what is "not" touched stays
     "fix": "*fix, *correct, *repair, *clean, *clean up, *improve, *cure, *treat, *heal, *handle, "
     "*tackle, *address, *deal with, dealt with, do something about, *take care of, *see to, *work "
@@ -143,50 +144,57 @@ GRAMMAR = {
     # more of a fault means that it stays, more of an aspect that the fault goes
     "more": "more, *increase, *boost, *raise, *add, extra, *bring up, *turn up, *strengthen, "
     "*amplify, *emphasize, *emphasise, some more, *maximize, *maximise, *pump up",
-    "keep": "same amount of, same level of, *keep, kept, leave, leaving, *preserve, *retain, "
-    "*maintain, *spare, *love, *enjoy, *adore, *prefer, *appreciate, *cherish, fond of, happy "
-    "with, fine with, ok with, okay with, cool with, good with, *hold on to, *respect, *protect, "
-    "*conserve, *accept, *tolerate, *live with, hands off, stay away from, *ignore, *skip, forget "
-    "about, i like, we like, do like, i also like, i quite like, i do like, i rather like, "
-    "*admire, *cling to, *save the mood of, a fan of, *let be, *allow, *permit, i liked, we "
-    "liked, careful with, *refrain from removing, *refrain from, *avoid removing, *avoid "
-    "touching, *avoid changing, *avoid",
+    "keep": "not worry about, no worries about, no objection to, no objections to, steer clear "
+    "of, stay clear of, disregard, *overlook, let alone, same amount of, same level of, *keep, "
+    "kept, leave, leaving, *preserve, *retain, *maintain, *spare, *love, *enjoy, *adore, *prefer, "
+    "*appreciate, *cherish, fond of, happy with, fine with, ok with, okay with, cool with, good "
+    "with, *hold on to, *respect, *protect, *conserve, *accept, *tolerate, *live with, hands off, "
+    "stay away from, *ignore, *skip, forget about, i like, we like, do like, i also like, i quite "
+    "like, i do like, i rather like, *admire, *cling to, *save the mood of, a fan of, *let be, "
+    "*allow, *permit, i liked, we liked, careful with, *refrain from removing, *refrain from, "
+    "*avoid removing, *avoid touching, *avoid changing, *avoid",
     "mind": "*mind, care about, *object to, object",
     "want": "want, wants, wanted, wish, wish for, would like, would love, need, needs, hope, hope "
     "for, should, ought to, hoping, wishing, would prefer, would rather have, should be, should "
     "have, supposed to be, looking for, must be",
     "make": "bring, make, making, render, get",
-    "bad": "forgot, bad, poor, wrong, off, terrible, awful, horrible, missing, missed, misses, "
-    "lacks, lack, lack of, lacking, not enough, insufficient, too little, ugly, annoying, "
-    "disturbing, spoils, spoil, spoiled, spoilt, ruins, ruined, ruin, problem, problems, bother "
-    "me, bothers me, covers, distracts, distracting, disturbs, issue, issues, broken, failed, "
-    "unpleasant, a shame, hopeless, dreadful, nasty, little, badly, hurts, a pity, irritating, "
-    "irritates, troubles, poorly, faulty, lousy, rubbish, unbearable, weak, gets in the way, "
-    "disappear in, disappears in, disappeared in, vanish in, vanishes in, hidden by, hidden in, "
-    "hidden behind, covered in, covered by, covered with, lost in, shrouded in, unwanted, "
-    "undesirable, too strong, too heavy, too low, low",
+    "bad": "disturb, distract, hurt, annoy, annoys, hinder, hinders, irritate, forgot, bad, poor, "
+    "wrong, off, terrible, awful, horrible, missing, missed, misses, lacks, lack, lack of, "
+    "lacking, not enough, insufficient, too little, ugly, annoying, disturbing, spoils, spoil, "
+    "spoiled, spoilt, ruins, ruined, ruin, problem, problems, bother me, bothers me, covers, "
+    "distracts, distracting, disturbs, issue, issues, broken, failed, unpleasant, a shame, "
+    "hopeless, dreadful, nasty, little, badly, hurts, a pity, irritating, irritates, troubles, "
+    "poorly, faulty, lousy, rubbish, unbearable, weak, gets in the way, disappear in, disappears "
+    "in, disappeared in, vanish in, vanishes in, hidden by, hidden in, hidden behind, covered in, "
+    "covered by, covered with, lost in, shrouded in, unwanted, undesirable, too strong, too "
+    "heavy, too low, low",
     # said after what it is about
     "go": "out, away, gone, go, goes, went, going, vanish, vanishes, vanished, disappear, "
     "disappears, disappeared, begone, disappearing, history, less visible, be off",
-    "stay": "be there, be here, be in there, be in it, be seen, stay, stays, stayed, staying, "
-    "remain, remains, remained, remaining, kept in, on purpose, intended, intentional, "
-    "deliberate, belongs, belong, part of the, part of it, part of, welcome, suits, adds to, "
-    "adds, essential, important, untouched, alone, allowed, as it is, as they are, the way it is, "
-    "the way they are, matters, intact",
-    "praise": "fine, ok, okay, beautiful, lovely, nice, good, great, perfect, wonderful, "
-    "gorgeous, charming, cool, atmospheric, romantic, excellent, amazing, fantastic, superb, "
-    "splendid, happy, satisfied, flawless, awesome, brilliant, pleasant, acceptable, magical, "
-    "tolerable, perfectly, alright, all right, pretty as it is, as is, like it is, like this, "
-    "harmless",
+    "stay": "is wanted, are wanted, is needed, are needed, is desired, are desired, is meant, are "
+    "meant, meant to be, not matter, is what makes, are what make, are what makes, the point, by "
+    "design, deliberately, gives it, gives the, sets the mood, sets the tone, creates, no "
+    "problem, no issue, no bother, is important, untouchable, sacred, have its place, be there, "
+    "be here, be in there, be in it, be seen, stay, stays, stayed, staying, remain, remains, "
+    "remained, remaining, kept in, on purpose, intended, intentional, deliberate, belongs, "
+    "belong, part of the, part of it, part of, welcome, suits, adds to, adds, essential, "
+    "important, untouched, alone, allowed, as it is, as they are, the way it is, the way they "
+    "are, matters, intact",
+    "praise": "natural, charming, impressive, stunning, realistic, moody, fine, ok, okay, "
+    "beautiful, lovely, nice, good, great, perfect, wonderful, gorgeous, charming, cool, "
+    "atmospheric, romantic, excellent, amazing, fantastic, superb, splendid, happy, satisfied, "
+    "flawless, awesome, brilliant, pleasant, acceptable, magical, tolerable, perfectly, alright, "
+    "all right, pretty as it is, as is, like it is, like this, harmless",
     "not": "hate to, hate losing, sorry to, sad to, afraid to, a shame to, a pity to, not, never, "
     "hardly, barely, scarcely, rarely, rather than, instead of, nowhere, far from, neither of, "
     "nowhere near",
     "no": "no, without, neither, none of, zero",
     "all": "all, everything, anything, the rest, rest, everything else, anything else, a thing, "
     "all else, all the rest, whole photo, the others",
-    "nothing": "nothing, nothing else, none, no changes, no change, no edits, no editing",
+    "nothing": "no complaints, no complaint, nothing, nothing else, none, no changes, no change, "
+    "no edits, no editing",
     "except": "except, except for, excepting, apart from, aside from, other than, besides, save "
-    "for, with the exception of, bar, excluding",
+    "for, with the exception of, excluding",
     "doubt": "doubtless",  # stands for the "not" of "isn't it sharp?"
     "only": "only, just, solely, merely, exclusively, simply",
     "contrast": "but, though, although, while, whereas, however, whilst, even though, yet, still, "
@@ -212,18 +220,19 @@ GRAMMAR = {
     "subject": "i, we, there, there is, he, she, somebody, someone",
     "copula": "is, are, was, were, be, been, am, looks, look, looked, seems, seem, appears, "
     "became, got, gets, turned, came, has, have, had, being, seemed, feels, remains so",
-    "filler": "already, a, an, the, my, our, his, her, its, their, some, any, of, in, on, at, to, "
-    "from, by, for, with, as, well, very, really, so, too, bit, a bit, a little, little bit, "
-    "rather, quite, pretty, slightly, somewhat, extremely, totally, completely, a lot of, lots "
-    "of, lots, lot, full of, full, heavy, heavily, strong, light rain, everywhere, all over, "
-    "over, here, now, today, yesterday, again, much, many, way, far, horribly, terribly, awfully, "
-    "or, if, will, would, can, could, may, might, must, shall, nor, do, does, did, sorry, first, "
-    "second, finally, maybe, perhaps, somehow, possible, kind, thing, things, stuff, part, parts, "
-    "visible, incredibly, super, ever, even, both of, whole, entire, completely, mess, almost, "
-    "nearly, highly, digital, old phone, too much of, such, what, why, how, which, who, ugh, "
-    "damn, omg, sadly, unfortunately, clearly, obviously, everywhere in, throughout, plenty of, "
-    "loads of, tons of, whatever you do, no matter what, taste, that is, remain a, left in, no "
-    "thanks, the result, up, down, same, amount, level, amounts, one, most",
+    "filler": "needed, necessary, required, enough, already, a, an, the, my, our, his, her, its, "
+    "their, some, any, of, in, on, at, to, from, by, for, with, as, well, very, really, so, too, "
+    "bit, a bit, a little, little bit, rather, quite, pretty, slightly, somewhat, extremely, "
+    "totally, completely, a lot of, lots of, lots, lot, full of, full, heavy, heavily, strong, "
+    "light rain, everywhere, all over, over, here, now, today, yesterday, again, much, many, way, "
+    "far, horribly, terribly, awfully, or, if, will, would, can, could, may, might, must, shall, "
+    "nor, do, does, did, sorry, first, second, finally, maybe, perhaps, somehow, possible, kind, "
+    "thing, things, stuff, part, parts, visible, incredibly, super, ever, even, both of, whole, "
+    "entire, completely, mess, almost, nearly, highly, digital, old phone, too much of, such, "
+    "what, why, how, which, who, ugh, damn, omg, sadly, unfortunately, clearly, obviously, "
+    "everywhere in, throughout, plenty of, loads of, tons of, whatever you do, no matter what, "
+    "taste, that is, remain a, left in, no thanks, the result, up, down, same, amount, level, "
+    "amounts, one, most",
 }
 # These say what they say also after what they are about: "the rain removed".
 TRAILING = {"go", "stay", "praise", "bad"}
@@ -254,48 +263,53 @@ SELDOM_MEANT = (
 # Words of everyday English that lie one typing error away from a word above (two from eight letters
 # on); they are never corrected.
 ENGLISH = (
-    "absolution airdrops albright alighted aright arin artifice backless baroness beeping bight "
-    "bitterly blackest bleating bleeping blight blighted bluer bluffing bluray blurb blurt "
+    "absolution airdrops albright alighted aright arin artifice backless barker baroness beeping "
+    "bight bitterly blackest bleating bleeping blight blighted bluer bluffing bluray blurb blurt "
     "blurted blushing boggy boise brainstorm brightest brightly brighton brights bullring "
     "burnings burry cleave cleaving clothing cockiness compassion compressing compressive "
-    "compressor compressors craziness creeping crispr dampness darke darko dazzling deadlock "
-    "deadlocked debating debugging decaying declined declining decompression deduce deducting "
-    "defacing defaming defining defoe deformed degraded degrades degrading delaying delegate "
-    "delighting demise demurred denise denoting dentists deplete depleted depletes deposing "
-    "derail derailed derailing derails deranged deriving desist desolation despised despises "
-    "despising destabilise destabilize destabilized destabilizing destined detailed detailing "
-    "detained detainee detaining detains devising devolution dizziness dizzying doggy drained "
-    "draining drains dribbling drilling drizzled eighteen eliminator engrained enlighten "
-    "enlightened enlightening evolution excepted excerpt excerpts exposures ficus fighter "
-    "fighters flurry freckled freckles freighter fright frighten frightened frightening "
-    "frightens froggy frothing glandular gleaming gleaning glittery grail granny granules gratin "
-    "grizzled grizzly groin hailstorm happened happening happiness hardened hardening hardiness "
-    "harkness harper hazel hazen heave heaviness heaving heighten heightened heightening "
-    "heightens hocus holiness illuminati illuminations illuminator imaged imager imago "
-    "impression impressions inducing ingrained jitter jitters keeling kneeling laminate laughter "
-    "laziness leaching leading leake leaking leaning leanings leaping learning leasing leaven "
-    "leaver leighton lighters lightest lightness lightning lightnings lightyear limiting "
-    "listened listening locus lowes lowrey messiness midst mightier minty missy mista mistress "
-    "mistry mitty moise moises moist mouthing mudge musty nastiness neave nighter nighters "
-    "nightwing noice noire noose norse noses notching nothings noticing noting notting "
-    "oppression pease peeping pertained pertaining pertains phono photon pictured pleading pleas "
-    "pleased pleaser pleases pleasing pleasure pocus poise presence preserver producing proto "
-    "puncture rabin ragin raina raine rainey rainmaker ramin rani rebuking reducer refuting "
-    "regain reliving remaking remixing remote remover reserve reserved reserves resorption "
-    "restrain resuming retail retainer retaking retrain revoking revolution revolutions revolved "
-    "revolving rezoning righting rightness rightwing sampling seduce seducing seeping shackled "
-    "shackles shady shaka shaper sharpe sharpener sharpest sharples sharpton shortened "
-    "shortening shortens shortness sighting sightings sizzling sleeping slighted sludge slurping "
-    "slurred slurring slurry smartness smidge smuggled smugness soggy solution soothing sparkled "
-    "sparkles spectres sprained spurring stabiliser stability stabilizer stabilizers steeping "
-    "sterilised sterilize sterilized sterilizing strained straining sweeping tighten tightened "
-    "tightening tightens tighter tightness tincture training unblocked uncompressed unsealed "
-    "uprising upstaged weave weaving weeping weighting whiteout worthing wright "
+    "compressor compressors craziness creeping crispr dampness darke darken darko dazzling "
+    "deadlock deadlocked debating debugging decaying declined declining decompression deduce "
+    "deducting defacing defaming defining defoe deformed degraded degrades degrading delaying "
+    "delegate delighting demise demurred denise denoting dentists deplete depleted depletes "
+    "deposing derail derailed derailing derails deranged deriving desist desolation despised "
+    "despises despising destabilise destabilize destabilized destabilizing destined detailed "
+    "detailing detained detainee detaining detains devising devolution dimer dimmed dizziness "
+    "dizzying doggy drained draining drains dribbling drilling drizzled eighteen eliminator "
+    "engrained enlighten enlightened enlightening evolution excepted excerpt excerpts exposures "
+    "ficus fighter fighters flurries flurry freckled freckles freighter fright frighten "
+    "frightened frightening frightens froggy frothing glandular gleaming gleaning glittery grail "
+    "grainger grannies granny granules gratin grizzled grizzly groin hailstorm happened "
+    "happening happiness hardened hardening hardiness harker harkness harper hazel hazen heave "
+    "heaviness heaving heckling heighten heightened heightening heightens hocus holiness "
+    "illuminati illuminations illuminator imaged imager imago impression impressions inducing "
+    "ingrained jitter jitters keeling kneeling laminate laughter lazier laziness leaching "
+    "leading leake leaking leaning leanings leaping learning leasing leaven leaver leighton "
+    "lighters lightest lightness lightning lightnings lightyear limiting listened listening "
+    "locus lowes lowrey marker messiness midst minty missy mista mister mistress mistry mitty "
+    "moise moises moist mouthing mudge musty nastiness neave nighter nighters nightwing noice "
+    "noire noose norse noses notching nothings noticing noting notting oppression parker pease "
+    "peeping pertained pertaining pertains phono photon pickling pictured pleading pleas pleased "
+    "pleaser pleases pleasing pleasure pocus poise presence preserver producing proto puncture "
+    "rabin ragin raina raine rainer rainey rainmaker ramin rani rebuking reducer refuting regain "
+    "reliving remaking remixing remote remover reserve reserved reserves resorption restrain "
+    "resuming retail retainer retaking retrain revoking revolution revolutions revolved "
+    "revolving rezoning righting rightness rightwing rimmer sampling seduce seducing seeping "
+    "shackled shackles shady shaka shaker shaper sharpe sharpener sharpest sharples sharpton "
+    "shortened shortening shortens shortness sighting sightings simmer sizzling sleeping "
+    "slighted sludge slurping slurred slurring slurry smartness smidge smuggled smugness soggy "
+    "solution soothing sparkled sparkles sparkling speaking spectres spelling sperling sprained "
+    "spurrier spurring stabiliser stability stabilizer stabilizers steeping sterilised sterilize "
+    "sterilized sterilizing strained straining suckling sweeping tighten tightened tightening "
+    "tightens tighter tightness tincture training unblocked uncompressed unsealed uprising "
+    "upstaged weave weaving weeping weighting whiteout worthing wright zimmer "
 )
 NEUTRAL = {None, "make", "want", "mind"}  # what follows a thing decides, were it after these
 DESCRIBED = {"noun", "complaint", "aspect", "virtue"}
 WISHED = {"remove", "fix", "keep"}
-ASKED = {"remove", "fix", "keep", "mind", "want", "make", "edit", "polite", "pronoun", "subject"}
+OPERATORS = WISHED | TRAILING | {"more", "mind", "want", "make"}
+# None of these stands in a mere description.
+ASKED = WISHED | {"more", "mind", "want", "make", "edit", "polite", "pronoun", "subject"}
+# What begins with these words, a description begins with, whatever its verbs are.
 COUNTED = {"a", "an", "two", "three", "four", "five", "several", "many", "portrait"}
 DOUBLED = re.compile(r"[^aeiou][aeiou][bglmnprt]$")
 
@@ -327,10 +341,15 @@ IDLE_NEGATIONS = (
         r"\1\2 doubtless ",
     ),
     (
-        r"\b(do|does|did|can|could|would|will|should|have|has) not "
+        r"\b(does|did|can|could|would|will|should|have|has) not "
         r"(?=(?:you|it|they|we|i|he|she|there)\b)",
         r"\1 ",
     ),
+    (
+        r"\bdo not (you|they|we|i)\b(?= (?:think|see|find|agree|notice|feel|want)\b|[^.;!?]*\?)",
+        r"do \1",
+    ),
+    (r"\bwhy do not (you|they|we|i)\b", r"do \1"),
     (r"\b(?:do|does|did) not (?:forget|hesitate|fail)(?: to)?\b", " "),
     (r"\bdo not know (?:how|why|what|if|whether)(?: to)?\b", " "),
     (
@@ -338,7 +357,7 @@ IDLE_NEGATIONS = (
         r"\1 ",
     ),
     (
-        r"\b(?:not only|why not|no problem|no matter \w+|not sure|if not|do not worry|no idea|"
+        r"\b(?:not only|why not|no matter \w+|not sure|if not|no idea|"
         r"no offence|no doubt|no way of|not that)\b",
         " ",
     ),
@@ -418,9 +437,13 @@ class Segment:
 
     Attributes:
         joint: what stands before it: hard (. ; ! ?), contrast (but) or soft (comma, and).
+        operator: kind of its last word of wishing; "settled" where its wish was given to things of
+            the segment before.
+        negated: whether a "not" stood before that word.
         mood: remove or keep, what its last word of wishing said; `None` without one.
         refusal: "not" or "no" that its last word left open.
         rest: what shall become of everything that it does not name.
+        is_praise: whether it calls something good.
     """
 
     joint: str
@@ -490,11 +513,13 @@ def lexicon() -> dict[tuple[str, ...], Entry]:
 
 @cache
 def longest_phrase() -> int:
+    """Number of words of the longest phrase."""
     return max(map(len, lexicon()))
 
 
 @cache
 def known_words() -> frozenset[str]:
+    """Words that are never corrected."""
     return frozenset(word for phrase in lexicon() for word in phrase) | set(ENGLISH.split())
 
 
@@ -593,7 +618,7 @@ def correct(word: str) -> str:
     distances = {
         candidate: distance(word, candidate)
         for candidate in candidates
-        if (is_swap(word, candidate) if not errors else True)
+        if errors or is_swap(word, candidate)
     }
     least = min(distances.values(), default=99)
     if least > max(errors, 1):
@@ -660,6 +685,7 @@ def find_segments(marks: list[Mark]) -> list[Segment]:
 
 
 def opposite(wish: str | None) -> str | None:
+    """Keep for remove, and remove for keep; nothing else has an opposite."""
     return {"remove": "keep", "keep": "remove"}.get(wish, wish)
 
 
@@ -771,10 +797,12 @@ def read_except(segment: Segment) -> None:
 
 def inherit(segment: Segment, before: Segment) -> None:
     """Let a bare member of a list share what was said of the member before it."""
-    own = ("remove", "fix", "more", "keep", "mind", "want", "make", "not", "no", "except", "only")
     first = next((mark.kind for mark in segment.marks if mark.kind != "filler"), None)
     is_verb = segment.has("verb") and not (before.refusal or before.negated)
-    stands_alone = segment.has(*own, "copula", "subject", "pronoun") or is_verb
+    stands_alone = (
+        segment.has(*OPERATORS, "not", "no", "except", "only", "copula", "subject", "pronoun")
+        or is_verb
+    )
     if segment.joint != "soft" or stands_alone or first not in (*DESCRIBED, "verb"):
         return
     if segment.has("verb") and before.marks[-1].kind != "verb":
@@ -788,11 +816,10 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
     if before:
         inherit(segment, before)
     is_done = DONE.search(segment.words) is not None
-    operators = {"remove", "fix", "more", "keep", "mind", "want", "make", "bad"} | TRAILING
-    fate = before.mood if before else None
+    fate = before.mood or ("keep" if before.is_praise else None) if before else None
     for position, mark in enumerate(segment.marks):
         following = segment.marks[position + 1].kind if position + 1 < len(segment.marks) else None
-        if mark.words in ("on", "yes") and following is None and segment.mentions:
+        if mark.words in ("on", "yes", "be") and following is None and segment.mentions:
             mark = Mark(mark.words, "stay")  # rain off, fog on
         if mark.kind in ("not", "no", "doubt"):
             segment.refusal = "neither" if mark.words == "neither" else mark.kind
@@ -801,7 +828,7 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
             segment.mood, segment.negated = opposite(segment.mood), not segment.negated
         elif mark.kind == "except":
             read_except(segment)
-        elif mark.kind in operators:
+        elif mark.kind in OPERATORS:
             read_operator(segment, mark, segment.marks[position - 1].kind if position else None)
         elif mark.words == "to" and segment.operator == "want":
             segment.operator = None
@@ -942,7 +969,7 @@ def is_scene(segments: list[Segment]) -> bool:
         return False
     if not names:
         return True
-    return not {"copula", "bad", "taken", "not", "no", "only", "go"} & set(kinds)
+    return not {"copula", "bad", "taken", "not", "no", "only", "go", "stay"} & set(kinds)
 
 
 def list_labels(segments: list[Segment], wish: str) -> list[str]:
@@ -1012,6 +1039,7 @@ class InstructionReader(FeatureExtractionMixin):
         return self._decide(segments, notes)
 
     def _decide(self, segments: list[Segment], notes: list[str]) -> Instruction:
+        """One instruction out of all segments; what is to be kept is not removed."""
         removed = list_labels(segments, "remove")
         keep = tuple(list_labels(segments, "keep"))
         both = [label for label in removed if label in keep]

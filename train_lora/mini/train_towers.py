@@ -7,9 +7,9 @@
 The image tower keeps EfficientNet-Lite0 frozen; what it shows is a ridge regression from its
 features to MiniLM's embeddings of captions, with the names of the ImageNet classes added. Light and
 faults are learnt from photos whose light is measured and whose faults are made. The text tower is
-distilled from MiniLM for what is to be seen, and from labels for light and faults. Then both are
-trained together. Everything slow is kept in the output folder: a killed run goes on from there.
-Gates, on photos and captions that nothing was trained or chosen on: see `gate_towers.py`.
+distilled from MiniLM for what is to be seen, and from labels for light and faults. Then it is
+trained beside the photos. Everything slow is kept in the output folder: a killed run goes on from
+there. Gates, on photos and captions that nothing was trained or chosen on: see `gate_towers.py`.
 """
 
 import json
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     HfArgumentParser,
@@ -81,8 +82,9 @@ class Config:
     image_size: int = knob(320, "side of the square that the network sees")
     draws: int = knob(2, "degraded versions of each photo")
     whitening: float = knob(0.4, "0 keeps the teacher's directions, 1 makes all equally long")
-    ridge: float = knob(4.0, "of the regression, in units of the mean squared length of features")
-    class_share: float = knob(0.4, "length of the class names beside the regression")
+    steadiness: float = knob(8.0, "how strongly content is kept from moving with degradations")
+    ridge: float = knob(2.0, "of the regression, in units of the mean squared length of features")
+    class_share: float = knob(0.3, "length of the class names beside the regression")
     class_rank: int = knob(256, "rank of the classifier")
     head_steps: int = knob(2500, "optimizer steps for light and faults")
     corpus_scale: float = knob(1.0, "of the number of made-up sentences")
@@ -93,8 +95,8 @@ class Config:
     text_steps: int = knob(7000, "optimizer steps of the distillation")
     text_batch_size: int = knob(128, "sentences for each")
     text_learning_rate: float = knob(1e-3, "of the distillation, decaying to 0")
-    joint_steps: int = knob(400, "optimizer steps of both towers together")
-    joint_learning_rate: float = knob(1e-4, "of both towers together")
+    joint_steps: int = knob(150, "optimizer steps of the text tower beside photos")
+    joint_learning_rate: float = knob(5e-5, "of the text tower beside photos")
     minutes: float = knob(3.0, "between two checkpoints of the text tower")
 
 
@@ -153,15 +155,22 @@ def main(config: Config) -> None:
     space = make_space(learnt, embedded, encoder.config.shares, words, config)
     learns = torch.tensor([photo.split == "train" for photo in photos])
     known = (photos, embedded, space, teacher, config)
-    fit_content(encoder, classifier, looks["clean"], learns, *known)
+    fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     fit_heads(encoder, looks, learns, space, folder, config)
     tokenizer, text_encoder = distil(learnt, teacher, space, folder, config)
     towers = Towers(encoder, text_encoder, tokenizer)
-    train_jointly(towers, looks, photos, space, folder, config)
-    encoder.register_to_config(tags=calibrate_tags(towers, looks, photos))
-    # Everything is chosen and calibrated: now content may learn from those photos too.
+    train_jointly(towers, looks, photos, folder, config)
+    # Everything is chosen: now content may learn from the photos for choosing too. What it says of
+    # photos that it has not seen, it says four times, each time with a quarter set aside.
     learns = torch.tensor([photo.split != "test" for photo in photos])
-    fit_content(encoder, classifier, looks["clean"], learns, *known)
+    unseen = towers.embed_looks(looks["clean"])
+    for fold in range(4):
+        aside = torch.arange(len(photos)) % 4 == fold
+        fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns & ~aside, *known)
+        unseen[aside] = towers.embed_looks(looks["clean"].of(aside))
+    tags = calibrate_tags(towers, looks, photos, unseen)
+    encoder.register_to_config(tags=tags)
+    fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     publish(towers, folder / "result", config)
     towers = Towers.load(folder / "result")
     print_gates(measure_gates(towers, looks, photos), folder / "gates.json")
@@ -227,6 +236,7 @@ def fit_content(
     encoder: PhotoEncoder,
     classifier: torch.nn.Linear,
     clean: Looks,
+    degraded: Looks,
     learns: torch.Tensor,
     photos: Sequence[Photo],
     embedded: dict[str, torch.Tensor],
@@ -235,12 +245,14 @@ def fit_content(
     config: Config,
 ) -> None:
     """Ridge regression from photos to their mean caption, plus the names of the classes; both are
-    exact solutions. Degraded photos beside them, or training by contrast, made it worse.
+    exact solutions. Degraded photos as further samples, or training by contrast, made it worse;
+    instead it is penalised how far content moves when something goes wrong with a photo.
 
     Args:
         encoder: its head of content is written.
         classifier: of the published network.
         clean: what the network sees of all photos.
+        degraded: what it sees of them when something is wrong.
         learns: mask `(len(photos),)` of those to learn from.
         photos: all.
         embedded: the teacher's embeddings of captions.
@@ -257,12 +269,16 @@ def fit_content(
         captions = torch.stack([embedded[text] for text in photos[index].captions])
         targets.append(space.content(captions).mean(0))
     targets = torch.stack(targets)
-    inputs = (samples.features.sqrt() - encoder.roots_mean) * encoder.roots_scale
-    kernel = inputs @ inputs.T
-    penalty = config.ridge * kernel.diagonal().mean()
+
+    def standard(features: torch.Tensor) -> torch.Tensor:
+        return (features.sqrt() - encoder.roots_mean) * encoder.roots_scale
+
+    inputs, degraded = standard(samples.features), degraded.of(learns[degraded.photo])
+    moves = standard(degraded.features) - standard(clean.features[degraded.photo])
+    penalty = config.ridge * inputs.square().sum(1).mean() * torch.eye(inputs.shape[1])
+    penalty += config.steadiness * len(inputs) / len(moves) * moves.T @ moves
     mean_target = targets.mean(0)
-    dual = torch.linalg.solve(kernel + penalty * torch.eye(len(kernel)), targets - mean_target)
-    solution = inputs.T @ dual
+    solution = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ (targets - mean_target))
     length = (inputs @ solution).norm(dim=1).mean()
     encoder.content.direct.weight.copy_(solution.T / length)
     encoder.content.direct.bias.copy_(mean_target / length)
@@ -334,12 +350,6 @@ def fit_heads(
     torch.save(heads.state_dict(), path)
 
 
-def blocks_of(embeds: torch.Tensor, encoder: PhotoEncoder) -> list[torch.Tensor]:
-    """The three blocks of unit vectors `(B, 512)`, each as unit vectors."""
-    parts = embeds.split(list(encoder.config.blocks), dim=1)
-    return [F.normalize(part, dim=-1) for part in parts]
-
-
 def light_loss(light: torch.Tensor, strengths: torch.Tensor, space: Space) -> torch.Tensor:
     """1 - cosine to the sum of the labels' directions, each as long as it is strong."""
     target = F.normalize(strengths @ space.light, dim=-1)
@@ -370,8 +380,10 @@ def distil(
         config.seed,
     )
     texts = [sentence.text for sentence in corpus]
-    tokenizer = build_tokenizer(texts, config)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    # Made once: a second one would number the letters in another order.
+    if not (folder / "tokenizer").exists():
+        build_tokenizer(texts, config).save_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     text_encoder = new_text_encoder(tokenizer, teacher, config)
     contents = list(dict.fromkeys(sentence.content for sentence in corpus if sentence.content))
     embeddings = teacher.embed_all(contents, folder / "cache" / "teacher")
@@ -618,21 +630,19 @@ def train_jointly(
     towers: Towers,
     looks: dict[str, Looks],
     photos: Sequence[Photo],
-    space: Space,
     folder: Path,
     config: Config,
 ) -> None:
-    """Bring what is said of photos and the heads of light and faults together: each photo's
-    caption, to which its light and faults are added half of the time, must be found among those of
-    the batch, and the other way round. Content stays: contrast on so few photos made it worse."""
+    """Bring the text tower to where the photos are: each photo's caption, to which its light and
+    faults are added half of the time, must be found among those of the batch, and the other way
+    round. The image tower stays: contrast on so few photos made its content worse, and these few
+    samples its faults."""
     encoder, text_encoder = towers.encoder, towers.text_encoder
-    heads = torch.nn.ModuleDict({"light": encoder.light, "faults": encoder.faults})
-    trainable = [*text_encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(
-        trainable, lr=config.joint_learning_rate, weight_decay=0.0, fused=True
+        text_encoder.parameters(), lr=config.joint_learning_rate, weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, config.joint_steps + 1)
-    state = {"heads": heads, "text": text_encoder, "optimizer": optimizer, "schedule": schedule}
+    state = {"model": text_encoder, "optimizer": optimizer, "schedule": schedule}
     path, words = folder / "joint.pt", load_words()
     samples, of_photo = captioned_samples(looks, photos)
     encoder.train()
@@ -651,10 +661,11 @@ def train_jointly(
         inputs = towers.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             text_embeds = text_encoder(**inputs).text_embeds
-        embeds = encoder.embed_features(batch.features, batch.statistics)
-        loss = joint_loss(embeds, text_embeds.float(), batch, encoder, space)
+        with torch.no_grad():
+            embeds = encoder.embed_features(batch.features, batch.statistics)
+        loss = joint_loss(embeds, text_embeds.float())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        torch.nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -668,21 +679,12 @@ def train_jointly(
     text_encoder.eval()
 
 
-def joint_loss(
-    embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    batch: Looks,
-    encoder: PhotoEncoder,
-    space: Space,
-) -> torch.Tensor:
-    """The right one of the batch both ways (Radford et al., *Learning transferable visual models
-    from natural language supervision*, ICML 2021), beside the losses of light and faults."""
-    _, light, faults = blocks_of(embeds, encoder)
-    logits = embeds @ F.normalize(text_embeds, dim=-1).T / 0.07
-    same = torch.arange(len(embeds))
-    found = F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)
-    known = light_loss(light, batch.light, space) + fault_loss(faults, batch.faults, space)
-    return found + 2 * known
+def joint_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """The right one of the batch `(B, D)` both ways (Radford et al., *Learning transferable visual
+    models from natural language supervision*, ICML 2021)."""
+    logits = image_embeds @ F.normalize(text_embeds, dim=-1).T / 0.07
+    same = torch.arange(len(image_embeds))
+    return F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)
 
 
 def captioned_samples(
