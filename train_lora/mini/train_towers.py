@@ -81,8 +81,9 @@ class Config:
     image_size: int = knob(320, "side of the square that the network sees")
     draws: int = knob(2, "degraded versions of each photo")
     whitening: float = knob(0.4, "0 keeps the teacher's directions, 1 makes all equally long")
-    ridge: float = knob(4.0, "of the regression, in units of the mean squared length of features")
-    class_share: float = knob(0.4, "length of the class names beside the regression")
+    steadiness: float = knob(8.0, "how strongly content is kept from moving with degradations")
+    ridge: float = knob(2.0, "of the regression, in units of the mean squared length of features")
+    class_share: float = knob(0.3, "length of the class names beside the regression")
     class_rank: int = knob(256, "rank of the classifier")
     head_steps: int = knob(2500, "optimizer steps for light and faults")
     corpus_scale: float = knob(1.0, "of the number of made-up sentences")
@@ -153,7 +154,7 @@ def main(config: Config) -> None:
     space = make_space(learnt, embedded, encoder.config.shares, words, config)
     learns = torch.tensor([photo.split == "train" for photo in photos])
     known = (photos, embedded, space, teacher, config)
-    fit_content(encoder, classifier, looks["clean"], learns, *known)
+    fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     fit_heads(encoder, looks, learns, space, folder, config)
     tokenizer, text_encoder = distil(learnt, teacher, space, folder, config)
     towers = Towers(encoder, text_encoder, tokenizer)
@@ -161,7 +162,7 @@ def main(config: Config) -> None:
     encoder.register_to_config(tags=calibrate_tags(towers, looks, photos))
     # Everything is chosen and calibrated: now content may learn from those photos too.
     learns = torch.tensor([photo.split != "test" for photo in photos])
-    fit_content(encoder, classifier, looks["clean"], learns, *known)
+    fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     publish(towers, folder / "result", config)
     towers = Towers.load(folder / "result")
     print_gates(measure_gates(towers, looks, photos), folder / "gates.json")
@@ -227,6 +228,7 @@ def fit_content(
     encoder: PhotoEncoder,
     classifier: torch.nn.Linear,
     clean: Looks,
+    degraded: Looks,
     learns: torch.Tensor,
     photos: Sequence[Photo],
     embedded: dict[str, torch.Tensor],
@@ -235,12 +237,14 @@ def fit_content(
     config: Config,
 ) -> None:
     """Ridge regression from photos to their mean caption, plus the names of the classes; both are
-    exact solutions. Degraded photos beside them, or training by contrast, made it worse.
+    exact solutions. Degraded photos as further samples, or training by contrast, made it worse;
+    instead it is penalised how far content moves when something goes wrong with a photo.
 
     Args:
         encoder: its head of content is written.
         classifier: of the published network.
         clean: what the network sees of all photos.
+        degraded: what it sees of them when something is wrong.
         learns: mask `(len(photos),)` of those to learn from.
         photos: all.
         embedded: the teacher's embeddings of captions.
@@ -257,12 +261,16 @@ def fit_content(
         captions = torch.stack([embedded[text] for text in photos[index].captions])
         targets.append(space.content(captions).mean(0))
     targets = torch.stack(targets)
-    inputs = (samples.features.sqrt() - encoder.roots_mean) * encoder.roots_scale
-    kernel = inputs @ inputs.T
-    penalty = config.ridge * kernel.diagonal().mean()
+
+    def standard(features: torch.Tensor) -> torch.Tensor:
+        return (features.sqrt() - encoder.roots_mean) * encoder.roots_scale
+
+    inputs, degraded = standard(samples.features), degraded.of(learns[degraded.photo])
+    moves = standard(degraded.features) - standard(clean.features[degraded.photo])
+    penalty = config.ridge * inputs.square().sum(1).mean() * torch.eye(inputs.shape[1])
+    penalty += config.steadiness * len(inputs) / len(moves) * moves.T @ moves
     mean_target = targets.mean(0)
-    dual = torch.linalg.solve(kernel + penalty * torch.eye(len(kernel)), targets - mean_target)
-    solution = inputs.T @ dual
+    solution = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ (targets - mean_target))
     length = (inputs @ solution).norm(dim=1).mean()
     encoder.content.direct.weight.copy_(solution.T / length)
     encoder.content.direct.bias.copy_(mean_target / length)
