@@ -222,15 +222,21 @@ def print_gates(figures: dict[str, float], path: Path) -> None:
 
 
 def calibrate_tags(
-    towers: Towers, looks: dict[str, Looks], photos: Sequence[Photo], split: str = "choose"
+    towers: Towers,
+    looks: dict[str, Looks],
+    photos: Sequence[Photo],
+    unseen: torch.Tensor,
+    split: str = "choose",
 ) -> dict[str, dict]:
     """Tags in four groups, each with the numbers that turn a similarity into a probability.
 
     Every tag is standardised over 1,000 photos that no gate sees. One slope and offset for each
-    group are fitted on photos of `split`: things and places against words of captions, light and
-    faults against what was measured and done. A tag is shown from the probability on at which 80 %
-    of those shown were right, and called sure from 90 %; with under ten photos that have it, a tag
-    goes by its group. Captions are incomplete, so the true precision is higher.
+    group are fitted: for light and faults on photos of `split`, against what was measured and done;
+    for things and places against words of captions, on `unseen`, unit vectors `(len(photos), D)`
+    of photos as they are from heads of content that had not seen them. A tag is shown from the
+    probability on at which 80 % of those shown were right, and called sure from 90 %; with under
+    ten photos that have it, a tag goes by its group. Captions are incomplete, so the true precision
+    is higher.
 
     Returns:
         for each group `{"most": int, "coverage": share of photos with a tag, "tags": [...]}` and
@@ -250,11 +256,21 @@ def calibrate_tags(
         embeds = towers.embed_texts(texts)
         similarity = ordinary @ embeds.T
         mean, deviation = similarity.mean(0), similarity.std(0)
-        seen, present = tag_truth(group, names, clean, degraded, photos, chosen, words)
-        scores = (towers.embed_looks(seen) @ embeds.T - mean) / deviation
+        if group in ("things", "places"):
+            captioned = learnt & torch.tensor([bool(photo.captions) for photo in photos])
+            ordinary = unseen[captioned]
+            mean, deviation = (ordinary @ embeds.T).mean(0), (ordinary @ embeds.T).std(0)
+            seen, least = ordinary, 1.0
+            present = caption_truth(names, photos, captioned, words)
+        else:
+            seen, present = made_truth(group, names, clean, degraded, chosen, words)
+            seen, least = towers.embed_looks(seen), -10.0
+        scores = (seen @ embeds.T - mean) / deviation
         fit = fit_places if group == "places" else fit_group
         slope, offset, none = fit(scores, present)
         probabilities = tag_probabilities(scores, slope, offset, none)
+        # Where nearly all photos have it, precision alone would show a tag always.
+        shown = torch.where(scores >= least, probabilities, -1.0)
         tags = []
         for number, name in enumerate(names):
             enough = present[:, number].sum() >= 10
@@ -267,12 +283,12 @@ def calibrate_tags(
                     "deviation": round(deviation[number].item(), 5),
                     "slope": round(slope, 4),
                     "offset": round(offset, 4),
-                    "threshold": threshold(probabilities[:, column], present[:, column], 0.8),
-                    "sure": threshold(probabilities[:, column], present[:, column], 0.9),
+                    "threshold": threshold(shown[:, column], present[:, column], 0.8),
+                    "sure": threshold(shown[:, column], present[:, column], 0.9),
                 }
             )
-        shown = probabilities >= torch.tensor([tag["threshold"] for tag in tags])
-        coverage = round(shown.any(1).float().mean().item(), 3)
+        above = probabilities >= torch.tensor([tag["threshold"] for tag in tags])
+        coverage = round(above.any(1).float().mean().item(), 3)
         calibration[group] = {"most": MOST[group], "coverage": coverage, "tags": tags}
         if none is not None:
             calibration[group]["none"] = round(none, 4)
@@ -288,30 +304,32 @@ def tag_text(group: str, name: str, words: dict) -> str:
     return TAG_TEXTS[group].format(name)
 
 
-def tag_truth(
+def made_truth(
     group: str,
     names: Sequence[str],
     clean: Looks,
     degraded: Looks,
-    photos: Sequence[Photo],
     chosen: torch.Tensor,
     words: dict,
 ) -> tuple[Looks, torch.Tensor]:
-    """Images to fit on, and which tags are true of them `(N, tags)`."""
-    if group in ("light", "faults"):
-        seen = join([clean.of(chosen), degraded.of(chosen[degraded.photo])])
-        if group == "light":
-            strong = seen.light > 0.5
-            columns = [light_labels(words).index(name) for name in names]
-            return seen, strong[:, columns]
-        return seen, seen.faults[:, [fault_labels(words).index(name) for name in names]] > 0
-    captioned = chosen & torch.tensor([bool(photo.captions) for photo in photos])
+    """Images to fit light or faults on, and which tags are true of them `(N, tags)`."""
+    seen = join([clean.of(chosen), degraded.of(chosen[degraded.photo])])
+    if group == "light":
+        columns = [light_labels(words).index(name) for name in names]
+        return seen, seen.light[:, columns] > 0.5
+    return seen, seen.faults[:, [fault_labels(words).index(name) for name in names]] > 0
+
+
+def caption_truth(
+    names: Sequence[str], photos: Sequence[Photo], captioned: torch.Tensor, words: dict
+) -> torch.Tensor:
+    """Which names the captions of photos of a mask use `(N, names)`."""
     said = [
         mentioned(names, photo.captions, words["synonyms"])
         for photo, asked in zip(photos, captioned.tolist())
         if asked
     ]
-    return clean.of(captioned), torch.tensor(said)
+    return torch.tensor(said)
 
 
 def mentioned(
@@ -378,6 +396,7 @@ def threshold(probabilities: torch.Tensor, present: torch.Tensor, precision: flo
     order = probabilities.flatten().argsort(descending=True)
     right = present.flatten()[order].float().cumsum(0)
     good = right / torch.arange(1, len(order) + 1) >= precision
+    good &= probabilities.flatten()[order] >= 0
     good[:9] = False
     if not good.any():
         return NEVER

@@ -159,9 +159,16 @@ def main(config: Config) -> None:
     tokenizer, text_encoder = distil(learnt, teacher, space, folder, config)
     towers = Towers(encoder, text_encoder, tokenizer)
     train_jointly(towers, looks, photos, folder, config)
-    encoder.register_to_config(tags=calibrate_tags(towers, looks, photos))
-    # Everything is chosen and calibrated: now content may learn from those photos too.
+    # Everything is chosen: now content may learn from the photos for choosing too. What it says of
+    # photos that it has not seen, it says four times, each time with a quarter set aside.
     learns = torch.tensor([photo.split != "test" for photo in photos])
+    unseen = towers.embed_looks(looks["clean"])
+    for fold in range(4):
+        aside = torch.arange(len(photos)) % 4 == fold
+        fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns & ~aside, *known)
+        unseen[aside] = towers.embed_looks(looks["clean"].of(aside))
+    tags = calibrate_tags(towers, looks, photos, unseen)
+    encoder.register_to_config(tags=tags)
     fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     publish(towers, folder / "result", config)
     towers = Towers.load(folder / "result")
