@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     HfArgumentParser,
@@ -379,8 +380,10 @@ def distil(
         config.seed,
     )
     texts = [sentence.text for sentence in corpus]
-    tokenizer = build_tokenizer(texts, config)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    # Made once: a second one would number the letters in another order.
+    if not (folder / "tokenizer").exists():
+        build_tokenizer(texts, config).save_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     text_encoder = new_text_encoder(tokenizer, teacher, config)
     contents = list(dict.fromkeys(sentence.content for sentence in corpus if sentence.content))
     embeddings = teacher.embed_all(contents, folder / "cache" / "teacher")
