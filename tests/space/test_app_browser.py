@@ -190,3 +190,18 @@ def test_nothing_leaves_the_machine_and_the_console_is_quiet(desk, phone):
             own
         }
         assert not page.errors
+
+
+def test_a_sentence_and_the_buttons_take_turns(browser):
+    page = open_page(browser, 1280, 900)
+    choose_example(page, "rain")
+    pressed = page.get_by_label("derain")
+    sentence = page.get_by_label("What should happen?")
+    playwright.expect(pressed).to_be_checked()
+    sentence.fill("take out the noise")
+    playwright.expect(pressed).not_to_be_checked()
+    button(page, "Restore").click()
+    page.get_by_text("removing noise").first.wait_for()
+    page.get_by_label("dehaze").check()
+    playwright.expect(sentence).to_have_value("")
+    page.close()

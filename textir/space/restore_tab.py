@@ -62,6 +62,7 @@ class RestoreTab:
             **QUEUE,
         )
         stop.click(None, cancels=[event], api_visibility="private")
+        make_exclusive(instruction, [task, keep])
 
     def restore(
         self,
@@ -145,6 +146,21 @@ def instruction_input(model: Model) -> gr.Textbox:
         max_lines=2,
         visible=bool(model.labels),
     )
+
+
+def make_exclusive(instruction: gr.Textbox, buttons: list[gr.CheckboxGroup]) -> None:
+    """A sentence releases the buttons, and a button that is pressed clears the sentence."""
+    options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def release(text: str):
+        return [[] if text.strip() else gr.skip() for _ in buttons]
+
+    def clear(pressed: list[str]):
+        return "" if pressed else gr.skip()
+
+    instruction.change(release, instruction, buttons, **options)
+    for group in buttons:
+        group.change(clear, group, instruction, **options)
 
 
 def painting_inputs(model: Model) -> list[Component]:
