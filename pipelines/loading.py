@@ -103,14 +103,14 @@ def check_files(folder: Path) -> None:
     Raises:
         ValueError: if one is damaged; it is named.
     """
-    for file in sorted(folder.glob("**/*.json")) if folder.is_dir() else ():
+    for file in (*folder.glob("model_index.json"), *sorted(folder.glob("*/*.json"))):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}.") from None
         if file.name in ("model_index.json", "config.json") and not isinstance(content, dict):
             raise ValueError(f"{file} is damaged: it must hold a JSON object.")
-    for file in sorted(folder.glob("**/*.safetensors")) if folder.is_dir() else ():
+    for file in sorted(folder.glob("*/*.safetensors")):
         check_safetensors(file)
 
 

@@ -1841,7 +1841,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                     "Say what you want in `instruction`, or in `task` and `keep`, not in both."
                 )
             wish = self.read_instruction(instruction)
-            labels, kept, understood = wish.remove, tuple(wish.keep), wish.understood
+            labels, kept = wish.remove, tuple(wish.keep)
+            understood = "; ".join([wish.understood, *wish.notes])
             if wish.prompt is not None and prompt is None and self._heeds_prompts(guidance):
                 prompt = wish.prompt
         self._check_told(labels, kept)

@@ -47,8 +47,11 @@ def test_files_that_are_not_taken_are_known(tmp_path):
     photo(tmp_path / "a.png")
     for name in ("b.heic", "notes.txt", ".hidden"):
         (tmp_path / name).write_text("x")
-    assert [path.name for path in list_left_out([tmp_path])] == ["b.heic", "notes.txt"]
-    assert list_left_out([tmp_path / "a.png"]) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "words.json").write_text("{}")
+    left = list_left_out([tmp_path], tmp_path / "out", recursive=True)
+    assert [path.name for path in left] == ["b.heic", "notes.txt"]
+    assert list_left_out([tmp_path / "a.png"], tmp_path / "out") == []
 
 
 def test_results_below_the_input_are_not_restored_again(tmp_path):

@@ -153,6 +153,13 @@ def test_damaged_settings_are_named(checkpoint, file, content):
         load(checkpoint)
 
 
+def test_files_that_are_no_part_of_a_checkpoint_do_not_matter(checkpoint):
+    (checkpoint / "scores.json").write_text("{")
+    (checkpoint / "runs" / "one").mkdir(parents=True)
+    (checkpoint / "runs" / "one" / "config.json").write_text("{")
+    assert load(checkpoint).restorer is not None
+
+
 def test_pickled_weights_of_parts_are_refused(tmp_path):
     tiny.pipeline().save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(ValueError, match="safetensors"):

@@ -78,6 +78,15 @@ def test_what_shall_stay_is_kept():
     assert output.removed == [["rain"]] and "keeping haze" in output.understood
 
 
+def test_what_may_surprise_in_a_reading_is_said():
+    contradiction = call(told(), instruction="remove the noise and keep the noise")
+    assert "it is kept" in contradiction.understood and "noise" not in (
+        contradiction.removed[0] or ()
+    )
+    cut = call(told(), instruction="remove the rain. " + "please " * 1000)
+    assert "only the first 2,000 characters were read" in cut.understood
+
+
 def test_a_sentence_that_asks_for_nothing_particular_finds_out():
     pipe = told()
     output = call(pipe, instruction="make it pop")

@@ -70,7 +70,7 @@ def restore(
 
     with explained():
         jobs = plan_jobs(inputs, output, recursive)
-        tell_left_out(list_left_out(inputs, recursive))
+        tell_left_out(list_left_out(inputs, output, recursive))
         typer.echo(f"{len(jobs)} to restore; loading {checkpoint} ...", err=True)
         pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
         wishes = {
@@ -178,7 +178,7 @@ def degrade(
         if not Recipe.parse(recipe).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
         jobs = plan_jobs(inputs, output, recursive)
-        tell_left_out(list_left_out(inputs, recursive))
+        tell_left_out(list_left_out(inputs, output, recursive))
     bad = 0
     for job, target, problem in restore_files(jobs, run):
         if problem is None:

@@ -64,7 +64,7 @@ def plan_jobs(
         raise ValueError(f"{output} is a file; `--output` needs a folder.")
     jobs = []
     for path in paths:
-        files = [file for file in list_images(path, recursive) if not is_below(file, output, path)]
+        files = without_results(list_images(path, recursive), path, output)
         if not files:
             hint = "" if recursive else "; use --recursive to look into its sub-folders"
             raise ValueError(f"No images in {path}{hint}.")
@@ -110,21 +110,26 @@ def refuse_overwriting(source: Path, target: Path) -> None:
         )
 
 
-def is_below(file: Path, output: Path, root: Path) -> bool:
-    """Whether a file found under `root` is a result of an earlier run into `output`."""
-    inside = output.resolve()
-    return root.resolve() != inside and inside in file.resolve().parents
+def without_results(files: list[Path], root: Path, output: Path) -> list[Path]:
+    """Files found under `root` but for the results of earlier runs into `output`."""
+    folder = output.resolve()
+    if root.resolve() == folder:
+        return files
+    return [file for file in files if folder not in file.resolve().parents]
 
 
-def list_left_out(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
+def list_left_out(
+    inputs: Sequence[str | Path], output: str | Path, recursive: bool = False
+) -> list[Path]:
     """The files of the input folders that are not taken, because they have no name of an image that
-    can be read; hidden ones are not counted."""
+    can be read; hidden ones and what lies below `output` are not counted."""
     left = []
     for path in chain.from_iterable(map(matching_paths, inputs)):
         if path.is_dir():
             found = path.rglob("*") if recursive else path.iterdir()
             files = (file for file in found if file.is_file() and not file.name.startswith("."))
-            left += sorted(file for file in files if not is_image(file))
+            others = sorted(file for file in files if not is_image(file))
+            left += without_results(others, path, Path(output).expanduser())
     return left
 
 

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from pipelines import TextGuidedRestorationPipeline, load
-from pipelines.loading import carried_adapters, find_adapters, load_adapter
+from pipelines.loading import best_device, carried_adapters, find_adapters, load_adapter
 from pipelines.pipeline_text_guided_restoration import TASKS
 
 
@@ -34,7 +32,7 @@ class Model:
         Raises:
             ValueError: if it cannot be loaded.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         pipe = load(checkpoint, device=device)
         pipe.set_progress_bar_config(disable=True)
         return cls(pipe, checkpoint, device)
