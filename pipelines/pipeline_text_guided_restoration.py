@@ -1833,18 +1833,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             ValueError: if one is unknown or out of range, they contradict each other, or a
                 component that they need is missing.
         """
-        labels, kept = read_task(task), read_keep(keep)
-        understood = None
-        if instruction is not None:
-            if labels is not None or kept:
-                raise ValueError(
-                    "Say what you want in `instruction`, or in `task` and `keep`, not in both."
-                )
-            wish = self.read_instruction(instruction)
-            labels, kept = wish.remove, tuple(wish.keep)
-            understood = "; ".join([wish.understood, *wish.notes])
-            if wish.prompt is not None and prompt is None and self._heeds_prompts(guidance):
-                prompt = wish.prompt
+        labels, kept, understood, described = self._read_wish(task, keep, instruction)
+        if prompt is None and self._heeds_prompts(guidance):
+            prompt = described
         self._check_told(labels, kept)
         if return_tags and not self.can_describe:
             raise ValueError(
@@ -1903,6 +1894,22 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             return_tags=return_tags,
             understood=understood,
         )
+
+    def _read_wish(
+        self, task: str | list[str], keep: str | list[str] | None, instruction: str | None
+    ) -> tuple[tuple[str, ...] | None, tuple[str, ...], str | None, str | None]:
+        """What to remove and what to keep; of an instruction also how it was understood, and the
+        text where it describes the photo instead."""
+        labels, kept = read_task(task), read_keep(keep)
+        if instruction is None:
+            return labels, kept, None, None
+        if labels is not None or kept:
+            raise ValueError(
+                "Say what you want in `instruction`, or in `task` and `keep`, not in both."
+            )
+        wish = self.read_instruction(instruction)
+        understood = "; ".join([wish.understood, *wish.notes])
+        return wish.remove, tuple(wish.keep), understood, wish.prompt
 
     def _heeds_prompts(self, guidance: str) -> bool:
         """Whether a prompt would change what is painted."""

@@ -11,7 +11,7 @@ import tifffile
 from PIL import ExifTags, Image, PngImagePlugin
 from skimage import data
 
-from textir.images.picture import MAX_PIXELS, encode_picture, read_picture
+from textir.images.picture import MAX_PIXELS, encode_picture, jxl_size, read_picture
 
 PIXELS = data.astronaut()[:64, :80]
 DEEP = PIXELS.astype(np.uint16) * 257
@@ -160,6 +160,17 @@ def test_other_formats_are_read_and_written(kind):
 def test_jpeg_xl_is_read():
     picture = read_picture(imagecodecs.jpegxl_encode(PIXELS, lossless=True))
     np.testing.assert_array_equal((picture.pixels * 255).round(), PIXELS)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (8, 8), (33, 700), (300, 400), (1080, 1920), (520, 3)])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_the_size_of_a_jpeg_xl_is_read_from_its_header(size, boxes):
+    pixels = np.zeros((*size, 3), np.uint8)
+    data = imagecodecs.jpegxl_encode(pixels, lossless=True, usecontainer=boxes)
+    assert jxl_size(data) == size
+    with pytest.raises(ValueError, match="more than"):
+        read_picture(data, max_pixels=size[0] * size[1] - 1)
+    assert read_picture(data).pixels.shape[:2] == size
 
 
 def test_sixteen_bits_of_jpeg_2000_are_read():

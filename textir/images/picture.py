@@ -251,12 +251,52 @@ def _decode(data: bytes, name: str, limit: int) -> Picture:
 
 
 def _decode_jxl(data: bytes, name: str, limit: int) -> Picture:
+    height, width = jxl_size(data)
+    if height * width > limit:
+        raise TooLargeImageError(name, height * width, limit)
     array = imagecodecs.jpegxl_decode(data)
     if array.ndim > 3:
         raise UnusableImageError(f"{name} has {len(array)} frames; save one as a file of its own.")
-    if array.shape[0] * array.shape[1] > limit:
-        raise TooLargeImageError(name, array.shape[0] * array.shape[1], limit)
     return _from_array(array, name)
+
+
+def jxl_codestream(data: bytes) -> bytes:
+    """The coded picture of a JPEG XL file, out of the boxes that may hold it (ISO/IEC 18181-2)."""
+    if data.startswith(JXL_SIGNATURES[0]):
+        return data
+    place = 0
+    while place + 8 <= len(data):
+        size, kind, head = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8], 8
+        if size == 1:
+            size, head = int.from_bytes(data[place + 8 : place + 16]), 16
+        if kind in (b"jxlc", b"jxlp"):
+            number = 4 if kind == b"jxlp" else 0  # of the part
+            return data[place + head + number :]
+        if size < head:
+            break
+        place += size
+    raise ValueError("no codestream in its boxes")
+
+
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """Height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader)."""
+    bits = int.from_bytes(jxl_codestream(data)[2:18], "little")  # behind its signature
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    def side(in_eights: int) -> int:
+        return 8 * (take(5) + 1) if in_eights else take((9, 13, 18, 30)[take(2)]) + 1
+
+    in_eights = take(1)
+    height = side(in_eights)
+    ratio = take(3)
+    if not ratio:
+        return height, side(in_eights)
+    across, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    return height, height * across // down
 
 
 def picture_from_pil(image: Image.Image) -> Picture:
