@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_a_visitor_who_stops_does_not_touch_the_picture_of_the_next(worker, phot
 
         next_visitor = threading.Thread(target=visit)
         next_visitor.start()
+        time.sleep(0.1)  # both would be at work, if they might
         stopping.close()
         next_visitor.join()
         np.testing.assert_array_equal(results[-1].restored.pixels, alone)
