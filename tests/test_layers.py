@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import pipeline_text_guided_restoration as pipeline
+from textir import models
 from textir.images import picture
 from textir.models import nafnet, restormer, sfnet, textual_cleaner
 
@@ -182,6 +183,22 @@ def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
     assert all(path.stat().st_size < 10e6 for path in files)
     assert sum(path.stat().st_size for path in files) < 60e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_reading_instructions_loads_no_network():
+    code = (
+        "import sys; from textir.models import InstructionReader; "
+        "InstructionReader()('remove the rain'); "
+        "sys.exit('diffusers' in sys.modules or 'textir.models.nafnet' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_face_of_the_models_names_what_its_files_hold():
+    for name in models.__all__:
+        assert getattr(models, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'NAFNeT'"):
+        _ = models.NAFNeT
 
 
 def test_package_and_command_line_work_without_gradio():

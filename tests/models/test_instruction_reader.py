@@ -111,6 +111,10 @@ R|it was raining cats and dogs
 R|the rain bothers me
 R|the rain ruins it
 R|wash the rain away
+R|eliminate the water
+R+H|take out the water but leave the fog
+A+R|do not remove the water
+A|remove the water bottle
 H|see through the fog
 H|there was a lot of smog that day
 H|hazy
@@ -138,12 +142,19 @@ D|refocus on the eyes
 D|wrong focus
 D|get it in focus
 D|focus was missed
+D|focus is on the wall
+D+R|the focus was on the fence; keep the rain
 D|nothing is focused
 L|so dark
 L|it's a bit dark
 L|we had no light
 L|add some light
 L|increase the brightness
+L|turn the lights on
+L|could you switch on the light?
+L|brightness up
+L|turn the exposure up a bit
+A+L|don't turn the brightness up
 L|make it brighter
 L|it should be brighter
 L|the lights were off and one barely sees us

@@ -1,32 +1,39 @@
 """The networks, a file for each box of the figure; every file is self-contained so that it can
-travel to the Hub alone."""
+travel to the Hub alone.
 
-from textir.models.degradation_detector import DegradationDetector
-from textir.models.guidance_matcher import GuidanceMatcher
-from textir.models.image_to_text_mapper import ImageToTextMapper
-from textir.models.instruction_reader import InstructionReader
-from textir.models.nafnet import NAFNet
-from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
-from textir.models.positioned_unet import PositionedUNet
-from textir.models.restormer import DRSformer, PromptIR, Restormer
-from textir.models.sfnet import SFNet
-from textir.models.textual_cleaner import TextualCleaner
+A file loads when something of it is first asked for: who reads instructions needs no torch.
+"""
 
-RESTORERS = (DRSformer, NAFNet, PromptIR, Restormer, SFNet)
-"""The networks that restore, alone or with guidance."""
+from importlib import import_module
 
-__all__ = [
-    "DRSformer",
-    "DegradationDetector",
-    "GuidanceMatcher",
-    "ImageToTextMapper",
-    "InstructionReader",
-    "NAFNet",
-    "PhotoEncoder",
-    "PhotoProcessor",
-    "PositionedUNet",
-    "PromptIR",
-    "Restormer",
-    "SFNet",
-    "TextualCleaner",
-]
+FILES = {
+    "DRSformer": "restormer",
+    "DegradationDetector": "degradation_detector",
+    "GuidanceMatcher": "guidance_matcher",
+    "ImageToTextMapper": "image_to_text_mapper",
+    "InstructionReader": "instruction_reader",
+    "NAFNet": "nafnet",
+    "PhotoEncoder": "photo_encoder",
+    "PhotoProcessor": "photo_encoder",
+    "PositionedUNet": "positioned_unet",
+    "PromptIR": "restormer",
+    "Restormer": "restormer",
+    "SFNet": "sfnet",
+    "TextualCleaner": "textual_cleaner",
+}
+RESTORING = ("DRSformer", "NAFNet", "PromptIR", "Restormer", "SFNet")
+
+__all__ = list(FILES)
+
+
+def __getattr__(name: str):
+    """The classes of `FILES`, and `RESTORERS`: those networks that restore, alone or with
+    guidance."""
+    if name == "RESTORERS":
+        found = tuple(__getattr__(restorer) for restorer in RESTORING)
+    elif name in FILES:
+        found = getattr(import_module(f"{__name__}.{FILES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found

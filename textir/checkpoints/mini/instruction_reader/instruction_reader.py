@@ -67,7 +67,8 @@ FAULTS = {
         "lens blur, focus blur, out of focus blur, unfocus, focus problem, focus error",
         "complaints": "out of focus, camera focused on, focused on the background, unfocused, "
         "defocused, misfocused, unfocussed, not in focus, soft focus, too soft, focused on the "
-        "wrong, focus on the wrong, focused wrong, focused wrongly, focused badly, focused behind",
+        "wrong, focus on the wrong, focus is on, focus was on, focused wrong, focused wrongly, "
+        "focused badly, focused behind",
         "verbs": "refocus",
         "virtues": "into focus, in focus, focused, focussed, well focused",
         "aspects": "focus, focusing, focussing, autofocus, auto focus, lens",
@@ -80,7 +81,9 @@ FAULTS = {
         "black hole",
         "scene complaints": "darker, dimmer, dark, dim, gloomy, dusky",
         "verbs": "brighten, lighten, relight, illuminate, light up, light it up, brighten up, "
-        "lighten up, low light enhancement",
+        "lighten up, low light enhancement, turn the light on, turn the lights on, turn on the "
+        "light, turn on the lights, turn lights on, switch the light on, switch the lights on, "
+        "switch on the light, switch on the lights",
         "comparatives": "brighter, lighter, less dark, better lit",
         "virtues": "bright, well lit, light enough, bright enough, well exposed, lit",
         "aspects": "light, lights, lighting, brightness, exposure, illumination, flash, daylight",
@@ -821,6 +824,8 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
         following = segment.marks[position + 1].kind if position + 1 < len(segment.marks) else None
         if mark.words in ("on", "yes", "be") and following is None and segment.mentions:
             mark = Mark(mark.words, "stay")  # rain off, fog on
+        if mark.words == "up" and position and segment.marks[position - 1].kind == "aspect":
+            segment.mentions[-1].wish = segment.mentions[-1].wish or "remove"  # brightness up
         if mark.kind in ("not", "no", "doubt"):
             segment.refusal = "neither" if mark.words == "neither" else mark.kind
         elif mark.kind == "nothing":
@@ -832,6 +837,8 @@ def read_segment(segment: Segment, before: Segment | None) -> None:
             read_operator(segment, mark, segment.marks[position - 1].kind if position else None)
         elif mark.words == "to" and segment.operator == "want":
             segment.operator = None
+        elif mark.words == "water" and segment.operator == "remove" and following is None:
+            segment.mentions.append(Mention("rain", segment.mood, False))  # in a photo, of rain
         elif mark.label:
             at_end = following not in ("photo", "content")
             wish = judge(mark.kind, segment, fate, at_end, mark.words)
