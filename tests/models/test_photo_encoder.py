@@ -191,6 +191,18 @@ def test_a_pil_image_and_its_tensor_give_the_same_numbers():
     assert from_picture["pixel_values"].shape == (1, 3, 32, 32)
 
 
+def test_a_large_photo_is_reduced_first_and_says_the_same():
+    coarse = torch.rand(1, 3, 30, 42, generator=torch.Generator().manual_seed(1))
+    photo = F.interpolate(coarse, (301, 422), mode="bicubic").clamp(0, 1)
+    inputs = PhotoProcessor(32)(photo)
+    direct = photo_statistics(photo)
+    assert torch.equal(inputs["statistics"][:, LIGHT_STATISTICS:], direct[:, LIGHT_STATISTICS:])
+    light = inputs["statistics"][:, :LIGHT_STATISTICS]
+    assert (light - direct[:, :LIGHT_STATISTICS]).abs().mean() < 0.01
+    squeezed = PhotoProcessor(32)._squeeze(photo)
+    assert (inputs["pixel_values"] - squeezed).abs().mean() < 0.02
+
+
 def test_photos_of_several_sizes_make_one_batch():
     inputs = PhotoProcessor(32)([photos(20, 33)[0], photos(48, 30)[0], Image.new("L", (24, 20))])
     assert len(inputs["pixel_values"]) == len(inputs["statistics"]) == 3
@@ -208,6 +220,7 @@ def test_the_processor_comes_back_from_its_folder(tmp_path):
         (torch.zeros(1, 3, 12, 40), r"at least 16 pixels.*\(3, 12, 40\)"),
         (torch.zeros(1, 1, 40, 40), "must be RGB"),
         (torch.full((1, 3, 40, 40), float("nan")), "must be finite"),
+        (torch.full((1, 3, 40, 40), float("inf")), "must be finite"),
     ],
 )
 def test_unusable_images_are_refused(images, message):
@@ -227,15 +240,6 @@ def test_tags_above_their_threshold_are_read_and_the_surest_first():
     assert found[0]["things"][0]["sure"] and found[0]["things"][0]["probability"] > 0.95
     assert len(found[1]["things"]) == 1  # two would fit, the group shows one
     assert found[2] == {"things": []}
-
-
-def test_a_group_with_none_shares_one_probability():
-    calibration = tags(threshold=0.0)
-    calibration["things"] |= {"none": 6.0, "most": 2}
-    model = encoder(tags=calibration)
-    embeds = F.normalize(torch.randn(3, sum(BLOCKS)), dim=1)
-    for photo in model.read_tags(embeds, 0.1 * embeds[:2]):
-        assert 0 < sum(tag["probability"] for tag in photo["things"]) < 1
 
 
 def test_tags_need_a_calibration_and_one_vector_each():

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformers import (
 
 from textir.degradations import Recipe
 from textir.models.photo_encoder import EfficientNetLite, PhotoEncoder, PhotoProcessor
-from train_lora.mini import gate_towers, towers_data, train_towers
+from train_lora.mini import photo_tags, sentences, towers_data, train_towers
 from train_lora.mini.photo_labels import (
     COLOURS,
     OWN_FAULTS,
@@ -366,21 +367,82 @@ def test_a_killed_distillation_goes_on_as_if_nothing_had_happened(tmp_path):
 # ---- tags
 
 
+def line_of_photos() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A hundred probabilities, of which the forty highest are right."""
+    probabilities = torch.linspace(1, 0.01, 100)
+    return probabilities, probabilities > 0.605, torch.ones(100)
+
+
 def test_a_threshold_is_the_least_probability_that_is_right_often_enough():
-    probabilities = torch.linspace(1, 0.01, 100)[:, None]
-    present = torch.zeros(100, 1, dtype=torch.bool)
-    present[:40] = True
-    found = gate_towers.threshold(probabilities, present, 0.8)
-    shown = probabilities >= found
-    assert present[shown].float().mean() >= 0.8 and shown.sum() == 50
-    assert gate_towers.threshold(probabilities, ~present, 0.9) == gate_towers.NEVER
+    probabilities, present, weights = line_of_photos()
+    mixed = present.clone()
+    mixed[[45, 60]] = True  # 41 of 46 are right, but only 42 of 61
+    found = photo_tags.threshold(probabilities, mixed, weights, 0.8, 10)
+    assert found == pytest.approx(probabilities[45].item(), abs=1e-4)
+    assert found <= probabilities[45]
+    assert photo_tags.threshold(probabilities, present, weights, 0.8, 41) == photo_tags.NEVER
+
+
+def test_photos_that_have_a_common_tag_count_less():
+    present = torch.tensor([[True], [True], [True], [False]])
+    weights = photo_tags.weights_of(present, torch.ones(4, 1, dtype=torch.bool))
+    share = (weights * present).sum() / weights.sum()
+    assert share == pytest.approx(photo_tags.COMMON)
+    rare = photo_tags.weights_of(~present, torch.ones(4, 1, dtype=torch.bool))
+    assert rare.eq(1).all()
+
+
+def test_no_threshold_lies_below_the_floors_and_sure_never_below_shown():
+    probabilities, present, weights = line_of_photos()
+    shown, sure = photo_tags.thresholds_of(probabilities, present, weights, 2, (0.7, 0.65))
+    assert (shown, sure) == (0.7, 0.7)
+
+
+def test_probabilities_follow_the_truth_of_their_tag():
+    scores = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    present = scores > torch.tensor([0.0, 1.5])
+    lines = photo_tags.fit_lines(scores, present, torch.ones_like(present))
+    probabilities = (lines[:, 0] * scores + lines[:, 1]).sigmoid()
+    assert ((probabilities > 0.5) == present).float().mean() > 0.9
 
 
 def test_captions_name_tags_in_the_plural_and_by_other_words():
-    said = gate_towers.mentioned(
+    said = photo_tags.mentioned(
         ["dog", "person", "cat", "bus"], ["Two dogs.", "A man on BUSES"], WORDS["synonyms"]
     )
     assert said == [True, True, False, True]
+
+
+def test_photos_of_animals_show_no_other_animal_and_nobody():
+    animals = {"dog": [[2085620, 2113978]], "cat": [[2123045, 2124075]]}
+    told = photo_tags.animal_truth("n02085936_Maltese_dog.jpg", animals, ["person"])
+    assert told == {"person": False, "dog": True, "cat": False}
+    assert photo_tags.animal_truth("n04285008_sports_car.jpg", animals, ["person"]) == {}
+    assert photo_tags.animal_truth("beach.jpg", animals, ["person"]) == {}
+
+
+def test_what_was_judged_by_eye_outweighs_a_caption_and_a_low_score_is_absence():
+    judged = photo_tags.yaml.safe_load(photo_tags.JUDGED.read_text(encoding="utf-8"))["things"]
+    file, right = next(iter(judged["zebra"].items()))
+    photos = [
+        towers_data.Photo(Path(file), "train"),
+        towers_data.Photo(Path("a.jpg"), "train", ("A zebra.",)),
+        towers_data.Photo(Path("b.jpg"), "train", ("A lawn.",)),
+        towers_data.Photo(Path("c.jpg"), "train", ("A lawn.",)),
+    ]
+    scores = torch.tensor([[0.0], [0.0], [0.0], [3.0]])
+    present, known = photo_tags.said_truth("things", ["zebra"], photos, scores, WORDS)
+    assert present[:3, 0].tolist() == [bool(right), True, False]
+    assert known[:, 0].tolist() == [True, True, True, False]
+
+
+def test_every_tag_has_its_words_and_every_judgement_its_tag():
+    tables = photo_tags.yaml.safe_load(photo_tags.JUDGED.read_text(encoding="utf-8"))
+    for group in ("things", "places"):
+        assert len(set(WORDS["tags"][group])) == len(WORDS["tags"][group])
+        assert set().union(*map(dict.values, tables[group].values())) <= {0, 1}
+    labels = {*sentences.light_labels(WORDS), *sentences.fault_labels(WORDS)}
+    assert {*WORDS["tags"]["light"], *WORDS["tags"]["faults"]} <= labels
 
 
 # ---- the whole command

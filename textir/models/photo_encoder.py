@@ -34,6 +34,7 @@ STAGES = (
     (3, 1, 320, 1),
 )
 LUMINANCE = (0.299, 0.587, 0.114)
+WINDOW = 512  # native pixels a side on which fine structure is measured
 
 
 # ---- statistics of native pixels
@@ -49,7 +50,6 @@ def photo_statistics(image: torch.Tensor) -> torch.Tensor:
     Returns:
         `(B, LIGHT_STATISTICS + TEXTURE_STATISTICS)` in float32.
     """
-    image = image.float().clamp(0, 1)
     return torch.cat([light_statistics(image), texture_statistics(image)], dim=1)
 
 
@@ -64,8 +64,10 @@ def light_statistics(image: torch.Tensor) -> torch.Tensor:
     longest = max(image.shape[-2:])
     if longest > 128:
         size = [max(round(128 * side / longest), 4) for side in image.shape[-2:]]
-        image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
-    lab = lab_from_rgb(image)
+        image = F.interpolate(
+            image.float(), size, mode="bilinear", antialias=True, align_corners=False
+        )
+    lab = lab_from_rgb(image.float().clamp(0, 1))
     mean = F.adaptive_avg_pool2d(lab, 4)
     deviation = (F.adaptive_avg_pool2d(lab.square(), 4) - mean.square()).clamp(min=0).sqrt()
     third = max(image.shape[-2] // 3, 1)
@@ -94,10 +96,10 @@ def light_statistics(image: torch.Tensor) -> torch.Tensor:
 def texture_statistics(image: torch.Tensor) -> torch.Tensor:
     """Fine structure of photos `(B, 3, H, W)` in [0, 1]: `(B, TEXTURE_STATISTICS)`.
 
-    Of a window of up to 512 x 512 native pixels in the middle, which begins at a multiple of 8
-    pixels, where JPEG's blocks begin. Mostly logarithms, so that a contrast is an offset.
+    Of a window of up to `WINDOW` x `WINDOW` native pixels in the middle, which begins at a multiple
+    of 8 pixels, where JPEG's blocks begin. Mostly logarithms, so that a contrast is an offset.
     """
-    image = _middle(image, 512)
+    image = photo_window(image, WINDOW).float().clamp(0, 1)
     weights = torch.tensor(LUMINANCE, device=image.device)[None, :, None, None]
     gray = (image * weights).sum(1, keepdim=True)
     colours = image[:, [0, 2]] - gray
@@ -239,7 +241,7 @@ def _frequencies(gray: torch.Tensor) -> torch.Tensor:
     return torch.cat([_log(size @ bands), nothing @ bands], dim=1)
 
 
-def _middle(image: torch.Tensor, side: int) -> torch.Tensor:
+def photo_window(image: torch.Tensor, side: int) -> torch.Tensor:
     """A window of at most `side` pixels in the middle, from multiples of 8 pixels on."""
     top, left = (max(size - side, 0) // 2 // 8 * 8 for size in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
@@ -557,24 +559,14 @@ class PhotoEncoder(ModelMixin, ConfigMixin):
     def _tag_probabilities(
         self, image_embeds: torch.Tensor, tag_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """Probability of each tag `(B, T)`: a sigmoid of its standardised similarity; of a group
-        with a score for "none" a softmax."""
+        """Probability of each tag `(B, T)`: a sigmoid of its standardised similarity."""
         similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(tag_embeds, dim=-1).T
         numbers = {
             key: torch.tensor([tag[key] for _, tag in self._tags()], device=similarity.device)
             for key in ("mean", "deviation", "slope", "offset")
         }
         score = (similarity - numbers["mean"]) / numbers["deviation"]
-        logits = numbers["slope"] * score + numbers["offset"]
-        probabilities = []
-        groups = self.config.tags.values()
-        for entry, part in zip(groups, logits.split([len(entry["tags"]) for entry in groups], 1)):
-            if "none" in entry:
-                part = F.pad(part, (0, 1), value=entry["none"]).softmax(1)[:, :-1]
-            else:
-                part = part.sigmoid()
-            probabilities.append(part)
-        return torch.cat(probabilities, dim=1)
+        return (numbers["slope"] * score + numbers["offset"]).sigmoid()
 
 
 # ---- photos into numbers
@@ -618,14 +610,18 @@ class PhotoProcessor(ImageProcessingMixin):
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
         pixels, statistics = [], []
         for photo in self._photos(images):
+            middle = photo_window(photo, WINDOW)
+            photo = self._reduce(photo)
             pixels.append(self._squeeze(photo))
-            statistics.append(photo_statistics(photo))
+            statistics.append(
+                torch.cat([light_statistics(photo), texture_statistics(middle)], dim=1)
+            )
         return BatchFeature(
             {"pixel_values": torch.cat(pixels), "statistics": torch.cat(statistics)}
         )
 
     def _photos(self, images) -> list[torch.Tensor]:
-        """Every photo as `(1, 3, H, W)`, checked."""
+        """Every photo as `(1, 3, H, W)` in [0, 1], checked."""
         if isinstance(images, Image.Image):
             images = [images]
         elif isinstance(images, torch.Tensor) and images.ndim == 3:
@@ -639,9 +635,15 @@ class PhotoProcessor(ImageProcessingMixin):
                     "Each image must be RGB, (3, height, width), with at least 16 pixels on each "
                     f"side, got {tuple(photo.shape[1:])}; convert or enlarge it first."
                 )
-            if not photo.isfinite().all():
+            if not photo.sum().isfinite():
                 raise ValueError("Each image must be finite, got NaN or infinity.")
-        return photos
+        return [photo.clamp(0, 1) for photo in photos]
+
+    def _reduce(self, photo: torch.Tensor) -> torch.Tensor:
+        """A photo whose shorter side has four times `size` or more, by a whole factor: the mean
+        over squares, at least twice as large as the network sees it."""
+        factor = min(photo.shape[-2:]) // (2 * self.size)
+        return F.avg_pool2d(photo, factor, ceil_mode=True) if factor > 1 else photo
 
     def _squeeze(self, photo: torch.Tensor) -> torch.Tensor:
         size = (self.size, self.size)
@@ -650,8 +652,8 @@ class PhotoProcessor(ImageProcessingMixin):
 
 
 def _tensor(image: Image.Image | torch.Tensor) -> torch.Tensor:
-    """One image as `(1, C, H, W)` in float32, clamped to [0, 1]."""
+    """One image as `(1, C, H, W)` in float32."""
     if isinstance(image, Image.Image):
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        return pixels[None].float() / 255
-    return image[None].float().clamp(0, 1)
+        return pixels[None].float().div_(255)
+    return image[None].float()

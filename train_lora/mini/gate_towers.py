@@ -5,12 +5,11 @@
 
 Four gates: the right photo of 500 for a caption; the right one of eleven colour names for a
 recoloured photo; the right one of eight degradations at medium level, or none; and the nearest of
-500 photos as they are to a degraded one. Here too: the calibration of tags.
+500 photos as they are to a degraded one.
 """
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from textir.degradations import LABELS
 from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
 from train_lora.mini.photo_labels import COLOURS
 from train_lora.mini.sentences import fault_labels, light_labels, load_words
-from train_lora.mini.towers_data import Looks, Photo, Viewer, join, list_photos, look_at_all
+from train_lora.mini.towers_data import Looks, Photo, Viewer, list_photos, look_at_all
 
 GATES = {
     "caption finds its photo first": 0.25,
@@ -42,9 +41,6 @@ DEGRADATION_TEXTS = {
     "downup": ("a low-resolution photo", "an upscaled picture", "missing resolution"),
     "clean": ("a clean photo", "a flawless picture", "nothing wrong"),
 }
-TAG_TEXTS = {"things": "photo of a {}", "places": "taken at the {}", "light": "the photo is {}"}
-MOST = {"things": 3, "places": 1, "light": 3, "faults": 2}
-NEVER = 1.01  # a threshold that no probability reaches
 
 
 @dataclass(kw_only=True)
@@ -216,192 +212,6 @@ def print_gates(figures: dict[str, float], path: Path) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"figures": figures, "gates": GATES}, indent=1) + "\n")
-
-
-# ---- tags
-
-
-def calibrate_tags(
-    towers: Towers,
-    looks: dict[str, Looks],
-    photos: Sequence[Photo],
-    unseen: torch.Tensor,
-    split: str = "choose",
-) -> dict[str, dict]:
-    """Tags in four groups, each with the numbers that turn a similarity into a probability.
-
-    Every tag is standardised over 1,000 photos that no gate sees. One slope and offset for each
-    group are fitted: for light and faults on photos of `split`, against what was measured and done;
-    for things and places against words of captions, on `unseen`, unit vectors `(len(photos), D)`
-    of photos as they are from heads of content that had not seen them. A tag is shown from the
-    probability on at which 80 % of those shown were right, and called sure from 90 %; with under
-    ten photos that have it, a tag goes by its group. Captions are incomplete, so the true precision
-    is higher.
-
-    Returns:
-        for each group `{"most": int, "coverage": share of photos with a tag, "tags": [...]}` and
-        for places "none", the score of no place at all; each tag has name, text, mean, deviation,
-        slope, offset, threshold, sure.
-    """
-    words, calibration = load_words(), {}
-    learnt = torch.tensor([photo.split != "test" for photo in photos])
-    chosen = torch.tensor([photo.split == split for photo in photos])
-    clean, degraded = looks["clean"], looks["degraded"]
-    for group, names in words["tags"].items():
-        ordinary = towers.embed_looks(clean.of(learnt))[:1000]
-        if group == "faults":
-            worse = towers.embed_looks(degraded.of(learnt[degraded.photo]))[:1000]
-            ordinary = torch.cat([ordinary[:500], worse[:500]])
-        texts = [tag_text(group, name, words) for name in names]
-        embeds = towers.embed_texts(texts)
-        similarity = ordinary @ embeds.T
-        mean, deviation = similarity.mean(0), similarity.std(0)
-        if group in ("things", "places"):
-            captioned = learnt & torch.tensor([bool(photo.captions) for photo in photos])
-            ordinary = unseen[captioned]
-            mean, deviation = (ordinary @ embeds.T).mean(0), (ordinary @ embeds.T).std(0)
-            seen, least = ordinary, 1.0
-            present = caption_truth(names, photos, captioned, words)
-        else:
-            seen, present = made_truth(group, names, clean, degraded, chosen, words)
-            seen, least = towers.embed_looks(seen), -10.0
-        scores = (seen @ embeds.T - mean) / deviation
-        fit = fit_places if group == "places" else fit_group
-        slope, offset, none = fit(scores, present)
-        probabilities = tag_probabilities(scores, slope, offset, none)
-        # Where nearly all photos have it, precision alone would show a tag always.
-        shown = torch.where(scores >= least, probabilities, -1.0)
-        tags = []
-        for number, name in enumerate(names):
-            enough = present[:, number].sum() >= 10
-            column = slice(number, number + 1) if enough else slice(None)
-            tags.append(
-                {
-                    "name": name,
-                    "text": texts[number],
-                    "mean": round(mean[number].item(), 5),
-                    "deviation": round(deviation[number].item(), 5),
-                    "slope": round(slope, 4),
-                    "offset": round(offset, 4),
-                    "threshold": threshold(shown[:, column], present[:, column], 0.8),
-                    "sure": threshold(shown[:, column], present[:, column], 0.9),
-                }
-            )
-        above = probabilities >= torch.tensor([tag["threshold"] for tag in tags])
-        coverage = round(above.any(1).float().mean().item(), 3)
-        calibration[group] = {"most": MOST[group], "coverage": coverage, "tags": tags}
-        if none is not None:
-            calibration[group]["none"] = round(none, 4)
-    return calibration
-
-
-def tag_text(group: str, name: str, words: dict) -> str:
-    """The sentence that stands for a tag."""
-    if group == "faults":
-        return f"photo with {words['faults'][name]['nouns'][0]}"
-    if group == "light" and name in words["colours"]:
-        return f"mostly {name}"
-    return TAG_TEXTS[group].format(name)
-
-
-def made_truth(
-    group: str,
-    names: Sequence[str],
-    clean: Looks,
-    degraded: Looks,
-    chosen: torch.Tensor,
-    words: dict,
-) -> tuple[Looks, torch.Tensor]:
-    """Images to fit light or faults on, and which tags are true of them `(N, tags)`."""
-    seen = join([clean.of(chosen), degraded.of(chosen[degraded.photo])])
-    if group == "light":
-        columns = [light_labels(words).index(name) for name in names]
-        return seen, seen.light[:, columns] > 0.5
-    return seen, seen.faults[:, [fault_labels(words).index(name) for name in names]] > 0
-
-
-def caption_truth(
-    names: Sequence[str], photos: Sequence[Photo], captioned: torch.Tensor, words: dict
-) -> torch.Tensor:
-    """Which names the captions of photos of a mask use `(N, names)`."""
-    said = [
-        mentioned(names, photo.captions, words["synonyms"])
-        for photo, asked in zip(photos, captioned.tolist())
-        if asked
-    ]
-    return torch.tensor(said)
-
-
-def mentioned(
-    names: Sequence[str], captions: Sequence[str], synonyms: dict[str, list[str]]
-) -> list[bool]:
-    """Which names stand in the captions, as one or several, or under another name."""
-    text = " " + " ".join(re.findall("[a-z]+", " ".join(captions).lower())) + " "
-    found = []
-    for name in names:
-        forms = [name, f"{name}s", f"{name}es", *synonyms.get(name, [])]
-        found.append(any(f" {form} " in text for form in forms))
-    return found
-
-
-def fit_group(scores: torch.Tensor, present: torch.Tensor) -> tuple[float, float, None]:
-    """Slope and offset of a logistic regression `(N, tags)` over all tags of a group."""
-    line = torch.tensor([1.0, -3.0], requires_grad=True)
-
-    def loss() -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(line[0] * scores + line[1], present.float())
-
-    minimise(loss, line)
-    return line[0].item(), line[1].item(), None
-
-
-def fit_places(scores: torch.Tensor, present: torch.Tensor) -> tuple[float, float, float]:
-    """Slope of a softmax over places, and the score of "none", which is right where the captions
-    name no place; of several places each has its share."""
-    line = torch.tensor([1.0, 3.0], requires_grad=True)
-    answers = torch.cat([present.float(), (~present.any(1, keepdim=True)).float()], dim=1)
-    answers = answers / answers.sum(1, keepdim=True)
-
-    def loss() -> torch.Tensor:
-        logits = torch.cat([line[0] * scores, line[1].expand(len(scores), 1)], dim=1)
-        return -(answers * logits.log_softmax(1)).sum(1).mean()
-
-    minimise(loss, line)
-    return line[0].item(), 0.0, line[1].item()
-
-
-def minimise(loss: Callable[[], torch.Tensor], parameters: torch.Tensor) -> None:
-    """A few hundred steps, for very few parameters."""
-    optimizer = torch.optim.Adam([parameters], lr=0.05)
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-
-def tag_probabilities(
-    scores: torch.Tensor, slope: float, offset: float, none: float | None
-) -> torch.Tensor:
-    """As `PhotoEncoder.read_tags` computes them: `(N, tags)` of standardised similarities."""
-    logits = slope * scores + offset
-    if none is None:
-        return logits.sigmoid()
-    none = torch.full((len(scores), 1), none)
-    return torch.cat([logits, none], dim=1).softmax(1)[:, :-1]
-
-
-def threshold(probabilities: torch.Tensor, present: torch.Tensor, precision: float) -> float:
-    """The least probability from which on that share of tags is right, with at least ten of them;
-    a number above 1 where there is none."""
-    order = probabilities.flatten().argsort(descending=True)
-    right = present.flatten()[order].float().cumsum(0)
-    good = right / torch.arange(1, len(order) + 1) >= precision
-    good &= probabilities.flatten()[order] >= 0
-    good[:9] = False
-    if not good.any():
-        return NEVER
-    last = good.nonzero()[-1, 0]
-    return round(probabilities.flatten()[order][last].item(), 4)
 
 
 if __name__ == "__main__":

@@ -193,20 +193,32 @@ class Viewer:
     ) -> list[Looks]:
         """The photo with something wrong: for training anything, by chance; else `draws` of the
         eight degradations at medium level, in turn, so that all come equally often."""
-        image, looks = read_photo(photo.path), []
-        mixture = Mixture.parse(TRAINING_RECIPES)
+        image = read_photo(photo.path)
+        if photo.split == "train":
+            return self._by_chance(image, index, draw, draws, self.largest)
+        looks = []
         for number in range(draws):
-            if photo.split == "train":
-                generator = torch.Generator().manual_seed(draw.getrandbits(48))
-                recipe, own, told = mixture.draw(generator), None, -1
-                if draw.random() < 0.25:
-                    own, recipe = draw.choice(list(OWN_FAULTS)), Recipe.parse("clean")
-                source = cut(image, self.largest, draw)
-            else:
-                told = (draws * index + number) % len(LABELS)
-                recipe, own, source = Recipe.parse(f"{LABELS[told]}:medium"), None, image
-            worse, labels = put_wrong(source, recipe, own, draw)
+            told = (draws * index + number) % len(LABELS)
+            worse, labels = put_wrong(image, Recipe.parse(f"{LABELS[told]}:medium"), None, draw)
             looks.append(self.look(worse, labels, index, told))
+        return looks
+
+    def varied(self, photo: Photo, index: int, draw: random.Random) -> list[Looks]:
+        """The photo with anything wrong, or nothing, four times by chance."""
+        return self._by_chance(read_photo(photo.path), index, draw, 4, 2 * self.largest)
+
+    def _by_chance(
+        self, image: torch.Tensor, index: int, draw: random.Random, draws: int, largest: int
+    ) -> list[Looks]:
+        """Parts of an image of at most `largest` pixels a side with anything wrong."""
+        mixture, looks = Mixture.parse(TRAINING_RECIPES), []
+        for _ in range(draws):
+            generator = torch.Generator().manual_seed(draw.getrandbits(48))
+            recipe, own = mixture.draw(generator), None
+            if draw.random() < 0.25:
+                own, recipe = draw.choice(list(OWN_FAULTS)), Recipe.parse("clean")
+            worse, labels = put_wrong(cut(image, largest, draw), recipe, own, draw)
+            looks.append(self.look(worse, labels, index, -1))
         return looks
 
     def recoloured(self, photo: Photo, index: int, draw: random.Random) -> list[Looks]:

@@ -34,7 +34,8 @@ from transformers import (
 )
 
 from textir.models.photo_encoder import LIGHT_STATISTICS, PhotoEncoder, PhotoProcessor
-from train_lora.mini.gate_towers import Towers, calibrate_tags, measure_gates, print_gates
+from train_lora.mini.gate_towers import Towers, measure_gates, print_gates
+from train_lora.mini.photo_tags import calibrate_tags
 from train_lora.mini.sentences import (
     Sentence,
     decorated,
@@ -163,14 +164,9 @@ def main(config: Config) -> None:
     # Everything is chosen: now content may learn from the photos for choosing too. What it says of
     # photos that it has not seen, it says four times, each time with a quarter set aside.
     learns = torch.tensor([photo.split != "test" for photo in photos])
-    unseen = towers.embed_looks(looks["clean"])
-    for fold in range(4):
-        aside = torch.arange(len(photos)) % 4 == fold
-        fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns & ~aside, *known)
-        unseen[aside] = towers.embed_looks(looks["clean"].of(aside))
-    tags = calibrate_tags(towers, looks, photos, unseen)
-    encoder.register_to_config(tags=tags)
+    unseen = unseen_embeds(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
     fit_content(encoder, classifier, looks["clean"], looks["degraded"], learns, *known)
+    encoder.register_to_config(tags=calibrate_tags(towers, looks, photos, unseen))
     publish(towers, folder / "result", config)
     towers = Towers.load(folder / "result")
     print_gates(measure_gates(towers, looks, photos), folder / "gates.json")
@@ -192,10 +188,12 @@ def look(
     config: Config, photos: Sequence[Photo], encoder: PhotoEncoder, words: dict, cache: Path
 ) -> dict[str, Looks | dict]:
     """All that the frozen parts see: of the photos as they are ("clean"), with something wrong
-    ("degraded"), and of those not for training recoloured."""
+    ("degraded"), of those not for training recoloured, and of those for choosing with anything
+    wrong ("varied")."""
     network, _ = load_network(config.weights)
     viewer = Viewer(network, light_labels(words), fault_labels(words), config.image_size)
     held_out = [photo for photo in photos if photo.split != "train"]
+    chosen = [photo for photo in photos if photo.split == "choose"]
 
     def degraded(photo: Photo, index: int, draw: random.Random) -> list[Looks]:
         return viewer.degraded(photo, index, draw, config.draws)
@@ -204,6 +202,7 @@ def look(
         "clean": look_at_all(photos, viewer.clean, cache / "clean", config.seed),
         "degraded": look_at_all(photos, degraded, cache / "degraded", config.seed),
         "recoloured": look_at_all(held_out, viewer.recoloured, cache / "recoloured", config.seed),
+        "varied": look_at_all(chosen, viewer.varied, cache / "varied", config.seed),
         "more light": more_light(photos, viewer.light, cache, config.seed),
     }
 
@@ -289,6 +288,27 @@ def fit_content(
     chances = encoder.content.classify(encoder.content.reduce(samples.features)).softmax(-1)
     share = config.class_share / (chances @ names).norm(dim=1).mean()
     encoder.content.names.weight.copy_(share * names.T)
+
+
+@torch.no_grad()
+def unseen_embeds(
+    encoder: PhotoEncoder,
+    classifier: torch.nn.Linear,
+    clean: Looks,
+    degraded: Looks,
+    learns: torch.Tensor,
+    *known,
+) -> torch.Tensor:
+    """What heads of content say of photos as they are that they had not seen: unit vectors
+    `(len(photos), D)`, each from a fit without a quarter of the photos. Arguments as of
+    `fit_content`, whose last fit stays in the encoder."""
+    embeds = torch.empty(len(learns), sum(encoder.config.blocks))
+    for fold in range(4):
+        aside = torch.arange(len(learns)) % 4 == fold
+        fit_content(encoder, classifier, clean, degraded, learns & ~aside, *known)
+        looks = clean.of(aside)
+        embeds[aside] = encoder.embed_features(looks.features, looks.statistics)
+    return embeds
 
 
 def reduce_classifier(
