@@ -71,12 +71,26 @@ def evaluate(
     seed: Seed = 0,
     tile: WholeTile = None,
     limit: Limit = None,
+    meaning: Annotated[
+        bool,
+        typer.Option(
+            "--meaning",
+            help="Also the similarity to the clean image in the checkpoint's text-image space.",
+        ),
+    ] = False,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            help="metadata.jsonl of an image folder: also the agreement with its captions."
+        ),
+    ] = None,
     json_file: JsonFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
 ) -> None:
     """Measure PSNR and SSIM of one set, before and after restoration."""
+    from textir.evaluation.meaning import read_captions
     from textir.evaluation.metrics import Protocol
     from textir.evaluation.scores import evaluate
 
@@ -94,6 +108,8 @@ def evaluate(
             limit,
             on_score=show,
             kept=kept,
+            meaning=meaning or captions is not None,
+            captions=captions and read_captions(captions),
             task=task,
             keep=keep,
             guidance=guidance,
@@ -111,6 +127,10 @@ def evaluate(
         f"input    {mean['input_psnr']:.2f} dB  {mean['input_ssim']:.4f}\n"
         f"restored {mean['psnr']:.2f} dB  {mean['ssim']:.4f}   {mean['seconds']:.2f} s/image"
     )
+    for name, told in (("similarity", "to the clean image"), ("agreement", "with captions")):
+        if name in mean:
+            before = mean[f"input_{name}"]
+            typer.echo(f"{name} {told}: {before:.3f} before, {mean[name]:.3f} after")
 
 
 def suite(

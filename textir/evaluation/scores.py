@@ -6,7 +6,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 
 from textir.data.photos import find_entries
 from textir.degradations import Recipe, degrade
+from textir.evaluation.meaning import compare_meaning
 from textir.evaluation.metrics import Protocol, psnr, ssim
 from textir.images.picture import Picture, read_picture, to_pixels, to_tensor
 
@@ -30,7 +31,8 @@ class Pair(NamedTuple):
 
 @dataclass
 class Score:
-    """PSNR in dB and SSIM of one image, before and after."""
+    """PSNR in dB and SSIM of one image, before and after; and, if they were asked for, similarity
+    to the clean image and agreement with captions in a text-image space, cosines."""
 
     name: str
     input_psnr: float
@@ -39,6 +41,10 @@ class Score:
     ssim: float
     seconds: float
     input_sha256: str
+    input_similarity: float | None = None
+    similarity: float | None = None
+    input_agreement: float | None = None
+    agreement: float | None = None
 
 
 @dataclass
@@ -53,12 +59,17 @@ class Evaluation:
     scores: list[Score] = field(default_factory=list)
 
     def mean(self, name: str) -> float:
-        """Mean of a field of the scores; equal images count with 100 dB, so that one of them does
-        not make the mean infinite."""
-        return float(np.mean([min(getattr(score, name), 100.0) for score in self.scores]))
+        """Mean of a field of the scores that have it; equal images count with 100 dB, so that one
+        of them does not make the mean infinite."""
+        values = [getattr(score, name) for score in self.scores]
+        return float(np.mean([min(value, 100.0) for value in values if value is not None]))
 
     def summary(self) -> dict[str, float]:
-        names = ("input_psnr", "input_ssim", "psnr", "ssim", "seconds")
+        names = ["input_psnr", "input_ssim", "psnr", "ssim", "seconds"]
+        optional = ("input_similarity", "similarity", "input_agreement", "agreement")
+        for name in optional:
+            if any(getattr(score, name) is not None for score in self.scores):
+                names.append(name)
         return {"images": len(self.scores), **{name: round(self.mean(name), 4) for name in names}}
 
     def to_dict(self) -> dict:
@@ -135,6 +146,8 @@ def evaluate(
     limit: int | None = None,
     on_score: Callable[[Score], None] = lambda score: None,
     kept: str | None = None,
+    meaning: bool = False,
+    captions: dict[str, list[str]] | None = None,
     **options,
 ) -> Evaluation:
     """Restore every image of a folder and compare.
@@ -148,6 +161,9 @@ def evaluate(
         limit: measure only the first images.
         on_score: called after each image.
         kept: recipe of what the images suffer from and shall keep, see `load_pairs`.
+        meaning: also compare images in the text-image space of the pipeline.
+        captions: sentences by the stem of the file, for `meaning`; images without any are only
+            compared with their clean twin.
         options: further arguments of the pipeline (task, guidance, tile, ...).
     """
     shown = {name: value for name, value in {**options, "kept": kept}.items() if value is not None}
@@ -167,6 +183,10 @@ def evaluate(
             seconds,
             pair.digest,
         )
+        if meaning:
+            images = (image, to_tensor(output.images[0]), to_tensor(pair.clean))
+            said = (captions or {}).get(pair.name)
+            score = replace(score, **compare_meaning(pipe, *images, said))
         result.scores.append(score)
         on_score(score)
     return result
