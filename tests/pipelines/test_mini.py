@@ -42,9 +42,23 @@ def test_it_has_a_name_everywhere(monkeypatch, tmp_path):
 
 
 def test_every_part_of_the_chain_is_there(mini):
-    absent = {name for name, part in mini.components.items() if part is None}
-    assert all(name.startswith("photo_") for name in absent)  # towers: not trained well enough yet
+    assert not [name for name, part in mini.components.items() if part is None]
     assert mini.config.default_guidance_init == "image" and mini.config.square_guidance
+
+
+def test_it_says_what_a_photo_shows_and_finds_the_sentence_for_it(mini, photo):
+    tags = mini.describe(photo)[0]
+    assert {"person", "helmet"} <= {tag["tag"] for tag in tags["things"]}
+    dark = mini.describe(degrade(photo, "lowlight:3", torch.Generator().manual_seed(0)))[0]
+    assert "lowlight" in {tag["tag"] for tag in dark["faults"]}
+    texts = mini.embed_texts(["an astronaut in a space suit", "a bowl of soup", "a train"])
+    assert (mini.embed_photos(photo) @ texts.T).argmax() == 0
+
+
+def test_the_licences_of_the_towers_travel_with_them():
+    notice = (MINI / "NOTICE").read_text()
+    for name in ("EfficientNet-Lite0", "MiniLM", "Apache License 2.0", "ML Illustrated"):
+        assert name in notice
 
 
 def test_every_part_computes_in_single_precision_unless_told_otherwise(mini):
