@@ -23,7 +23,9 @@ from textir.models.photo_encoder import EfficientNetLite, PhotoEncoder, PhotoPro
 from train_lora.mini import photo_tags, sentences, towers_data, train_towers
 from train_lora.mini.photo_labels import (
     COLOURS,
+    NAMED,
     OWN_FAULTS,
+    colour_names,
     lab_from_rgb,
     light_strengths,
     put_wrong,
@@ -172,6 +174,11 @@ def test_a_recoloured_photo_has_that_colour(colour):
     labels = light_labels(WORDS)
     strengths = light_strengths(recolour(photo, colour, random.Random(0)), labels)[0]
     assert labels[strengths[:11].argmax()] == colour
+
+
+def test_the_blue_of_a_screen_is_blue_and_no_purple():
+    blue = lab_from_rgb(torch.tensor([0.0, 0.0, 1.0])[None, :, None, None])
+    assert NAMED[colour_names(blue).item()] == "blue"
 
 
 def test_lab_and_back_is_the_same_photo():

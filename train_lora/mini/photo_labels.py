@@ -56,8 +56,9 @@ def colour_names(lab: torch.Tensor) -> torch.Tensor:
     name("beige", (hue >= 40) & (hue < 105) & (chroma < 0.32) & (lightness > 0.62))
     name("green", (hue >= 110) & (hue < 180))
     name("turquoise", (hue >= 180) & (hue < 232))
-    name("blue", (hue >= 232) & (hue < 304))
-    name("purple", (hue >= 304) & (hue < 345) & (lightness < 0.62))
+    # sRGB's own blue lies at 306. The embedded towers were trained with the border at 304.
+    name("blue", (hue >= 232) & (hue < 309))
+    name("purple", (hue >= 309) & (hue < 345) & (lightness < 0.62))
     neutral = chroma < 0.09
     name("grey", neutral)
     name("white", neutral & (lightness > 0.82))
