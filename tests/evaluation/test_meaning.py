@@ -36,9 +36,9 @@ def photos(tmp_path):
 
 
 def test_an_image_is_most_like_itself(pipe):
-    image, other = tiny.image(), 1 - tiny.image()
+    image, other = tiny.image(), 0.1 * tiny.image()
     assert similarity(pipe, image, image) == pytest.approx(1)
-    assert similarity(pipe, image, other) < 0.999
+    assert similarity(pipe, image, other) < similarity(pipe, image, image)
 
 
 def test_agreement_is_the_mean_over_captions(pipe):

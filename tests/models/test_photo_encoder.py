@@ -192,7 +192,7 @@ def test_a_pil_image_and_its_tensor_give_the_same_numbers():
 
 
 def test_a_large_photo_is_reduced_first_and_says_the_same():
-    coarse = torch.rand(1, 3, 30, 42, generator=torch.Generator().manual_seed(1))
+    coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     photo = F.interpolate(coarse, (301, 422), mode="bicubic").clamp(0, 1)
     inputs = PhotoProcessor(32)(photo)
     direct = photo_statistics(photo)

@@ -1,6 +1,8 @@
 """The embedded checkpoint: a whole chain, small enough to travel, that does what its card says on a
 photo it has never seen."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_it_says_what_a_photo_shows_and_finds_the_sentence_for_it(mini, photo):
 
 
 def test_the_licences_of_the_towers_travel_with_them():
-    notice = (MINI / "NOTICE").read_text()
+    notice = (Path(MINI) / "NOTICE").read_text(encoding="utf-8")
     for name in ("EfficientNet-Lite0", "MiniLM", "Apache License 2.0", "ML Illustrated"):
         assert name in notice
 

@@ -641,9 +641,10 @@ class PhotoProcessor(ImageProcessingMixin):
 
     def _reduce(self, photo: torch.Tensor) -> torch.Tensor:
         """A photo whose shorter side has four times `size` or more, by a whole factor: the mean
-        over squares, at least twice as large as the network sees it."""
+        over squares, at least twice as large as the network sees it. A rest at the edge is left
+        out."""
         factor = min(photo.shape[-2:]) // (2 * self.size)
-        return F.avg_pool2d(photo, factor, ceil_mode=True) if factor > 1 else photo
+        return F.avg_pool2d(photo, factor) if factor > 1 else photo
 
     def _squeeze(self, photo: torch.Tensor) -> torch.Tensor:
         size = (self.size, self.size)
