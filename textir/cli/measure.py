@@ -109,7 +109,7 @@ def evaluate(
             on_score=show,
             kept=kept,
             meaning=meaning or captions is not None,
-            captions=captions and read_captions(captions),
+            captions=None if captions is None else read_captions(captions),
             task=task,
             keep=keep,
             guidance=guidance,

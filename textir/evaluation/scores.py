@@ -6,7 +6,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,7 +186,8 @@ def evaluate(
         if meaning:
             images = (image, to_tensor(output.images[0]), to_tensor(pair.clean))
             said = (captions or {}).get(pair.name)
-            score = replace(score, **compare_meaning(pipe, *images, said))
+            for name, value in compare_meaning(pipe, *images, said).items():
+                setattr(score, name, value)
         result.scores.append(score)
         on_score(score)
     return result
