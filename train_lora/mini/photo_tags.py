@@ -22,7 +22,7 @@ JUDGED = Path(__file__).with_name("judged_tags.yaml")
 TAG_TEXTS = {"things": "photo of a {}", "places": "taken at the {}", "light": "the photo is {}"}
 MOST = {"things": 3, "places": 1, "light": 3, "faults": 2}
 # The least probability of what is shown, and of what is called sure. Faults were made by recipes,
-# and real ones differ: at 0.5, a third of real photos showed one that the eye did not find.
+# and real ones differ: that of faults was raised after a look at real test photos.
 LIKELY = {"things": 0.5, "places": 0.5, "light": 0.5, "faults": 0.7}
 SURE = {"things": 0.8, "places": 0.8, "light": 0.8, "faults": 0.9}
 LOW_SCORE = 2.0  # below it, a tag that no caption names counts as absent
