@@ -2,6 +2,7 @@
 travel to the Hub alone."""
 
 from textir.models.degradation_detector import DegradationDetector
+from textir.models.edit_processor import EditProcessor
 from textir.models.guidance_matcher import GuidanceMatcher
 from textir.models.image_to_text_mapper import ImageToTextMapper
 from textir.models.instruction_reader import InstructionReader
@@ -18,6 +19,7 @@ RESTORERS = (DRSformer, NAFNet, PromptIR, Restormer, SFNet)
 __all__ = [
     "DRSformer",
     "DegradationDetector",
+    "EditProcessor",
     "GuidanceMatcher",
     "ImageToTextMapper",
     "InstructionReader",
