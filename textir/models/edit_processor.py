@@ -119,7 +119,7 @@ def _levels(image: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A photo on the 0-255 scale, `(1, C, H, W)` in float32: integers by the range of their type,
     floating point from [0, 1]."""
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)[None]
+        image = torch.from_numpy(np.array(image)).movedim(-1, 0)[None]
     if image.ndim != 4 or len(image) != 1 or image.shape[1] not in (1, 3):
         raise ValueError(
             "`image` must be (1, 3, H, W), or an array (H, W, 3), "
@@ -127,6 +127,58 @@ def _levels(image: torch.Tensor | np.ndarray) -> torch.Tensor:
         )
     peak = 1 if image.is_floating_point() else torch.iinfo(image.dtype).max
     return image.float() * (255 / peak)
+
+
+@torch.no_grad()
+def looks_enlarged(image: torch.Tensor | np.ndarray) -> int:
+    """Whether a photo seems to have been enlarged: by about how much, 4 or 2, or 1 if it was not.
+
+    An enlarged photo has next to no power in the upper part of its spectrum along both axes. One
+    out of focus is no different: its size can be halved without loss.
+
+    Args:
+        image: `(1, 3, H, W)` or `(1, 1, H, W)`, or an array `(H, W, 3)`; integers, or floating
+            point in [0, 1]. Below 64 pixels a side nothing is said: 1.
+    """
+    levels = _levels(image)
+    if min(levels.shape[-2:]) < 64:
+        return 1
+    top, left = (max(side - 512, 0) // 2 for side in levels.shape[-2:])
+    tone = levels.mean(1)[0, top : top + 512, left : left + 512]
+    spectra = [_spectrum(tone), _spectrum(tone.T)]
+    if min(_power(spectrum, 0.06, 0.12) for spectrum in spectra) < 1:
+        return 1  # a flat picture
+    emptiness = {
+        factor: min(
+            math.log10(_power(spectrum, 0.06, 0.12) / _power(spectrum, *band))
+            for spectrum in spectra
+        )
+        for factor, band in UPPER_BANDS.items()
+    }
+    for factor, least in LEAST_EMPTINESS.items():
+        if emptiness[factor] >= least:
+            return factor
+    return 1
+
+
+# Cycles a pixel that a photo enlarged by that factor lacks, and how many powers of ten stronger
+# those from 0.06 to 0.12 then are at least. Set on photos other than CBSD68, half of them enlarged.
+UPPER_BANDS = {4: (0.2, 0.35), 2: (0.4, 0.5)}
+LEAST_EMPTINESS = {4: 2.6, 2: 2.7}
+
+
+def _spectrum(tone: torch.Tensor) -> torch.Tensor:
+    """Mean power along the rows `(H, W)` at `W // 2 + 1` frequencies."""
+    window = torch.hann_window(tone.shape[1], device=tone.device)
+    waves = torch.fft.rfft((tone - tone.mean(1, keepdim=True)) * window)
+    return waves.abs().square().mean(0) / window.square().sum()
+
+
+def _power(spectrum: torch.Tensor, low: float, high: float) -> float:
+    """Mean power from `low` to `high` cycles a pixel, at least that of rounding."""
+    frequencies = torch.linspace(0, 0.5, len(spectrum))
+    part = (frequencies >= low) & (frequencies < high)
+    return max(float(spectrum[part.to(spectrum.device)].mean()), 1 / 12)
 
 
 # ---- holes
