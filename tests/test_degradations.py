@@ -423,7 +423,7 @@ def test_a_recipe_is_read(recipe, steps):
     [
         (
             "snow",
-            r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .*for edits mask, .*down\.",
+            r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .* edits .*down\.",
         ),
         ("noise:25+snow:3", "Unknown degradation 'snow' in recipe 'noise:25\\+snow:3'"),
         (

@@ -76,8 +76,8 @@ def test_every_rival_returns_a_photo_of_the_size_wanted(task):
         result = rival(case)
         assert result.shape == clean.shape, name
         assert result.min() >= 0 and result.max() <= 1
-        known = ~case.hole.expand_as(result)
         if task == "inpaint":
+            known = ~case.hole.expand_as(result)
             assert torch.equal(result[known], case.image[known]), name
 
 

