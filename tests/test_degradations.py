@@ -10,7 +10,11 @@ from PIL import Image
 
 from tests.tools.tiny import image
 from textir.degradations import (
+    EDITS,
+    LABELS,
+    MASKS,
     RECIPES,
+    Mixture,
     Recipe,
     apply_doses,
     camera_noise,
@@ -20,11 +24,15 @@ from textir.degradations import (
     developed_noise,
     dim,
     disc_kernel,
+    down,
     down_up,
+    draw_mask,
     flat_objects,
     gaussian_noise,
+    gray,
     haze,
     jpeg,
+    lightness,
     low_light,
     mist,
     motion_blur,
@@ -33,6 +41,7 @@ from textir.degradations import (
     random_depth,
     room_depth,
     smooth_field,
+    take_away,
 )
 
 NOT_RANDOM = {"jpeg", "downup"}
@@ -412,7 +421,10 @@ def test_a_recipe_is_read(recipe, steps):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("snow", r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .*, clean\."),
+        (
+            "snow",
+            r"Unknown degradation 'snow' in recipe 'snow'; known are noise, .* edits .*down\.",
+        ),
         ("noise:25+snow:3", "Unknown degradation 'snow' in recipe 'noise:25\\+snow:3'"),
         (
             "noise:much",
@@ -581,3 +593,113 @@ def test_a_room_recedes_from_its_border_to_its_far_wall():
     ]
     middle = [4 * depth[..., 20:40, 30:50].mean() for depth in depths]
     assert sum(middle) > 1.2 * sum(border)
+
+
+# ---- edits
+
+
+@pytest.mark.parametrize("kind", ["wide", "strokes", "boxes", "box", "mixed"])
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
+def test_holes_have_about_the_share_asked_for(kind, share):
+    shares = []
+    for seed in range(12):
+        hole = draw_mask(80, 112, share, kind, seeded(seed))
+        assert hole.shape == (1, 1, 80, 112) and hole.dtype == torch.bool
+        shares.append(hole.float().mean().item())
+    assert np.mean(shares) == pytest.approx(share, rel=0.15)
+    assert all(0.4 * share < drawn < 1.7 * share for drawn in shares)
+    assert not torch.equal(hole, draw_mask(80, 112, share, kind, seeded(0)))
+    assert torch.equal(hole, draw_mask(80, 112, share, kind, seeded(11)))
+
+
+@pytest.mark.parametrize("kind", ["wide", "strokes", "boxes", "box"])
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (3, 3), (16, 24)])
+@pytest.mark.parametrize("share", [0, 0.99, 1])
+def test_a_hole_is_never_nothing_and_never_everything(kind, size, share):
+    assert 0 < draw_mask(*size, share, kind, seeded()).sum() < size[0] * size[1]
+
+
+def test_masks_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="a kind of wide, strokes, boxes, box, mixed"):
+        draw_mask(16, 24, kind="stars")
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        draw_mask(16, 24, 1.5)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masked_photos_are_black_in_the_hole_and_themselves_elsewhere(name):
+    clean = image(40, 56, batch=2) + 0.1
+    image_left, hole = take_away(clean, f"{name}:0.25", seeded())
+    assert torch.equal(image_left, clean.masked_fill(hole, 0))
+    assert 0 < hole[0].float().mean() < 1 and not torch.equal(hole[0], hole[1])
+    assert torch.equal(degrade(clean, f"{name}:0.25", seeded()), image_left)
+
+
+def test_what_comes_after_a_mask_stays_out_of_the_hole():
+    image_left, hole = take_away(image(40, 56), "box:0.25+noise:25", seeded())
+    assert (image_left.masked_select(hole) == 0).all()
+    small, hole = take_away(image(40, 56), "box:0.25+down:4", seeded())
+    assert small.shape[-2:] == hole.shape[-2:] == (10, 14)
+    assert (small.masked_select(hole) == 0).all()
+
+
+def test_gray_is_the_luma_of_pillow():
+    pixels = (image(40, 56)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).convert("L")).astype(float)
+    tone = gray(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    assert np.abs(tone[0, 0].numpy() * 255 - expected).max() <= 0.51
+    assert torch.equal(tone[:, 0], tone[:, 2])
+
+
+def test_lightness_stays_when_colour_goes():
+    from skimage.color import rgb2lab
+
+    clean = image(40, 56)
+    before, after = (
+        rgb2lab(photo[0].permute(1, 2, 0).numpy()) for photo in (clean, lightness(clean))
+    )
+    assert np.abs(before[..., 0] - after[..., 0]).max() < 0.05
+    assert np.abs(after[..., 1:]).max() < 0.05
+
+
+@pytest.mark.parametrize("function", [gray, lightness])
+def test_half_of_the_colour_may_go(function):
+    clean = image(40, 56)
+    half = function(clean, 0.5)
+    torch.testing.assert_close(half, (clean + function(clean)) / 2)
+    assert torch.equal(function(clean[:, :1]), clean[:, :1])
+
+
+@pytest.mark.parametrize("factor", [2, 3.5, 16])
+def test_reduction_is_that_of_pillow(factor):
+    clean = image(48, 64)
+    size = (round(48 / factor), round(64 / factor))
+    picture = Image.fromarray(clean[0, 0].numpy())
+    expected = np.array(picture.resize(size[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
+    np.testing.assert_allclose(down(clean, factor)[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_photos_of_a_batch_that_get_different_sizes_are_refused():
+    with pytest.raises(ValueError, match="degrade them one at a time"):
+        degrade(image(48, 64, batch=4), "down:2..16", seeded())
+    assert degrade(image(48, 64), "down:2..16", seeded()).shape[-1] < 64
+
+
+def test_restorers_know_nothing_of_edits():
+    assert not {"inpaint", "colorize", "super-resolution"} & set(LABELS)
+    for name in EDITS:
+        with pytest.raises(ValueError, match=f"`{name}` in recipe .* is for edits"):
+            Recipe.parse(f"noise:5+{name}")
+        with pytest.raises(ValueError, match="not for restorers"):
+            Mixture.parse([f"{name}@2", "noise"])
+    recipe = Recipe.parse("blur:5+down:4+jpeg:60", edits=True)
+    assert recipe.labels == ("blur", "jpeg") and recipe.tasks == ("super-resolution",)
+    assert Mixture.parse(["mask:0.05..0.5@2", "gray"], edits=True).shares == (2 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_every_level_of_an_edit_lies_in_its_range(name):
+    ingredient = EDITS[name]
+    assert set(ingredient.levels) == {"light", "medium", "heavy"}
+    assert all(ingredient.low <= value <= ingredient.high for value in ingredient.levels.values())
+    assert degrade(image(), name, seeded()).isfinite().all()

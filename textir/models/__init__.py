@@ -9,6 +9,7 @@ from importlib import import_module
 FILES = {
     "DRSformer": "restormer",
     "DegradationDetector": "degradation_detector",
+    "EditProcessor": "edit_processor",
     "GuidanceMatcher": "guidance_matcher",
     "ImageToTextMapper": "image_to_text_mapper",
     "InstructionReader": "instruction_reader",
@@ -19,6 +20,7 @@ FILES = {
     "PromptIR": "restormer",
     "Restormer": "restormer",
     "SFNet": "sfnet",
+    "TextEditableRestorer": "text_editable_restorer",
     "TextualCleaner": "textual_cleaner",
 }
 RESTORING = ("DRSformer", "NAFNet", "PromptIR", "Restormer", "SFNet")

@@ -1,0 +1,247 @@
+"""Measure edits: what a network gives back of holes, colours and pixels, against rivals without
+learning on the same photos.
+
+All figures are of images rounded to 8 bits. `inside_psnr` is of the hole alone: the whole photo
+flatters, since what is known is kept. Photos are the sample of the intervals.
+"""
+
+import math
+import platform
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from textir.data.photos import find_entries
+from textir.degradations import EDITS, Recipe, take_away
+from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase, Rival
+from textir.evaluation.lpips import load_lpips
+from textir.images.picture import read_picture
+
+RESAMPLES = 2000
+
+
+def inside_psnr(result: torch.Tensor, clean: torch.Tensor, hole: torch.Tensor) -> float:
+    """PSNR in dB of the pixels in a hole `(B, 1, H, W)`, of two `(B, C, H, W)` in [0, 1]; infinite
+    if they are equal."""
+    weight = hole.to(result.dtype).expand_as(result)
+    error = float((weight * (result - clean).square()).sum() / weight.sum())
+    return -10 * math.log10(error) if error else math.inf
+
+
+def whole_psnr(result: torch.Tensor, clean: torch.Tensor) -> float:
+    """PSNR in dB of two images in [0, 1]; infinite if they are equal."""
+    error = float((result - clean).square().mean())
+    return -10 * math.log10(error) if error else math.inf
+
+
+def luma_psnr(result: torch.Tensor, clean: torch.Tensor) -> float:
+    """PSNR in dB of the luma of Rec. 601 in [16, 235], by which the field reports enlargement."""
+    weights = torch.tensor([65.481, 128.553, 24.966])[None, :, None, None] / 255
+    first, second = ((weights.to(image) * image).sum(1) for image in (result, clean))
+    return whole_psnr(first, second)
+
+
+def colorfulness(image: torch.Tensor) -> float:
+    """How colourful a photo `(1, 3, H, W)` in [0, 1] is (Hasler and Suesstrunk, *Measuring
+    colourfulness in natural images*, 2003), on the 0-255 scale: 0 for gray, about 40 for photos."""
+    red, green, blue = (255 * image.double()).unbind(1)
+    across, along = red - green, (red + green) / 2 - blue
+    spread = math.hypot(float(across.std(correction=0)), float(along.std(correction=0)))
+    return spread + 0.3 * math.hypot(float(across.mean()), float(along.mean()))
+
+
+def mean_difference(result: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean |difference| of two images in [0, 1] over pixels and channels, on the 0-255 scale."""
+    return 255 * float((result - other).abs().mean())
+
+
+def paired_interval(
+    gains: Sequence[float], level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean of paired differences, one for each photo (Efron, 1979).
+
+    Args:
+        gains: at least one.
+        level: of the interval.
+        seed: of the resampling.
+    """
+    values = np.asarray(gains, float)
+    places = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[places].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass
+class EditScore:
+    """What was measured of one photo and one method.
+
+    Attributes:
+        name: of the photo.
+        method: `edit`, or the name of a rival.
+        figures: by their names: `psnr`, `psnr_y`, `inside_psnr` (with a hole), `colorfulness` (as a
+            ratio to the truth) and `difference` (to the gray photo; both for colour), `lpips`.
+    """
+
+    name: str
+    method: str
+    figures: dict[str, float]
+
+
+@dataclass
+class EditEvaluation:
+    """Scores of an edit and its rivals on the same photos, and what they were measured with."""
+
+    data: str
+    recipe: str
+    seed: int
+    scores: list[EditScore] = field(default_factory=list)
+
+    @property
+    def methods(self) -> list[str]:
+        """Edit first if it was measured, then the rivals."""
+        return list(dict.fromkeys(score.method for score in self.scores))
+
+    def figures(self, method: str, name: str) -> list[float]:
+        """A figure of every photo, in the order of the photos; equal photos count with 100 dB."""
+        return [min(score.figures[name], 100.0) for score in self.scores if score.method == method]
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """For each method the mean of each figure over photos."""
+        means: dict[str, dict[str, float]] = {}
+        for method in self.methods:
+            names = next(score.figures for score in self.scores if score.method == method)
+            means[method] = {name: float(np.mean(self.figures(method, name))) for name in names}
+        return means
+
+    def gain(self, name: str, rival: str, method: str = "edit") -> tuple[float, float, float]:
+        """Mean gain of a method over a rival in a figure, and its paired 95 % interval."""
+        pairs = zip(self.figures(method, name), self.figures(rival, name))
+        gains = [first - second for first, second in pairs]
+        return float(np.mean(gains)), *paired_interval(gains)
+
+    def table(self) -> str:
+        """The means as a table in Markdown."""
+        means = self.means()
+        names = list(next(iter(means.values())))
+        lines = [f"| {' | '.join(['method', *names])} |", "|---" * (len(names) + 1) + "|"]
+        for method, figures in means.items():
+            cells = [f"{figures[name]:.{2 if 'psnr' in name else 3}f}" for name in names]
+            lines.append(f"| {' | '.join([method, *cells])} |")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        return {"means": self.means(), **asdict(self), "versions": versions}
+
+
+def make_case(
+    name: str, clean: torch.Tensor, recipe: Recipe, seed: int = 0
+) -> tuple[EditCase, torch.Tensor]:
+    """What is left of a clean photo `(1, 3, H, W)` on the levels of 8 bits, and the photo as it can
+    come back: cropped to a multiple of a whole factor. Drawn from the photo's name and `seed`.
+
+    Raises:
+        ValueError: if the recipe does not hold one edit.
+    """
+    if len(recipe.tasks) != 1:
+        raise ValueError(
+            f"A recipe to measure edits by holds one of {', '.join(EDITS)}, got {str(recipe)!r}."
+        )
+    for step in recipe.steps:
+        if step.name == "down" and step.low == step.high == int(step.low):
+            height, width = (side - side % int(step.low) for side in clean.shape[-2:])
+            clean = clean[..., :height, :width]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+    remainder = take_away(clean, recipe, generator)
+    image = _on_levels(remainder.image)
+    height, width = clean.shape[-2:]
+    return EditCase(name, image, remainder.hole, (height, width), recipe.tasks[0]), clean
+
+
+def score_edits(
+    edit: Callable[[EditCase], torch.Tensor] | None,
+    photos: str | Path | Sequence[Path],
+    recipe: str,
+    seed: int = 0,
+    limit: int | None = None,
+    rivals: Mapping[str, Rival] | Sequence[str] | None = None,
+    lpips: str | None = None,
+    on_score: Callable[[EditScore], None] = lambda score: None,
+) -> EditEvaluation:
+    """Measure an edit and its rivals on photos from which a recipe took something away.
+
+    Args:
+        edit: from a case to `(1, 3, H, W)` in [0, 1] of the clean photo's size; `None` measures the
+            rivals alone.
+        photos: a folder of clean photos (or with target/), or files.
+        recipe: with one edit, such as `strokes:0.25`, `down:4` or `gray`.
+        seed: added to the seed that each file name gives.
+        limit: only the first photos.
+        rivals: of `EDIT_BASELINES` by name, or others; those of the task by default.
+        lpips: `alexnet` or `vgg16` measures LPIPS too, see `load_lpips`.
+        on_score: called after each method and photo.
+
+    Raises:
+        ValueError: if the recipe does not hold one edit, a rival is unknown, there are no photos,
+            or a result has another size.
+    """
+    plan = Recipe.parse(recipe, edits=True)
+    result = EditEvaluation(str(photos) if isinstance(photos, str | Path) else "", recipe, seed)
+    metric = load_lpips(lpips) if lpips else None
+    for path in _list_photos(photos)[:limit]:
+        case, clean = make_case(path.stem, read_picture(path).tensor(), plan, seed)
+        methods: dict[str, Rival] = {} if edit is None else {"edit": edit}
+        methods.update(_choose_rivals(rivals, case.task))
+        for method, function in methods.items():
+            image = _on_levels(function(case))
+            figures = _measure(image, clean, case)
+            if metric is not None:
+                figures["lpips"] = float(metric(image, clean))
+            result.scores.append(EditScore(case.name, method, figures))
+            on_score(result.scores[-1])
+    return result
+
+
+def _list_photos(photos: str | Path | Sequence[Path]) -> list[Path]:
+    if not isinstance(photos, str | Path):
+        return list(photos)
+    folder = Path(photos)
+    folder = folder / "target" if (folder / "target").is_dir() else folder
+    return [entry.clean for entry in find_entries(folder, split="test")]
+
+
+def _choose_rivals(
+    rivals: Mapping[str, Rival] | Sequence[str] | None, task: str
+) -> Mapping[str, Rival]:
+    known = EDIT_BASELINES[task]
+    if rivals is None:
+        return known
+    if isinstance(rivals, Mapping):
+        return rivals
+    unknown = [name for name in rivals if name not in known]
+    if unknown:
+        raise ValueError(f"Rivals of {task} are {', '.join(known)}, got {', '.join(unknown)}.")
+    return {name: known[name] for name in rivals}
+
+
+def _measure(result: torch.Tensor, clean: torch.Tensor, case: EditCase) -> dict[str, float]:
+    """The figures of one result on the levels of 8 bits."""
+    if result.shape != clean.shape:
+        raise ValueError(
+            f"The edit of {case.name} must be {tuple(clean.shape)}, got {tuple(result.shape)}."
+        )
+    figures = {"psnr": whole_psnr(result, clean), "psnr_y": luma_psnr(result, clean)}
+    if case.task == "inpaint":
+        figures["inside_psnr"] = inside_psnr(result, clean, case.hole)
+    if case.task == "colorize":
+        figures["colorfulness"] = colorfulness(result) / max(colorfulness(clean), 1e-3)
+        figures["difference"] = mean_difference(result, case.image)
+    return figures
+
+
+def _on_levels(image: torch.Tensor) -> torch.Tensor:
+    return (image.float().clamp(0, 1) * 255).round() / 255
