@@ -11,6 +11,7 @@ from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
 from textir.models.positioned_unet import PositionedUNet
 from textir.models.restormer import DRSformer, PromptIR, Restormer
 from textir.models.sfnet import SFNet
+from textir.models.text_editable_restorer import TextEditableRestorer
 from textir.models.textual_cleaner import TextualCleaner
 
 RESTORERS = (DRSformer, NAFNet, PromptIR, Restormer, SFNet)
@@ -30,5 +31,6 @@ __all__ = [
     "PromptIR",
     "Restormer",
     "SFNet",
+    "TextEditableRestorer",
     "TextualCleaner",
 ]
