@@ -242,8 +242,8 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         task: "inpaint", "super-resolution" or "colorize".
         condition_dim: of the text-image embedding.
         style_dim: of the style that is made of it.
-        encoder_type: "plain" (strided convolutions, as in the paper) or "efficient" (the first stages of
-            EfficientNet-Lite).
+        encoder_type: "plain" (strided convolutions, as in the paper) or "efficient" (the first
+            stages of EfficientNet-Lite).
         widths: channels of the decoder's levels, the finest, at half the size, first; of the plain
             encoder's levels too.
         depths: residual blocks of the plain encoder's levels.
