@@ -4,6 +4,10 @@ Every degradation takes images `(B, C, H, W)` in [0, 1], draws each random numbe
 on the CPU (the same seed gives the same picture on every device) and gives every image of the batch
 its own draw. A *recipe* is text: `noise:25`, `rain:heavy+haze:0.8`, `noise:0..50` (a range: uniform
 per image). `degrade` applies one; `RECIPES` lists what can stand in it.
+
+`EDITS` take something away that no restorer can find again: a hole, all colour, pixels. They have
+recipes too (`mask:0.25`, `gray`, `down:4`), for the text-editable restorer alone; `take_away` also
+tells where the holes are.
 """
 
 import io
@@ -17,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from kornia.filters import filter2d, gaussian_blur2d, guided_blur
 from kornia.geometry import rotate
-from PIL import Image
+from PIL import Image, ImageDraw
 
 Range = tuple[float, float]
 # Weights of bilinear demosaicking.
@@ -413,6 +417,240 @@ def down_up(
     )
 
 
+# ---- what an edit gives back
+
+
+def gray(
+    image: torch.Tensor, amount: float = 1.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Loss of colour: the luma of Rec. 601 in every channel, as Pillow and JPEG have it.
+
+    Args:
+        image: `(B, 3, H, W)` in [0, 1]; with another number of channels nothing is lost.
+        amount: share of the colour that goes, 0 to 1.
+        generator: unused; every degradation takes one.
+    """
+    if image.shape[1] != 3:
+        return image.clone()
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(image)[None, :, None, None]
+    return torch.lerp(image, (weights * image).sum(1, keepdim=True).expand_as(image), amount)
+
+
+def lightness(
+    image: torch.Tensor, amount: float = 1.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Loss of colour as image editors have it: the gray of the same lightness L of CIE Lab.
+
+    Args:
+        image: `(B, 3, H, W)` in [0, 1]; with another number of channels nothing is lost.
+        amount: share of the colour that goes, 0 to 1.
+        generator: unused; every degradation takes one.
+    """
+    if image.shape[1] != 3:
+        return image.clone()
+    linear = torch.where(
+        image <= 0.04045, image / 12.92, ((image.clamp(min=0) + 0.055) / 1.055) ** 2.4
+    )
+    weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(image)[None, :, None, None]
+    light = (weights * linear).sum(1, keepdim=True)
+    curved = 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    tone = torch.where(light <= 0.0031308, 12.92 * light, curved)
+    return torch.lerp(image, tone.expand_as(image), amount)
+
+
+def down(
+    image: torch.Tensor, factor: float = 4.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Loss of pixels: bicubic reduction with antialiasing, equal to Pillow's in floating point.
+    The result is smaller.
+
+    Args:
+        image: `(B, C, H, W)` in [0, 1].
+        factor: reduction of each side, at least 1.
+        generator: unused; every degradation takes one.
+
+    Returns:
+        `(B, C, round(H / factor), round(W / factor))` in [0, 1], at least a pixel a side.
+    """
+    size = [max(1, round(side / factor)) for side in image.shape[-2:]]
+    small = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
+    return small.clamp(0, 1).to(image.dtype)
+
+
+def draw_mask(
+    height: int,
+    width: int,
+    share: float = 0.25,
+    kind: str = "mixed",
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """A hole of about a share of the picture.
+
+    Strokes and boxes are added until there is enough; of several such drawings the one nearest to
+    the share is taken, the first that misses it by less than a tenth.
+
+    Args:
+        height: of the picture in pixels.
+        width: of the picture in pixels.
+        share: part of the pixels that are hole, 0 to 1; one pixel at least is hole, one is not.
+        kind: `wide`, wide strokes of LaMa (Suvorov et al., WACV 2022); `strokes`, those of DeepFill
+            (Yu et al., *Free-form image inpainting*, ICCV 2019); `boxes`; `box`, a single one;
+            `mixed`, one of the first three.
+        generator: source of randomness.
+
+    Returns:
+        `(1, 1, height, width)` bool.
+
+    Raises:
+        ValueError: if the kind is unknown, the share lies outside 0 to 1 or the picture has fewer
+            than two pixels.
+    """
+    kinds = (*ELEMENTS, "box", "mixed")
+    if kind not in kinds or not 0 <= share <= 1 or height * width < 2:
+        raise ValueError(
+            f"A mask takes a kind of {', '.join(kinds)}, a share from 0 to 1 and at least two "
+            f"pixels, got {kind!r}, {share:g} and {height} x {width}."
+        )
+    if kind == "mixed":
+        kind = tuple(ELEMENTS)[int(torch.randint(len(ELEMENTS), (), generator=generator))]
+    wanted = min(max(round(share * height * width), 1), height * width - 1)
+    if kind == "box":
+        return _one_box(height, width, wanted, generator)
+    nearest, least = None, math.inf
+    for _ in range(MASK_DRAWINGS):
+        for hole in _grow_drawing(height, width, wanted, ELEMENTS[kind], generator):
+            missed = abs(int(hole.sum()) - wanted)
+            if missed < least and 0 < hole.sum() < hole.size:
+                nearest, least = hole, missed
+        if least <= 0.1 * wanted:
+            break
+    if nearest is None:  # the picture is smaller than a brush
+        return _one_box(height, width, wanted, generator)
+    return torch.from_numpy(nearest)[None, None]
+
+
+MASK_DRAWINGS = 20
+MOST_ELEMENTS = 100
+# Of pictures of this side, from which LaMa and DeepFill give their brushes.
+MASK_SIDE = 256
+
+
+def _grow_drawing(
+    height: int,
+    width: int,
+    wanted: int,
+    element: Callable[[ImageDraw.ImageDraw, torch.Generator | None], None],
+    generator: torch.Generator | None,
+) -> Sequence[np.ndarray]:
+    """Add elements, at most `MOST_ELEMENTS`, to an empty drawing until so many pixels are covered;
+    the drawing before the last one, and with it: `(height, width)` bool."""
+    drawing = Image.new("L", (width, height))
+    canvas = ImageDraw.Draw(drawing)
+    before = after = np.zeros((height, width), bool)
+    for _ in range(MOST_ELEMENTS):
+        before = after
+        element(canvas, generator)
+        after = np.asarray(drawing) > 0
+        if after.sum() >= wanted:
+            break
+    return before, after
+
+
+def _one_box(
+    height: int, width: int, wanted: int, generator: torch.Generator | None
+) -> torch.Tensor:
+    """A box of about so many pixels, its sides up to 1 : 2, anywhere."""
+    aspect = 2 ** _uniform((-1.0, 1.0), generator)
+    tall = min(max(round(math.sqrt(wanted * aspect)), math.ceil(wanted / width), 1), height)
+    wide = min(max(round(wanted / tall), 1), width)
+    if tall * wide == height * width:
+        wide, tall = (wide - 1, tall) if wide > 1 else (wide, tall - 1)
+    top = int(torch.randint(height - tall + 1, (), generator=generator))
+    left = int(torch.randint(width - wide + 1, (), generator=generator))
+    hole = torch.zeros(1, 1, height, width, dtype=torch.bool)
+    hole[..., top : top + tall, left : left + wide] = True
+    return hole
+
+
+def _wide_stroke(canvas: ImageDraw.ImageDraw, generator: torch.Generator | None) -> None:
+    """A line of one to five straight parts in any direction, by a brush of 5 to 104 pixels."""
+    width, height = canvas.im.size
+    scale = math.sqrt(height * width) / MASK_SIDE
+    brush = _uniform((5, 104), generator) * scale
+    points = [(_uniform((0, width), generator), _uniform((0, height), generator))]
+    for _ in range(int(torch.randint(1, 6, (), generator=generator))):
+        heading = _uniform((0, 2 * math.pi), generator)
+        points.append(_step(points[-1], heading, _uniform((10, 209), generator) * scale, canvas))
+    _stroke(canvas, points, brush)
+
+
+def _folded_stroke(canvas: ImageDraw.ImageDraw, generator: torch.Generator | None) -> None:
+    """A line of 4 to 12 corners that turns to and fro, by a brush of 12 to 40 pixels."""
+    width, height = canvas.im.size
+    scale = math.sqrt(height * width) / MASK_SIDE
+    brush = _uniform((12, 40), generator) * scale
+    points = [(_uniform((0, width), generator), _uniform((0, height), generator))]
+    mean = math.hypot(height, width) / 8
+    turn = 2 * math.pi / 5
+    spread = 2 * math.pi / 15
+    for number in range(int(torch.randint(4, 13, (), generator=generator))):
+        heading = _uniform((turn - spread, turn + spread), generator)
+        heading = 2 * math.pi - heading if number % 2 == 0 else heading
+        length = mean + mean / 2 * float(torch.randn((), generator=generator))
+        points.append(_step(points[-1], heading, min(max(length, 0), 2 * mean), canvas))
+    _stroke(canvas, points, brush)
+
+
+def _some_box(canvas: ImageDraw.ImageDraw, generator: torch.Generator | None) -> None:
+    """A box of 30 to 150 pixels a side."""
+    width, height = canvas.im.size
+    tall, wide = (side * _uniform((30, 150), generator) / MASK_SIDE for side in (height, width))
+    top, left = _uniform((0, height - tall), generator), _uniform((0, width - wide), generator)
+    canvas.rectangle((left, top, left + max(wide - 1, 0), top + max(tall - 1, 0)), fill=255)
+
+
+def _step(
+    point: tuple[float, float], heading: float, length: float, canvas: ImageDraw.ImageDraw
+) -> tuple[float, float]:
+    """Where a step from a point leads, at most to the edge of the canvas."""
+    width, height = canvas.im.size
+    across = min(max(point[0] + length * math.sin(heading), 0), width)
+    return across, min(max(point[1] + length * math.cos(heading), 0), height)
+
+
+def _stroke(
+    canvas: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], brush: float
+) -> None:
+    """A line with round corners and ends."""
+    canvas.line(list(points), fill=255, width=max(round(brush), 1))
+    for across, along in points:
+        half = brush / 2
+        canvas.ellipse((across - half, along - half, across + half, along + half), fill=255)
+
+
+ELEMENTS = {"wide": _wide_stroke, "strokes": _folded_stroke, "boxes": _some_box}
+
+
+def _hide(kind: str) -> Callable[..., torch.Tensor]:
+    """The degradation that draws holes of a kind and blackens them."""
+
+    def hide(
+        image: torch.Tensor, share: float = 0.25, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return image.masked_fill(_draw_masks(image, share, kind, generator), 0)
+
+    return hide
+
+
+def _draw_masks(
+    image: torch.Tensor, share: float, kind: str, generator: torch.Generator | None
+) -> torch.Tensor:
+    """A hole for each image `(B, C, H, W)`: `(B, 1, H, W)` bool."""
+    height, width = image.shape[-2:]
+    holes = [draw_mask(height, width, share, kind, generator) for _ in image]
+    return torch.cat(holes).to(image.device)
+
+
 # ---- fields and kernels that the degradations are made of
 
 
@@ -696,6 +934,35 @@ RECIPES = {
 }
 
 
+EDITS = {
+    "mask": Ingredient(
+        _hide("mixed"), "share", "share of the pixels", 0, 1, _levels(0.1, 0.25, 0.5), "inpaint"
+    ),
+    "wide": Ingredient(
+        _hide("wide"), "share", "share of the pixels", 0, 1, _levels(0.1, 0.25, 0.5), "inpaint"
+    ),
+    "strokes": Ingredient(
+        _hide("strokes"), "share", "share of the pixels", 0, 1, _levels(0.1, 0.25, 0.5), "inpaint"
+    ),
+    "box": Ingredient(
+        _hide("box"), "share", "share of the pixels", 0, 1, _levels(0.0625, 0.25, 0.5), "inpaint"
+    ),
+    "gray": Ingredient(gray, "amount", "share of colour", 0, 1, _levels(0.5, 1, 1), "colorize"),
+    "lightness": Ingredient(
+        lightness, "amount", "share of colour", 0, 1, _levels(0.5, 1, 1), "colorize"
+    ),
+    "down": Ingredient(
+        down, "factor", "reduction of each side", 1, 16, _levels(2, 4, 8), "super-resolution"
+    ),
+}
+"""What the text-editable restorer gives back; the label of each is its task."""
+
+MASKS = {"mask": "mixed", "wide": "wide", "strokes": "strokes", "box": "box"}
+"""The edits that leave holes, and their kind in `draw_mask`."""
+
+INGREDIENTS = RECIPES | EDITS
+
+
 LABELS = tuple(dict.fromkeys(ingredient.label for ingredient in RECIPES.values()))
 """What a photo can suffer from: the one vocabulary of recipes, detector, restorer and tasks."""
 
@@ -715,7 +982,7 @@ class Step(NamedTuple):
 
     @property
     def label(self) -> str:
-        return RECIPES[self.name].label
+        return INGREDIENTS[self.name].label
 
 
 class Dose(NamedTuple):
@@ -726,11 +993,11 @@ class Dose(NamedTuple):
 
     @property
     def label(self) -> str:
-        return RECIPES[self.name].label
+        return INGREDIENTS[self.name].label
 
     @property
     def severity(self) -> float:
-        return RECIPES[self.name].severity(self.value)
+        return INGREDIENTS[self.name].severity(self.value)
 
 
 @dataclass(frozen=True)
@@ -746,23 +1013,39 @@ class Recipe:
     steps: tuple[Step, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "Recipe":
+    def parse(cls, text: str, edits: bool = False) -> "Recipe":
         """Read a recipe such as `rain:heavy+haze:0.8` or `noise:0..50`.
 
         `clean` (or an empty recipe) is no degradation at all. A name alone means its medium level.
 
+        Args:
+            text: degradations, joined by +.
+            edits: whether `EDITS` such as `mask:0.25` may stand in it, of which restorers know
+                nothing.
+
         Raises:
-            ValueError: if a name or a value is not known, or a value lies outside its range.
+            ValueError: if a name or a value is not known, a value lies outside its range, or an
+                edit is not allowed.
         """
         parts = [part.strip() for part in text.split("+")]
-        return cls(
-            text, tuple(_parse_step(part, text) for part in parts if part not in ("", "clean"))
-        )
+        steps = tuple(_parse_step(part, text) for part in parts if part not in ("", "clean"))
+        for step in steps:
+            if step.name in EDITS and not edits:
+                raise ValueError(
+                    f"`{step.name}` in recipe {text!r} is for edits ({step.label}), not for "
+                    f"restorers; here recipes hold {', '.join(RECIPES)}, clean."
+                )
+        return cls(text, steps)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it leaves in a photo, in order; a label may come twice."""
-        return tuple(step.label for step in self.steps)
+        """What it leaves in a photo, in order; a label may come twice. Edits leave none."""
+        return tuple(step.label for step in self.steps if step.name in RECIPES)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The edits that undo it, in order."""
+        return tuple(step.label for step in self.steps if step.name in EDITS)
 
     def draw(self, generator: torch.Generator | None = None) -> list[Dose]:
         """Its degradations with one value each; where it gives a range, the value is drawn from
@@ -789,9 +1072,13 @@ class Mixture:
     shares: tuple[float, ...]
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> "Mixture":
+    def parse(cls, texts: Sequence[str], edits: bool = False) -> "Mixture":
         """Read weighted recipes such as `["noise:0..50@4", "rain:heavy@1"]`; without a weight one
         weighs 1.
+
+        Args:
+            texts: the recipes.
+            edits: whether `EDITS` may stand in them, see `Recipe.parse`.
 
         Raises:
             ValueError: if there is no recipe, a weight is not a positive number or a recipe is not
@@ -804,7 +1091,7 @@ class Mixture:
         recipes, weights = [], []
         for text in texts:
             recipe, at, weight = text.partition("@")
-            recipes.append(Recipe.parse(recipe))
+            recipes.append(Recipe.parse(recipe, edits))
             try:
                 weights.append(float(weight) if at else 1.0)
             except ValueError:
@@ -823,10 +1110,10 @@ class Mixture:
 
 def _parse_step(text: str, recipe: str) -> Step:
     name, _, value = text.partition(":")
-    if name not in RECIPES:
+    if name not in INGREDIENTS:
         raise ValueError(
             f"Unknown degradation {name!r} in recipe {recipe!r}; known are {', '.join(RECIPES)}, "
-            "clean."
+            f"clean, and for edits {', '.join(EDITS)}."
         )
     first, dots, last = (value or "medium").partition("..")
     low = _parse_value(name, first, recipe)
@@ -834,7 +1121,7 @@ def _parse_step(text: str, recipe: str) -> Step:
 
 
 def _parse_value(name: str, text: str, recipe: str) -> float:
-    ingredient = RECIPES[name]
+    ingredient = INGREDIENTS[name]
     try:
         value = ingredient.levels[text] if text in ingredient.levels else float(text)
     except ValueError:
@@ -850,14 +1137,42 @@ def _parse_value(name: str, text: str, recipe: str) -> float:
     return value
 
 
+class Remainder(NamedTuple):
+    """What a recipe leaves of photos.
+
+    Attributes:
+        image: `(B, C, H, W)`; holes are black.
+        hole: `(B, 1, H, W)` bool, where nothing is known; all false without a mask.
+    """
+
+    image: torch.Tensor
+    hole: torch.Tensor
+
+
 def apply_doses(
     image: torch.Tensor, doses: Sequence[Dose], generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Degrade images `(B, C, H, W)` by what was drawn of a recipe, all alike."""
+    return take_away_doses(image, doses, generator).image
+
+
+def take_away_doses(
+    image: torch.Tensor, doses: Sequence[Dose], generator: torch.Generator | None = None
+) -> Remainder:
+    """What is left of images `(B, C, H, W)` after what was drawn of a recipe, all alike."""
+    hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
     for name, value in doses:
-        ingredient = RECIPES[name]
-        image = ingredient.function(image, **{ingredient.parameter: value}, generator=generator)
-    return image
+        if name in MASKS:
+            hole = hole | _draw_masks(image, value, MASKS[name], generator)
+        else:
+            ingredient = INGREDIENTS[name]
+            image = ingredient.function(image, **{ingredient.parameter: value}, generator=generator)
+        if hole.shape[-2:] != image.shape[-2:]:
+            # A small pixel is unknown if any that it was made of is.
+            hole = F.adaptive_max_pool2d(hole.float(), image.shape[-2:]) > 0
+        if hole.any():
+            image = image.masked_fill(hole, 0)
+    return Remainder(image, hole)
 
 
 def degrade(
@@ -867,18 +1182,40 @@ def degrade(
 
     Args:
         image: `(B, C, H, W)` in [0, 1].
-        recipe: a recipe, or its text, see `Recipe.parse`.
+        recipe: a recipe, or its text, see `Recipe.parse`; edits may stand in it.
         generator: source of randomness; the same seed gives the same result.
 
     Returns:
-        `(B, C, H, W)`, in [0, 1] except after unclipped `noise`.
+        `(B, C, H, W)`, in [0, 1] except after unclipped `noise`; smaller after `down`.
 
     Raises:
-        ValueError: if the recipe is not understood or the image is not `(B, C, H, W)`.
+        ValueError: if the recipe is not understood, the image is not `(B, C, H, W)`, or images of
+            a batch would get different sizes.
+    """
+    return take_away(image, recipe, generator).image
+
+
+def take_away(
+    image: torch.Tensor, recipe: str | Recipe, generator: torch.Generator | None = None
+) -> Remainder:
+    """As `degrade`, and where the holes are.
+
+    Raises:
+        ValueError: as `degrade`.
     """
     if image.ndim != 4:
         raise ValueError(f"`image` must be (B, C, H, W), got shape {tuple(image.shape)}.")
-    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    return torch.cat(
-        [apply_doses(single, recipe.draw(generator), generator) for single in image.split(1)]
+    recipe = Recipe.parse(recipe, edits=True) if isinstance(recipe, str) else recipe
+    remainders = [
+        take_away_doses(single, recipe.draw(generator), generator) for single in image.split(1)
+    ]
+    sizes = sorted({tuple(remainder.image.shape[-2:]) for remainder in remainders})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The images of a batch would get different sizes by {str(recipe)!r}, such as "
+            f"{sizes[0]} and {sizes[-1]}; degrade them one at a time."
+        )
+    return Remainder(
+        torch.cat([remainder.image for remainder in remainders]),
+        torch.cat([remainder.hole for remainder in remainders]),
     )

@@ -153,19 +153,39 @@ def degrade(
     seed: Seed = 0,
     recursive: Recursive = False,
 ) -> None:
-    """Degrade clean images, or show what each degradation looks like (`--sheet figure.png`)."""
+    """Degrade clean images, or show what each degradation looks like (`--sheet figure.png`).
+
+    Recipes for edits take away what no restorer finds again: mask:0.25 also writes the hole as
+    NAME.mask.png, down:4 a smaller photo, gray one without colour.
+    """
     import zlib
+    from dataclasses import replace
 
     import torch
 
-    from textir.degradations import RECIPES, Recipe, degrade
+    from textir.degradations import RECIPES, Recipe, take_away
     from textir.evaluation.scores import contact_sheet
     from textir.images.jobs import list_left_out, plan_jobs, restore_files
-    from textir.images.picture import list_images, read_picture, write_picture
+    from textir.images.picture import (
+        Picture,
+        list_images,
+        read_picture,
+        resize,
+        to_pixels,
+        write_picture,
+    )
+
+    holes: list[torch.Tensor] = []  # of the photo at hand
 
     def run(picture):
         generator = torch.Generator().manual_seed(zlib.crc32(picture.pixels.tobytes()) + seed)
-        return picture.with_tensor(degrade(picture.tensor(), recipe, generator)), None
+        remainder = take_away(picture.tensor(), recipe, generator)
+        holes[:] = [remainder.hole] if remainder.hole.any() else []
+        alpha = picture.alpha
+        if alpha is not None:
+            size = remainder.image.shape[-2:]
+            alpha = resize(torch.from_numpy(alpha)[None, None], size)[0, 0].numpy()
+        return replace(picture, pixels=to_pixels(remainder.image), alpha=alpha), None
 
     with explained():
         if (output is None) == (sheet is None):
@@ -175,7 +195,7 @@ def degrade(
             recipes = [recipe] if recipe else list(RECIPES)
             typer.echo(write_picture(sheet, contact_sheet(photo, recipes, seed=seed)))
             return
-        if not Recipe.parse(recipe).steps:
+        if not Recipe.parse(recipe, edits=True).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
         jobs = plan_jobs(inputs, output, recursive)
         tell_left_out(list_left_out(inputs, output, recursive))
@@ -183,6 +203,10 @@ def degrade(
     for job, target, problem in restore_files(jobs, run):
         if problem is None:
             typer.echo(target)
+            if holes:
+                white = to_pixels(holes[0].expand(-1, 3, -1, -1).float())
+                mask = target.with_name(f"{target.stem}.mask.png")
+                typer.echo(write_picture(mask, Picture(white, is_gray=True)))
             continue
         typer.echo(f"error: {job.source}: {problem}", err=True)
         bad += 1

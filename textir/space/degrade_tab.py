@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
-from textir.degradations import RECIPES, degrade
+from textir.degradations import RECIPES, Recipe, degrade
 from textir.images.picture import write_picture
 from textir.space.controls import photo_input, seed_input
 from textir.space.examples import CLEAN_NAMES, Example
@@ -81,7 +81,7 @@ class DegradeTab:
         with messages():
             clean = read_upload(image)
             generator = torch.Generator().manual_seed(whole(seed))
-            degraded = clean.with_tensor(degrade(clean.tensor(), recipe, generator))
+            degraded = clean.with_tensor(degrade(clean.tensor(), Recipe.parse(recipe), generator))
             settings = Settings(seed=whole(seed))
             restored = self.worker.finish(degraded, settings, progress).restored
             numbers = NUMBERS.format(*scores(degraded, clean), *scores(restored, clean))
