@@ -5,11 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from textir.data.photos import find_entries
-from textir.models.edit_processor import rgb_from_lab
-from textir.models.photo_encoder import lab_from_rgb
+from textir.models.edit_processor import AB_UNIT, fill_harmonic, lab_from_rgb, rgb_from_lab
 from train_lora.described_photos import read_small
 
-AB_UNIT = 1.1
 TINT = (-0.029, 0.080)
 
 
@@ -51,8 +49,20 @@ def render(task: str, editor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
             "tint": rgb_from_lab(torch.cat([lab[:, :1], tint], 1)).clamp(0, 1),
             "edited": rgb_from_lab(torch.cat([lab[:, :1], ab], 1)).clamp(0, 1),
         }
+    if task == "inpaint":
+        return render_hole(editor, truth)
     options = {"mode": "bicubic", "antialias": True, "align_corners": False}
     size = [side // 4 for side in truth.shape[-2:]]
     small = (255 * F.interpolate(truth, size, **options).clamp(0, 1)).round() / 255
     start = F.interpolate(small, truth.shape[-2:], **options)
     return {"bicubic x4": start, "edited x4": editor(start, scale=4.0)}
+
+
+def render_hole(editor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A box in the middle; what lies outside counts as if it were filled as well."""
+    height, width = truth.shape[-2:]
+    hole = torch.zeros(1, 1, height, width)
+    hole[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 1
+    start = fill_harmonic(truth, hole)
+    edited = editor(start, mask=hole)
+    return {"harmonic": start, "edited": torch.where(hole > 0, edited, truth)}

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from textir.data.samples import sample_generator
-from textir.models.photo_encoder import LUMINANCE, lab_from_rgb
+from textir.degradations import draw_mask
+from textir.models.edit_processor import AB_UNIT, fill_harmonic, lab_from_rgb, rgb_from_lab
+from textir.models.photo_encoder import LUMINANCE
 from train_lora.described_photos import COLOURS, DescribedPhoto, SpokenWords
-from train_lora.mini.photo_labels import light_strengths, rgb_from_lab
+from train_lora.mini.photo_labels import light_strengths
 
 # Hue in degrees and chroma of CIE Lab / 100 that a word stands for; none of black, white and grey.
 HUES = {
@@ -34,8 +36,6 @@ HUES = {
     "purple": (322, 0.36),
 }
 NEUTRAL = ("black", "white", "grey")
-# ab / 110 is the unit of the network's output; `lab_from_rgb` returns ab / 100.
-AB_UNIT = 1.1
 KINDS = ("text", "image", "own", "mixture", "none")
 
 

@@ -22,6 +22,7 @@ import torch
 from pipelines import TextEditableRestorationPipeline
 from pipelines.loading import load_editor
 from textir.models import TextEditableRestorer
+from textir.models.edit_processor import fill_harmonic
 from textir.models.photo_encoder import LUMINANCE
 from textir.training.config import TrainingConfig, knob, run_script
 from textir.training.lora import make_trainable
@@ -85,10 +86,10 @@ class Config(TrainingConfig):
     perceptual_weight: float = knob(0.0, "of the distance of features; 0.01 for holes")
     text_weight: float = knob(0.0, "of the distance of the result from its words (CLIP loss)")
     adversarial_weight: float = knob(0.0, "of a discriminator, non-saturating with R1")
-    adversarial_start: int = knob(0, "step at which the discriminator's judgement begins to count")
-    perceptual_network: str = knob(
-        "encoder", "whose features: encoder (the photo encoder's own), or a file of VGG16 weights"
+    adversarial_start: int = knob(
+        2000, "step at which the discriminator's judgement begins to count; it learns before"
     )
+    discriminator_learning_rate: float = knob(2e-4, "of the discriminator")
     train_batch_size: int = 16
     learning_rate: float = 1e-3
     lr_scheduler: str = "warmup_stable_decay"
@@ -97,6 +98,11 @@ class Config(TrainingConfig):
     adam_weight_decay: float = 1e-4
     use_ema: bool = True
     max_train_steps: int = 100_000
+
+    @property
+    def part(self) -> str:
+        """The component that trains."""
+        return PARTS[self.task]
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,7 +127,7 @@ class Config(TrainingConfig):
 
 def main(config: Config) -> TrainingRun:
     pipe = load_pipeline(config)
-    part = PARTS[config.task]
+    part = config.part
     words = read_words(pipe, config)
     samples = EditSamples(
         config.task,
@@ -146,8 +152,9 @@ def main(config: Config) -> TrainingRun:
     losses.to(run.device)
     for batch in run.batches([(samples, config.train_batch_size, config.max_train_steps)]):
         with run.accumulate():
-            edited = edit_batch(run, part, editor, batch)
-            loss = losses(run, edited, batch)
+            condition = conditions(editor, batch)
+            edited = edit_batch(run, part, condition, batch)
+            loss = losses(run, edited, condition, batch)
             run.update(loss, len(batch["start"]))
         if run.due(config.validation_steps):
             judge(run, config, pipe)
@@ -168,7 +175,7 @@ def load_pipeline(config: Config) -> TextEditableRestorationPipeline:
     except ValueError as error:
         raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error
     pipe.set_progress_bar_config(disable=True)
-    part = PARTS[config.task]
+    part = config.part
     if config.new_network:
         torch.manual_seed(config.seed)
         options = {**NETWORKS[config.task], **read_json(config.network_config, "--network_config")}
@@ -249,8 +256,6 @@ def image(image: torch.Tensor) -> torch.Tensor:
 
 def with_hole(image: torch.Tensor) -> torch.Tensor:
     """A photo with a hole in its middle, filled from its border."""
-    from textir.models.edit_processor import fill_harmonic
-
     height, width = image.shape[-2:]
     hole = torch.zeros(1, 1, height, width, dtype=torch.bool)
     hole[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
@@ -266,11 +271,15 @@ def set_means(editor: TextEditableRestorer, words: Words) -> None:
     editor.image_mean.copy_(words.image_mean)
 
 
+def conditions(editor: TextEditableRestorer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the network is told `(B, D)`: the words, or its own "no words"."""
+    return torch.where(batch["wordless"][:, None], editor.no_words, batch["condition"])
+
+
 def edit_batch(
-    run: TrainingRun, part: str, editor: TextEditableRestorer, batch: dict[str, torch.Tensor]
+    run: TrainingRun, part: str, condition: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """What the training network makes of a batch."""
-    condition = torch.where(batch["wordless"][:, None], editor.no_words, batch["condition"])
     inputs = {name: batch[name] for name in ("mask", "scale") if name in batch}
     start = batch["start"].contiguous(memory_format=torch.channels_last)
     return run.models[part](start, condition, **inputs)
