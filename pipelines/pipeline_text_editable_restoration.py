@@ -15,10 +15,12 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,7 +32,9 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
+from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 from diffusers.utils import BaseOutput, logging
+from huggingface_hub.utils import validate_hf_hub_args
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import (
@@ -45,6 +49,7 @@ logger = logging.get_logger(__name__)
 
 MIN_SIDE = 16
 UNFINISHED = "-unfinished-"  # in the name of a folder that a save has begun
+LORA_SIDES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 MIN_TILE = 128
 MAX_SCALE = 16
@@ -176,6 +181,245 @@ class CarriesCodeMixin:
         return loaded
 
 
+class ChainLoraLoaderMixin(LoraBaseMixin):
+    """LoRA of several components in one `pytorch_lora_weights.safetensors`, with diffusers' calling
+    conventions."""
+
+    _lora_loadable_modules = ["unet", "mapper", "cleaner", "matcher", "restorer", "detector"]
+
+    @classmethod
+    @validate_hf_hub_args
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict, **kwargs):
+        """Read LoRA weights from the Hub, a folder, a file or a dict; safetensors only.
+
+        Raises:
+            ValueError: if the file is pickled.
+        """
+        weight_name = str(kwargs.get("weight_name") or "")
+        source = (
+            str(pretrained_model_name_or_path_or_dict)
+            if not isinstance(pretrained_model_name_or_path_or_dict, dict)
+            else ""
+        )
+        pickled = source.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        if pickled or (weight_name and not weight_name.endswith(".safetensors")):
+            raise ValueError(
+                f"{weight_name or source} is a pickled file, which can run code when it is opened; "
+                "only .safetensors are loaded. "
+                "Convert it where you trust it."
+            )
+        with_metadata = kwargs.pop("return_lora_metadata", False)
+        keys = (
+            "weight_name",
+            "local_files_only",
+            "cache_dir",
+            "force_download",
+            "proxies",
+            "token",
+            "revision",
+            "subfolder",
+        )
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict=pretrained_model_name_or_path_or_dict,
+            use_safetensors=True,
+            allow_pickle=False,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            **{key: kwargs.pop(key, None) for key in keys},
+        )
+        return (state_dict, metadata) if with_metadata else state_dict
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict,
+        adapter_name=None,
+        hotswap=False,
+        parts=None,
+        **kwargs,
+    ):
+        """Attach LoRA weights to every component that the file has weights for, under one adapter
+        name; from then on they act.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, file, Hub id, or the weights.
+            adapter_name: their name here; a free one by default.
+            hotswap: put them in the place of an adapter of that name.
+            parts: take those for these components alone, such as `["unet"]`.
+            kwargs: where on the Hub, as diffusers takes it.
+
+        Raises:
+            ValueError: if the file holds other weights, weights for a component that this pipeline
+                lacks, or weights that do not fit its components; then nothing stays attached.
+        """
+        state_dict, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+        )
+        state_dict = self._known_layout(state_dict, parts)
+        parts = {key.split(".", 1)[0] for key in state_dict}
+        if adapter_name is None:
+            taken = set().union(*self.get_list_adapters().values())
+            free = (f"default_{i}" for i in range(len(taken) + 1))
+            adapter_name = next(name for name in free if name not in taken)
+        holders = {
+            part for part, names in self.get_list_adapters().items() if adapter_name in names
+        }
+        if hotswap and parts - holders:
+            raise ValueError(
+                f"`hotswap` needs an adapter named {adapter_name!r} in "
+                f"{', '.join(sorted(parts - holders))}; load it first."
+            )
+        if not hotswap and parts & holders:
+            raise ValueError(
+                f"The name {adapter_name!r} is already in use in "
+                f"{', '.join(sorted(parts & holders))}; choose another one."
+            )
+        for part in parts:
+            layers = {
+                key.removeprefix(f"{part}."): value
+                for key, value in state_dict.items()
+                if key.startswith(f"{part}.")
+            }
+            check_lora_fits(getattr(self, part), layers, part)
+        for part in sorted(parts):
+            described = any(key.startswith(f"{part}.") for key in metadata or {})
+            try:
+                with warnings.catch_warnings():
+                    # Several adapters beside each other are meant, and restorers without fusion
+                    # blocks have none to leave out.
+                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                    warnings.filterwarnings("ignore", message="You have passed exclude_modules")
+                    getattr(self, part).load_lora_adapter(
+                        state_dict,
+                        prefix=part,
+                        adapter_name=adapter_name,
+                        metadata=metadata if described else None,
+                        _pipeline=self,
+                        hotswap=hotswap,
+                    )
+            except (RuntimeError, ValueError, TypeError, KeyError) as error:
+                if not hotswap:
+                    self._detach(adapter_name, parts - holders)
+                reason = (
+                    str(error).strip().splitlines()[0]
+                    if str(error).strip()
+                    else type(error).__name__
+                )
+                raise ValueError(
+                    f"These LoRA weights do not fit the {part} of this pipeline: {reason}"
+                ) from error
+
+    def _known_layout(
+        self, state_dict: dict[str, torch.Tensor], parts: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """LoRA weights under the names of this pipeline's components.
+
+        `alpha` keys become part of the weights. Files of kohya's scripts and of diffusers' for
+        Stable Diffusion are read as far as they concern the UNet.
+
+        Raises:
+            ValueError: if the file is none of these, or concerns components that are not here.
+        """
+        present = {
+            part for part in self._lora_loadable_modules if getattr(self, part, None) is not None
+        }
+        if any(key.startswith("base_model.model.") for key in state_dict):
+            raise ValueError(
+                "The file has peft's own layout (base_model.model...), which does not say what "
+                "component it is for. Put that name in place of `base_model.model`, such as "
+                f"{sorted(present)[0]}."
+            )
+        if any(key.startswith("lora_unet_") for key in state_dict):
+            if getattr(self, "unet", None) is None:
+                raise ValueError("The LoRA weights are for a UNet, and this pipeline has none.")
+            state_dict = kohya_to_diffusers(state_dict, self.unet)
+        if parts is not None:
+            state_dict = {
+                key: value for key, value in state_dict.items() if key.split(".", 1)[0] in parts
+            }
+            if not state_dict:
+                raise ValueError(f"The file has no weights for {', '.join(parts)}.")
+        state_dict = with_alphas(state_dict)
+        other = [key for key in state_dict if "lora" not in key]
+        if other:
+            raise ValueError(
+                f"Not a LoRA file: it holds {other[0]!r} and {len(other) - 1} other keys without "
+                "`lora` in them."
+            )
+        absent = sorted({key.split(".", 1)[0] for key in state_dict} - present)
+        if absent:
+            some = ", ".join(absent[:4])
+            raise ValueError(
+                f"The file has weights for {some}; this pipeline takes "
+                f"{', '.join(sorted(present))}. To load those for some of these alone, pass "
+                "`parts`, such as `parts=['unet']`."
+            )
+        return state_dict
+
+    def _detach(self, adapter_name: str, parts: set[str]) -> None:
+        """Take an adapter that failed half-way out of some components, with the layers that were
+        made for it alone."""
+        for component in (getattr(self, part) for part in parts):
+            if adapter_name in getattr(component, "peft_config", {}):
+                component.delete_adapters(adapter_name)
+            if has_lora_layers(component) and not getattr(component, "peft_config", None):
+                component.unload_lora()
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory,
+        is_main_process=True,
+        weight_name=None,
+        save_function=None,
+        safe_serialization=True,
+        **parts,
+    ):
+        """Write LoRA weights of several components into one file.
+
+        Args:
+            save_directory: folder.
+            parts: `{component}_lora_layers` (state dicts of peft) and
+                `{component}_lora_adapter_metadata`, as
+                `diffusers.training_utils._collate_lora_metadata` names them.
+
+        Raises:
+            ValueError: if no component is given, an argument is not understood, or a pickled file
+                is asked for.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                "Weights are saved as safetensors only; leave `safe_serialization` at True."
+            )
+        layers = {
+            part: parts.pop(f"{part}_lora_layers", None) for part in cls._lora_loadable_modules
+        }
+        metadata = {
+            part: parts.pop(f"{part}_lora_adapter_metadata", None)
+            for part in cls._lora_loadable_modules
+        }
+        layers = {part: value for part, value in layers.items() if value}
+        if parts or not layers:
+            known = ", ".join(f"{part}_lora_layers" for part in cls._lora_loadable_modules)
+            raise ValueError(
+                f"Pass at least one of {known}"
+                + (f"; not understood: {', '.join(parts)}." if parts else ".")
+            )
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers=layers,
+            lora_metadata={part: metadata[part] for part in layers},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=True,
+        )
+
+    def fuse_lora(self, components=None, **kwargs):
+        super().fuse_lora(components=components or list(self.get_list_adapters()), **kwargs)
+
+    def unfuse_lora(self, components=None, **kwargs):
+        super().unfuse_lora(components=components or list(self.get_list_adapters()), **kwargs)
+
+
 @dataclass
 class EditOutput(BaseOutput):
     """What an edit returns: for each image one result for each prompt and variant, in that order.
@@ -222,7 +466,7 @@ class Edit:
     generator: torch.Generator | None = None
 
 
-class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
+class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, DiffusionPipeline):
     """Completes photographs by words; every component may be absent, and what can be done without
     it still works.
 
@@ -256,6 +500,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         "photo_text_encoder",
         "photo_tokenizer",
     ]
+    _lora_loadable_modules = list(PARTS.values())
 
     def __init__(
         self,
@@ -685,7 +930,10 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         enlargement = MIN_SIDE / min(pixels.shape[-2:])
         if enlargement > 1:
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
-        inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
+        photos = [*pixels.cpu()]
+        if hasattr(self.photo_processor, "do_rescale"):  # that of a CLIP divides by 255 itself
+            photos = [(255 * photo).round().byte() for photo in photos]
+        inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
         return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
 
@@ -863,6 +1111,91 @@ def has_lora_layers(part) -> bool:
     return isinstance(part, torch.nn.Module) and any(
         isinstance(module, BaseTunerLayer) for module in part.modules()
     )
+
+
+def kohya_to_diffusers(
+    state_dict: dict[str, torch.Tensor], unet: torch.nn.Module
+) -> dict[str, torch.Tensor]:
+    """LoRA weights of kohya's layout (`lora_unet_down_blocks_0_..._to_k.lora_down.weight`) under
+    the names of diffusers; those of text encoders stay below `text_encoder`.
+
+    Raises:
+        ValueError: if a layer is not one of the UNet's.
+    """
+    layers = {name.replace(".", "_"): name for name, _ in unet.named_modules()}
+    renames = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    renamed = {}
+    for key, value in state_dict.items():
+        if key.startswith("lora_te"):
+            renamed[f"text_encoder.{key}"] = value
+            continue
+        layer, _, side = key.removeprefix("lora_unet_").partition(".")
+        if not key.startswith("lora_unet_") or layer not in layers:
+            raise ValueError(
+                f"The file has kohya's layout, and {key!r} is for a layer that the UNet of this "
+                "pipeline does not have."
+            )
+        renamed[f"unet.{layers[layer]}.{renames.get(side, side)}"] = value
+    return renamed
+
+
+def with_alphas(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LoRA weights without `alpha` keys: each scales its layer by `alpha / rank`."""
+    scaled = {key: value for key, value in state_dict.items() if not key.endswith(".alpha")}
+    for key, alpha in state_dict.items():
+        if key.endswith(".alpha"):
+            layer = key.removesuffix(".alpha")
+            for down, up in LORA_SIDES:
+                if f"{layer}.{down}.weight" in scaled:
+                    rank = len(scaled[f"{layer}.{down}.weight"])
+                    scaled[f"{layer}.{up}.weight"] = scaled[f"{layer}.{up}.weight"] * (alpha / rank)
+    return scaled
+
+
+def check_lora_fits(component: torch.nn.Module, layers: dict[str, torch.Tensor], part: str) -> None:
+    """Check that LoRA weights belong to layers that a component has, at their sizes.
+
+    Args:
+        component: the network.
+        layers: `{layer}.lora_A.weight` and `{layer}.lora_B.weight`, other keys are left to peft.
+        part: its name in the pipeline.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    modules = dict(component.named_modules())
+    halves = {"A": set(), "B": set()}
+    for key, value in layers.items():
+        match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", key)
+        if match is None:
+            if re.search(r"\.lora_[AB]\.(?!bias$)", key):
+                raise ValueError(f"The LoRA file is damaged: it holds {key!r} for the {part}.")
+            continue
+        name, side = match.groups()
+        halves[side].add(name)
+        module = modules.get(name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        weight = getattr(base, "weight", None)
+        if weight is None:
+            raise ValueError(
+                f"These LoRA weights belong to other networks: the {part} of this pipeline has no "
+                f"layer {name!r}."
+            )
+        expected, got = (
+            (weight.shape[1], value.shape[1]) if side == "A" else (weight.shape[0], value.shape[0])
+        )
+        if expected != got:
+            raise ValueError(
+                f"These LoRA weights belong to other networks: the layer {name!r} of the {part} "
+                f"has {expected} channels there, "
+                f"they are for {got}."
+            )
+    single = sorted(halves["A"] ^ halves["B"])
+    if single:
+        raise ValueError(
+            f"The LoRA file is damaged: one of the two weights of {len(single)} layers of the "
+            f"{part} is missing, such as that of {single[0]!r}."
+        )
 
 
 def accepted_images(name: str) -> str:

@@ -18,17 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
-from pipelines import TextEditableRestorationPipeline
-from pipelines.loading import load_editor
-from textir.models import TextEditableRestorer
+from pipelines import TextEditableRestorationPipeline, TextGuidedRestorationPipeline, load
+from pipelines.loading import load_editor, locate
+from textir.data.samples import sample_generator
+from textir.models import EditProcessor, TextEditableRestorer
 from textir.models.edit_processor import fill_harmonic
 from textir.models.photo_encoder import LUMINANCE
 from textir.training.config import TrainingConfig, knob, run_script
 from textir.training.lora import make_trainable
 from textir.training.run import TrainingRun
-from train_lora.chain import publish, read_json
-from train_lora.described_photos import SpokenWords, describe_photos
+from train_lora.chain import need, publish, read_json
+from train_lora.described_photos import DescribedPhoto, SpokenWords, describe_photos
 from train_lora.editor_judge import judge
 from train_lora.editor_losses import EditorLosses
 from train_lora.editor_samples import EditSamples, Shares, Words
@@ -36,6 +43,7 @@ from train_lora.editor_samples import EditSamples, Shares, Words
 logger = logging.getLogger("textir.training")
 
 PARTS = {"inpaint": "inpainter", "super-resolution": "upscaler", "colorize": "colorizer"}
+ENCODERS = ("photo_encoder", "photo_processor", "photo_text_encoder", "photo_tokenizer")
 NETWORKS = {
     "inpaint": {"depths": [0, 0, 0, 2]},
     "super-resolution": {"widths": [48, 80, 112, 144], "depths": [1, 2, 1, 1]},
@@ -49,9 +57,15 @@ class Config(TrainingConfig):
     task: str = knob("inpaint", "inpaint, super-resolution or colorize")
     pretrained_model_name_or_path: str = knob(
         "mini-textir",
-        "checkpoint to start from: mini-textir, a folder or a Hub id; `mini` has the encoders too",
+        "checkpoint to start from: mini-textir, a folder or a Hub id; one of text-guided "
+        "restoration, such as mini, lends its encoders to a new network",
     )
     revision: str | None = knob(None, "of the Hub repository")
+    encoders_name_or_path: str | None = knob(
+        None,
+        "a CLIP of the Hub, or its folder, in place of the checkpoint's encoders; its embeddings "
+        "mean something else, so this needs `--new_network`",
+    )
     new_network: bool = knob(
         False, "take encoders and processors of the checkpoint, and a new network for the task"
     )
@@ -112,6 +126,11 @@ class Config(TrainingConfig):
             raise ValueError("Say what to train on: `--train_data_dir` with clean photos.")
         if self.network_config and not self.new_network:
             raise ValueError("`--network_config` builds a new network; add `--new_network`.")
+        if self.encoders_name_or_path and not self.new_network:
+            raise ValueError(
+                "`--encoders_name_or_path` brings another space, in which the network of the "
+                "checkpoint understands nothing; add `--new_network`."
+            )
         if self.rank is not None and self.new_network:
             raise ValueError(
                 "`--rank` adapts a network that is trained already; leave out `--new_network`."
@@ -128,10 +147,10 @@ class Config(TrainingConfig):
 def main(config: Config) -> TrainingRun:
     pipe = load_pipeline(config)
     part = config.part
-    words = read_words(pipe, config)
+    photos, words = read_words(pipe, config)
     samples = EditSamples(
         config.task,
-        words.photos,
+        photos,
         words,
         config.resolution,
         config.seed,
@@ -170,10 +189,7 @@ def load_pipeline(config: Config) -> TextEditableRestorationPipeline:
     Raises:
         ValueError: if it cannot be loaded, or lacks encoders or the network of the task.
     """
-    try:
-        pipe = load_editor(config.pretrained_model_name_or_path, revision=config.revision)
-    except ValueError as error:
-        raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error
+    pipe = load_start(config)
     pipe.set_progress_bar_config(disable=True)
     part = config.part
     if config.new_network:
@@ -193,6 +209,46 @@ def load_pipeline(config: Config) -> TextEditableRestorationPipeline:
     return pipe
 
 
+def load_start(config: Config) -> TextEditableRestorationPipeline:
+    """The encoders, and the networks that there are already.
+
+    Raises:
+        ValueError: if something cannot be loaded, or there are no encoders.
+    """
+    if config.encoders_name_or_path is not None:
+        return encoders_of(config.encoders_name_or_path)
+    name = config.pretrained_model_name_or_path
+    try:
+        index = Path(locate(name)) / "model_index.json"
+        text = index.read_text(encoding="utf-8") if index.is_file() else ""
+        if TextGuidedRestorationPipeline.__name__ not in text:
+            return load_editor(name, revision=config.revision)
+        guided = load(name, device="cpu", revision=config.revision)
+    except ValueError as error:
+        raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error
+    need(guided, *ENCODERS)
+    encoders = {part: getattr(guided, part) for part in ENCODERS}
+    return TextEditableRestorationPipeline(edit_processor=EditProcessor(), **encoders)
+
+
+def encoders_of(name: str) -> TextEditableRestorationPipeline:
+    """A pipeline with the towers of a CLIP, and no network yet.
+
+    Raises:
+        ValueError: if they cannot be had.
+    """
+    try:
+        return TextEditableRestorationPipeline(
+            edit_processor=EditProcessor(),
+            photo_encoder=CLIPVisionModelWithProjection.from_pretrained(name),
+            photo_processor=CLIPImageProcessorPil.from_pretrained(name),
+            photo_text_encoder=CLIPTextModelWithProjection.from_pretrained(name),
+            photo_tokenizer=CLIPTokenizer.from_pretrained(name),
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--encoders_name_or_path` {name} cannot be loaded: {error}") from error
+
+
 @torch.no_grad()
 def take_encoder(editor: TextEditableRestorer, photo_encoder) -> None:
     """Start an efficient encoder from the weights of the photo encoder's network, if they fit."""
@@ -209,8 +265,14 @@ def take_encoder(editor: TextEditableRestorer, photo_encoder) -> None:
         value.copy_(given[name])
 
 
-def read_words(pipe: TextEditableRestorationPipeline, config: Config) -> Words:
-    """The photos in memory, with what can be said of them."""
+def read_words(
+    pipe: TextEditableRestorationPipeline, config: Config
+) -> tuple[list[DescribedPhoto], Words]:
+    """The photos in memory, and what can be said of them.
+
+    Raises:
+        ValueError: if the file of names cannot be read, or no photo is left.
+    """
     folder = Path(config.cache_dir or Path(config.output_dir) / "cache")
     shares = Shares(
         text=config.text_share,
@@ -221,9 +283,12 @@ def read_words(pipe: TextEditableRestorationPipeline, config: Config) -> Words:
         made=config.made_share,
         recoloured=config.recoloured_share,
     )
-    left_out = ()
+    left_out = frozenset()
     if config.leave_out is not None:
-        left_out = frozenset(Path(config.leave_out).read_text(encoding="utf-8").split())
+        try:
+            left_out = frozenset(Path(config.leave_out).read_text(encoding="utf-8").split())
+        except OSError as error:
+            raise ValueError(f"`--leave_out` cannot be read: {error}") from None
     spoken = SpokenWords(pipe.embed_texts, folder)
     photos = describe_photos(
         config.train_data_dir,
@@ -232,15 +297,15 @@ def read_words(pipe: TextEditableRestorationPipeline, config: Config) -> Words:
         GIVEN[config.task].__name__,
         folder,
         config.largest_side,
-        128,
+        min(128, config.resolution),
         config.names_as_captions,
         left_out,
     )
     words = Words(photos, spoken, shares)
-    least = config.resolution if config.task == "super-resolution" else 0
-    words.photos = [p for p in photos if min(p.pixels.shape[:2]) >= least]
+    if config.task == "super-resolution":  # of native pixels
+        photos = [photo for photo in photos if min(photo.pixels.shape[:2]) >= config.resolution]
     logger.info("photos and captions agree by %.2f, noise up to %.2f", words.agreement, words.noise)
-    return words
+    return photos, words
 
 
 def gray(image: torch.Tensor) -> torch.Tensor:
@@ -281,6 +346,8 @@ def edit_batch(
 ) -> torch.Tensor:
     """What the training network makes of a batch."""
     inputs = {name: batch[name] for name in ("mask", "scale") if name in batch}
+    if run.bare[part].config.noise:
+        inputs["generator"] = sample_generator(run.config.seed ^ 0x015E, int(batch["index"][0]))
     start = batch["start"].contiguous(memory_format=torch.channels_last)
     return run.models[part](start, condition, **inputs)
 

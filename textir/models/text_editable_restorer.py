@@ -248,6 +248,7 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder's levels too.
         depths: residual blocks of the plain encoder's levels.
         stages: of the efficient encoder, see `EfficientEncoder`.
+        stem_channels: of its first convolution.
         noise: whether convolutions add noise where a generator is given, as in the paper.
 
     Attributes:
@@ -255,7 +256,10 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _lora_layers = r".*(conv|conv1|conv2|lateral|style|share|expand|project|stem|downs\.\d+)"
+    _lora_layers = (
+        r"encoder\.(stem|downs\.\d+|.*\.(conv1|conv2|expand|project))"
+        r"|levels\..*\.(conv|style|lateral|share)|style|head"
+    )
     _keep_in_fp32_modules = ["text_mean", "image_mean"]
 
     @register_to_config
@@ -268,6 +272,7 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         widths: tuple[int, ...] = (32, 64, 128, 192),
         depths: tuple[int, ...] = (0, 0, 0, 3),
         stages: tuple[tuple[int, int, int, int], ...] = STAGES[:6],
+        stem_channels: int = 32,
         noise: bool = False,
     ):
         super().__init__()
@@ -281,7 +286,7 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         head = HEADS["ab" if task == "colorize" else "rgb"]
         if encoder_type == "efficient":
-            self.encoder = EfficientEncoder(stages)
+            self.encoder = EfficientEncoder(stages, stem_channels)
         else:
             if len(depths) != len(widths):
                 raise ValueError(
