@@ -48,6 +48,8 @@ class DescribedPhoto:
         caption_embeds: of its captions `(N, D)`, N may be 0.
         things: names of things in it, as far as its captions tell.
         captions: the captions themselves.
+        maps: where each thing is, 0 to 1 `(len(things), h, w)`; of no things without an encoder
+            that tells.
     """
 
     pixels: np.ndarray
@@ -56,6 +58,7 @@ class DescribedPhoto:
     caption_embeds: torch.Tensor
     things: tuple[str, ...]
     captions: tuple[str, ...] = ()
+    maps: torch.Tensor | None = None
 
 
 def read_captions(folder: str | Path) -> dict[str, tuple[str, ...]]:
@@ -105,12 +108,19 @@ class SpokenWords:
     Args:
         embed_texts: makes `(T, D)` of T sentences.
         folder: where they are kept.
+        names: further things, of which no more than the colour is said.
     """
 
-    def __init__(self, embed_texts: Callable[[list[str]], torch.Tensor], folder: Path):
+    def __init__(
+        self,
+        embed_texts: Callable[[list[str]], torch.Tensor],
+        folder: Path,
+        names: Sequence[str] = (),
+    ):
         self.words = load_words()
         self.light = light_labels(self.words)
-        self.things = tuple(dict.fromkeys(self.words["things"]))
+        common = dict.fromkeys(self.words["things"])
+        self.things = tuple(common)
         said: dict[tuple[str, ...], list[str]] = {}
         for label in self.light:
             said["light", label] = _light_sentences(label, self.words)
@@ -118,10 +128,12 @@ class SpokenWords:
             spelt = [colour, *(other for other, same in SYNONYMS.items() if same == colour)]
             phrases = [form.format(name) for form in COLOUR_PHRASES for name in spelt]
             said["colour", colour] = phrases
-        for thing in self.things:
-            said["thing", thing] = [_article(form.format(thing)) for form in THING_FORMS]
+        for thing in dict.fromkeys((*self.things, *names)):
+            count = len(THING_FORMS) if thing in common else 1
+            said["thing", thing] = [_article(form.format(thing)) for form in THING_FORMS[:count]]
             for colour in COLOURS:
-                forms = [form.format(colour=colour, thing=thing) for form in COLOURED_FORMS]
+                forms = COLOURED_FORMS[:count]
+                forms = [form.format(colour=colour, thing=thing) for form in forms]
                 said["coloured", colour, thing] = [_article(form) for form in forms]
         texts = list(dict.fromkeys(text for phrases in said.values() for text in phrases))
         embeds = embed_once(texts, embed_texts, folder)
@@ -215,6 +227,8 @@ def describe_photos(
                     said = (caption_of_name(path.name),)
                 pixels = (255 * to_pixels(picture)).round().astype(np.uint8)
                 things = things_in(said, words)
+                if names_as_captions and caption_of_name(path.name):
+                    things = (caption_of_name(path.name).split(" ", 1)[1], *things)
                 photos.append(DescribedPhoto(pixels, *embeds, torch.empty(0), things, said))
     if not photos:
         raise ValueError(
@@ -226,6 +240,7 @@ def describe_photos(
     for photo in photos:
         photo.caption_embeds = embeds[first : first + len(photo.captions)]
         first += len(photo.captions)
+    find_things(photos, pipe, folder)
     logger.info(
         "%d photos, %d with captions, %d left out as too small",
         len(photos),
@@ -261,3 +276,69 @@ def _embed_piece(photos, pipe, given, kind: str, folder: Path) -> list[tuple[tor
             logger.info("embedded %d photos (%s)", len(photos), part)
         found.append(load_file(path)["embeds"].float())
     return list(zip(*(F.normalize(embeds, dim=-1) for embeds in found)))
+
+
+# ---- where things are
+
+
+@torch.no_grad()
+def find_things(photos: Sequence[DescribedPhoto], pipe, folder: Path) -> None:
+    """Write into photos where their things are, as far as the photo encoder can tell.
+
+    Each place of its last feature map is embedded as if it were a whole photo, and compared with
+    the name of the thing and, to take off what every name has, with those of all other things
+    (after Zhou et al., *Extract Free Dense Labels from CLIP*, ECCV 2022). Encoders without such a
+    feature map, such as a CLIP of the Hub, leave photos as they are.
+    """
+    encoder = pipe.photo_encoder
+    if not hasattr(encoder, "content_of"):
+        return
+    width = encoder.config.blocks[0]
+    names = sorted({thing for photo in photos for thing in photo.things})
+    if not names:
+        return
+    said = embed_once([_article(f"a {name}") for name in names], pipe.embed_texts, folder)
+    said = F.normalize(said[:, :width], dim=-1)
+    place = {name: number for number, name in enumerate(names)}
+    for first in range(0, len(photos), PIECE):
+        piece = [photo for photo in photos[first : first + PIECE] if photo.things]
+        if not piece:
+            continue
+        stamp = "".join(f"{photo.things} {photo.image_embed.sum():.6f}" for photo in piece)
+        path = folder / f"maps-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.safetensors"
+        if not path.exists():
+            maps = {}
+            for number, photo in enumerate(piece):
+                rows = said[[place[thing] for thing in photo.things]]
+                maps[str(number)] = map_of_things(photo.pixels, encoder, pipe, rows, said).half()
+            save_whole(maps, path)
+            logger.info("found the things of %d photos", len(piece))
+        maps = load_file(path)
+        for number, photo in enumerate(piece):
+            photo.maps = maps[str(number)].float()
+
+
+def map_of_things(
+    pixels: np.ndarray, encoder, pipe, things: torch.Tensor, all_things: torch.Tensor
+) -> torch.Tensor:
+    """Where things are in a photo, `(T, h, w)` in [0, 1]: 0 in the half that is least like them.
+
+    Args:
+        pixels: 8-bit RGB `(H, W, 3)`.
+        encoder: a `PhotoEncoder`.
+        pipe: whose `photo_processor` is taken.
+        things: content of their names `(T, C)`, unit vectors.
+        all_things: content of all names `(N, C)`.
+    """
+    photo = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    network, x = encoder.network, pipe.photo_processor._squeeze(photo)
+    x = F.relu6(network.stem(x))
+    for block in network.blocks:
+        x = block(x)
+    x = F.relu6(network.head(x))[0]
+    content = encoder.content_of(x.flatten(1).T)
+    likeness = things @ content.T - (all_things @ content.T).mean(0)
+    low = likeness.quantile(0.5, dim=1, keepdim=True)
+    high = likeness.quantile(0.95, dim=1, keepdim=True)
+    found = ((likeness - low) / (high - low).clamp(min=1e-4)).clamp(0, 1)
+    return found.unflatten(1, x.shape[1:])

@@ -30,9 +30,24 @@ def hole_loss(
     return inside.mean() + outside * (error * (1 - mask)).mean()
 
 
-def colour_loss(edited: torch.Tensor, target: torch.Tensor, beta: float = 0.1) -> torch.Tensor:
-    """Smooth absolute distance of a and b of CIE Lab / 110 `(B, 2, H, W)`."""
-    return F.smooth_l1_loss(edited.float(), target.float(), beta=beta)
+def colour_loss(
+    edited: torch.Tensor, target: torch.Tensor, vividness: float = 0.0, beta: float = 0.1
+) -> torch.Tensor:
+    """Smooth absolute distance of a and b of CIE Lab / 110 `(B, 2, H, W)`.
+
+    Args:
+        edited, target: the colours.
+        vividness: how much more a pixel counts the more colourful it is, against the brown mean of
+            all colours (class rebalancing of Zhang et al., *Colorful Image Colorization*, ECCV
+            2016, in a simple form); the mean weight stays about 1.
+        beta: where the distance becomes absolute.
+    """
+    error = F.smooth_l1_loss(edited.float(), target.float(), beta=beta, reduction="none")
+    if not vividness:
+        return error.mean()
+    chroma = target.float().norm(dim=1, keepdim=True)
+    weight = 1 + vividness * (chroma / 0.15).clamp(max=3)
+    return (weight * error).mean() / (1 + vividness)
 
 
 def colourfulness(image: torch.Tensor) -> torch.Tensor:
@@ -190,7 +205,7 @@ class EditorLosses:
 
     def _pixels(self, edited: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.config.task == "colorize":
-            return colour_loss(edited, batch["target"])
+            return colour_loss(edited, batch["target"], self.config.vividness)
         if self.config.task == "inpaint":
             return hole_loss(edited, batch["target"], batch["mask"])
         return F.l1_loss(edited.float(), batch["target"])

@@ -147,6 +147,48 @@ class Words:
         return self.of_text(self.spoken.draw("colour", colour, generator=generator))
 
 
+@dataclass(frozen=True)
+class Box:
+    """Where a square crop lies in its photo, in pixels, and whether it was flipped."""
+
+    top: int
+    left: int
+    side: int
+    flipped: bool
+
+    def cut_map(self, found: torch.Tensor, photo: DescribedPhoto, size: int) -> torch.Tensor:
+        """The same of a coarse map `(h, w)` of the whole photo: `(1, size, size)`."""
+        height, width = photo.pixels.shape[:2]
+        steps = (torch.arange(size) + 0.5) / size * self.side
+        across = 2 * (self.left + (steps.flip(0) if self.flipped else steps)) / width - 1
+        down = 2 * (self.top + steps) / height - 1
+        grid = torch.stack(torch.meshgrid(down, across, indexing="ij")[::-1], dim=-1)
+        options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+        return F.grid_sample(found[None, None], grid[None], **options)[0]
+
+
+def cut(
+    photo: DescribedPhoto, size: int, least_share: float | None, generator: torch.Generator
+) -> tuple[torch.Tensor, Box]:
+    """A square crop `(3, size, size)` of a photo, flipped half of the time: of at least
+    `least_share` of the shorter side, or of native pixels; and where it lies."""
+    height, width = photo.pixels.shape[:2]
+    shorter = min(height, width)
+    draws = torch.rand(4, generator=generator).tolist()
+    side = min(size, shorter)
+    if least_share is not None:
+        side = max(round(shorter * (least_share + (1 - least_share) * draws[0])), 1)
+    top, left = int(draws[1] * (height - side + 1)), int(draws[2] * (width - side + 1))
+    pixels = photo.pixels[top : top + side, left : left + side]
+    crop = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    if side != size:
+        crop = F.interpolate(
+            crop[None], (size, size), mode="bicubic", antialias=True, align_corners=False
+        )[0].clamp(0, 1)
+    box = Box(top, left, side, draws[3] < 0.5)
+    return (crop.flip(-1) if box.flipped else crop), box
+
+
 class EditSamples(Dataset):
     """Endless samples of one task.
 
@@ -197,10 +239,9 @@ class EditSamples(Dataset):
         return {**sample, "condition": condition, **numbers}
 
     def _gray(self, photo: DescribedPhoto, generator: torch.Generator) -> dict:
-        crop = cut(photo, self.size, self.least_share, generator)
+        crop, box = cut(photo, self.size, self.least_share, generator)
         if float(torch.rand((), generator=generator)) < self.words.shares.recoloured:
-            crop, colour = recolour(crop, generator)
-            condition = self.words.text_of_colour(colour, photo, generator)
+            crop, condition = self._recoloured(photo, crop, box, generator)
         else:
             condition = self.words.draw(photo, crop, generator)
         lab = lab_from_rgb(crop[None])[0]
@@ -214,8 +255,27 @@ class EditSamples(Dataset):
             "condition": condition,
         }
 
+    def _recoloured(
+        self, photo: DescribedPhoto, crop: torch.Tensor, box: Box, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A thing of the photo in another colour, with its name; or a region of one hue, or all of
+        it, with the colour alone."""
+        place = None
+        if photo.maps is not None and float(torch.rand((), generator=generator)) < 0.75:
+            place = int(torch.randint(len(photo.things), (), generator=generator))
+            found = box.cut_map(photo.maps[place], photo, self.size)
+            if float((found > 0.5).float().mean()) < 0.02:  # it lies outside the crop
+                place = None
+        if place is not None:
+            crop, colour = recolour(crop, generator, along_edges(found, crop))
+            key = ("coloured", colour, photo.things[place])
+        else:
+            crop, colour = recolour(crop, generator)
+            key = ("colour", colour)
+        return crop, self.words.of_text(self.words.spoken.draw(*key, generator=generator))
+
     def _small(self, photo: DescribedPhoto, generator: torch.Generator) -> dict:
-        crop = cut(photo, self.size, None, generator)
+        crop, _ = cut(photo, self.size, None, generator)
         factor = draw_factor(self.size, generator)
         side = max(round(self.size / factor), 8)
         small = reduce_somehow(crop[None], side, generator)
@@ -227,7 +287,7 @@ class EditSamples(Dataset):
         return {"start": start[0], "target": crop, "scale": scale, "condition": condition}
 
     def _with_hole(self, photo: DescribedPhoto, generator: torch.Generator) -> dict:
-        crop = cut(photo, self.size, self.least_share, generator)
+        crop, _ = cut(photo, self.size, self.least_share, generator)
         share = 0.05 + 0.45 * float(torch.rand((), generator=generator))
         hole = draw_mask(self.size, self.size, share, generator=generator)
         if float(torch.rand((), generator=generator)) < self.words.shares.recoloured:
@@ -239,27 +299,6 @@ class EditSamples(Dataset):
         return {"start": start, "target": crop, "mask": hole[0].float(), "condition": condition}
 
 
-def cut(
-    photo: DescribedPhoto, size: int, least_share: float | None, generator: torch.Generator
-) -> torch.Tensor:
-    """A square crop `(3, size, size)` of a photo, flipped half of the time: of at least
-    `least_share` of the shorter side, or of native pixels."""
-    height, width = photo.pixels.shape[:2]
-    shorter = min(height, width)
-    draws = torch.rand(4, generator=generator).tolist()
-    side = min(size, shorter)
-    if least_share is not None:
-        side = max(round(shorter * (least_share + (1 - least_share) * draws[0])), 1)
-    top, left = int(draws[1] * (height - side + 1)), int(draws[2] * (width - side + 1))
-    pixels = photo.pixels[top : top + side, left : left + side]
-    crop = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-    if side != size:
-        crop = F.interpolate(
-            crop[None], (size, size), mode="bicubic", antialias=True, align_corners=False
-        )[0].clamp(0, 1)
-    return crop.flip(-1) if draws[3] < 0.5 else crop
-
-
 # ---- colour
 
 
@@ -269,13 +308,16 @@ def gray_of_lightness(lightness: torch.Tensor) -> torch.Tensor:
     return rgb_from_lab(lab[None])[0, :1].clamp(0, 1)
 
 
-def recolour(crop: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, str]:
-    """A photo `(3, S, S)` in another colour, wholly or in a region of one hue, at equal lightness;
-    and the colour's name."""
+def recolour(
+    crop: torch.Tensor, generator: torch.Generator, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, str]:
+    """A photo `(3, S, S)` in another colour at equal lightness, by weights `(1, S, S)` or, without
+    them, wholly or in a region of one hue; and the colour's name."""
     lab = lab_from_rgb(crop[None])[0]
-    weight = torch.ones_like(lab[:1])
-    if float(torch.rand((), generator=generator)) < 0.5:
-        weight = region_of_hue(lab, generator)
+    if weight is None:
+        weight = torch.ones_like(lab[:1])
+        if float(torch.rand((), generator=generator)) < 0.5:
+            weight = region_of_hue(lab, generator)
     colour = COLOURS[int(torch.randint(len(COLOURS), (), generator=generator))]
     new = in_colour(lab[1:], weight, colour, generator)
     ab = lab[1:] + weight * (new - lab[1:])
@@ -294,6 +336,22 @@ def recolour_in(
     new = in_colour(lab[1:], weight, colour, generator)
     ab = lab[1:] + weight * (new - lab[1:])
     return rgb_from_lab(torch.cat([lab[:1], ab])[None])[0].clamp(0, 1), colour
+
+
+def along_edges(found: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
+    """A coarse map `(1, S, S)` that follows the edges of a photo `(3, S, S)` (He et al., *Guided
+    Image Filtering*, ECCV 2010), and is flat within a thing."""
+    radius = max(crop.shape[-1] // 16, 2)
+    guide = crop.mean(0, keepdim=True)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(values[None], (radius,) * 4, mode="replicate")
+        return F.avg_pool2d(padded, 2 * radius + 1, stride=1)[0]
+
+    variance = mean(guide.square()) - mean(guide).square()
+    slope = (mean(guide * found) - mean(guide) * mean(found)) / (variance + 2e-3)
+    offset = mean(mean(found) - slope * mean(guide))
+    return (2.2 * (mean(slope) * guide + offset) - 0.4).clamp(0, 1)
 
 
 def region_of_hue(lab: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

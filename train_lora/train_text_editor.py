@@ -93,6 +93,9 @@ class Config(TrainingConfig):
     mixture_share: float = knob(0.08, "how often they are a mixture of text and image")
     none_share: float = knob(0.12, "how often there are none")
     made_share: float = knob(0.4, "of texts, made from the crop; captions otherwise")
+    vividness: float = knob(
+        0.0, "how much more pixels count the more colourful they are (colorize); against brown"
+    )
     recoloured_share: float = knob(0.4, "of photos in another colour, which the words name")
     frozen_encoder: bool = knob(False, "the encoder keeps its weights")
     pixel_weight: float = knob(1.0, "of the L1 distance, in holes per pixel of the hole")
@@ -289,7 +292,6 @@ def read_words(
             left_out = frozenset(Path(config.leave_out).read_text(encoding="utf-8").split())
         except OSError as error:
             raise ValueError(f"`--leave_out` cannot be read: {error}") from None
-    spoken = SpokenWords(pipe.embed_texts, folder)
     photos = describe_photos(
         config.train_data_dir,
         pipe,
@@ -301,6 +303,8 @@ def read_words(
         config.names_as_captions,
         left_out,
     )
+    names = sorted({thing for photo in photos for thing in photo.things})
+    spoken = SpokenWords(pipe.embed_texts, folder, names)
     words = Words(photos, spoken, shares)
     if config.task == "super-resolution":  # of native pixels
         photos = [photo for photo in photos if min(photo.pixels.shape[:2]) >= config.resolution]

@@ -290,7 +290,12 @@ def test_the_judgement_moves_the_editor_and_not_its_judge(task):
     pipe = tiny.editing_pipeline()
     part = train_text_editor.PARTS[task]
     weights = {"pixel_weight": 0.0, "colour_weight": 0.0, "perceptual_weight": 0.0}
-    weights |= {"text_weight": 0.5, "adversarial_weight": 1.0, "adversarial_start": 0}
+    weights |= {
+        "vividness": 0.5,
+        "text_weight": 0.5,
+        "adversarial_weight": 1.0,
+        "adversarial_start": 0,
+    }
     losses = EditorLosses(SimpleNamespace(task=task, part=part, **weights), pipe)
     accelerator = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False))
     run = SimpleNamespace(step=1, accelerator=accelerator, models=losses.trainable_models())
