@@ -4,7 +4,8 @@ from pipelines import load
 pipe = load("mini")
 """
 
-from pipelines.loading import MINI, load
+from pipelines.loading import MINI, MINI_TEXTIR, load, load_editor
+from pipelines.pipeline_text_editable_restoration import TextEditableRestorationPipeline
 from pipelines.pipeline_text_guided_restoration import (
     RestorationOutput,
     TextGuidedRestorationPipeline,
@@ -12,10 +13,18 @@ from pipelines.pipeline_text_guided_restoration import (
 from textir import models
 
 # Repositories load into these classes; none of their own code runs.
-TextGuidedRestorationPipeline._own_components = {
-    name: getattr(models, name).__module__ for name in models.__all__
-}
+for kind in (TextGuidedRestorationPipeline, TextEditableRestorationPipeline):
+    kind._own_components = {name: getattr(models, name).__module__ for name in models.__all__}
 TextGuidedRestorationPipeline._embedded = {"mini": MINI}
+TextEditableRestorationPipeline._embedded = {"mini-textir": MINI_TEXTIR}
 TextGuidedRestorationPipeline._default_instruction_reader = models.InstructionReader()
 
-__all__ = ["MINI", "RestorationOutput", "TextGuidedRestorationPipeline", "load"]
+__all__ = [
+    "MINI",
+    "MINI_TEXTIR",
+    "RestorationOutput",
+    "TextEditableRestorationPipeline",
+    "TextGuidedRestorationPipeline",
+    "load",
+    "load_editor",
+]

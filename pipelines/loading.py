@@ -11,10 +11,14 @@ from diffusers.utils import logging
 from safetensors import safe_open
 
 import textir
+from pipelines.pipeline_text_editable_restoration import TextEditableRestorationPipeline
 from pipelines.pipeline_text_guided_restoration import TextGuidedRestorationPipeline
 
 MINI = str(Path(textir.__file__).parent / "checkpoints" / "mini")
 """Folder of the embedded checkpoint."""
+MINI_TEXTIR = str(Path(textir.__file__).parent / "checkpoints" / "mini-textir")
+"""Folder of the embedded checkpoint of text-editable restoration."""
+EMBEDDED = {"mini": MINI, "mini-textir": MINI_TEXTIR}
 
 DTYPES = {
     "auto": torch.float32,
@@ -79,6 +83,33 @@ def load(
     return pipe
 
 
+def load_editor(
+    checkpoint: str | Path = "mini-textir", device: str = "cpu", **options
+) -> TextEditableRestorationPipeline:
+    """Load a pipeline of text-editable restoration.
+
+    Args:
+        checkpoint: `mini-textir` (embedded), a folder in diffusers format, or a Hub id of the form
+            user/name.
+        device: as for `load`.
+        options: further arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: if the checkpoint cannot be loaded.
+    """
+    device = best_device() if device == "auto" else device
+    place = locate(checkpoint)
+    check_files(Path(place))
+    try:
+        pipe = TextEditableRestorationPipeline.from_pretrained(
+            place, dtype=torch.float32, **options
+        )
+        pipe.to(device)
+    except Exception as error:  # on damaged files libraries raise nearly anything
+        raise ValueError(f"{place} could not be loaded on {device}: {first_line(error)}") from error
+    return pipe
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block diffusers gives no advice."""
@@ -134,7 +165,7 @@ def locate(checkpoint: str | Path) -> str:
     Raises:
         ValueError: if it is neither.
     """
-    place = MINI if str(checkpoint) == "mini" else str(checkpoint)
+    place = EMBEDDED.get(str(checkpoint), str(checkpoint))
     if not Path(place).is_dir() and (Path(place).exists() or place.count("/") != 1):
         raise ValueError(
             f"{place} is neither a folder in diffusers format nor a Hub id of the form user/name."

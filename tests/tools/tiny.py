@@ -6,22 +6,27 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
 )
 
-from pipelines import TextGuidedRestorationPipeline
+from pipelines import TextEditableRestorationPipeline, TextGuidedRestorationPipeline
 from textir.degradations import LABELS
 from textir.models import (
     DegradationDetector,
     DRSformer,
+    EditProcessor,
     GuidanceMatcher,
     ImageToTextMapper,
     NAFNet,
+    PhotoEncoder,
+    PhotoProcessor,
     PromptIR,
     Restormer,
     SFNet,
+    TextEditableRestorer,
     TextualCleaner,
 )
 
@@ -213,6 +218,70 @@ def pipeline(seed: int = 0, vae: str = "kl", **overrides) -> TextGuidedRestorati
     pipe = TextGuidedRestorationPipeline(
         **{"default_num_inference_steps": 2, **components(seed, vae, **overrides)}
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def text_tower(dim: int = 20, length: int = 24) -> CLIPTextModelWithProjection:
+    """A text tower whose embeddings have `dim` numbers."""
+    torch.manual_seed(5)
+    words = tokenizer(length)
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        projection_dim=dim,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config).eval()
+
+
+def photo_encoder() -> PhotoEncoder:
+    """An image tower whose embeddings have 12 + 4 + 4 numbers."""
+    torch.manual_seed(3)
+    return PhotoEncoder(
+        blocks=(12, 4, 4),
+        stages=((3, 1, 6, 1), (3, 2, 8, 2)),
+        stem_channels=4,
+        head_channels=16,
+        num_classes=7,
+        class_rank=5,
+        light_width=8,
+        faults_width=8,
+    ).eval()
+
+
+def editor(task: str = "inpaint", seed: int = 0, **overrides) -> TextEditableRestorer:
+    """An editor that has learnt something by chance: all its weights, those of words too, differ
+    from nothing."""
+    torch.manual_seed(seed)
+    sizes = {"condition_dim": 20, "style_dim": 8, "widths": (4, 6), "depths": (0, 1)}
+    network = TextEditableRestorer(task=task, **{**sizes, **overrides})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def editing_pipeline(**overrides) -> TextEditableRestorationPipeline:
+    """A whole pipeline of text-editable restoration, quiet."""
+    parts = {
+        "inpainter": editor("inpaint"),
+        "upscaler": editor("super-resolution"),
+        "colorizer": editor("colorize"),
+        "edit_processor": EditProcessor(),
+        "photo_encoder": photo_encoder(),
+        "photo_processor": PhotoProcessor(32),
+        "photo_text_encoder": text_tower(),
+        "photo_tokenizer": tokenizer(),
+        "colour_side": 32,
+    }
+    pipe = TextEditableRestorationPipeline(**{**parts, **overrides})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

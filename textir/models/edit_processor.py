@@ -20,6 +20,8 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 # Pillow's weights of Rec. 601, in parts of 65536: they sum to it.
 LUMA = (19595, 38470, 7471)
+# Colorizers return a and b divided by 110, `lab_from_rgb` divided by 100.
+AB_UNIT = 1.1
 # Linear light of sRGB to XYZ, each divided by that of white (D65).
 XYZ = (
     (0.4124 / 0.9505, 0.3576 / 0.9505, 0.1805 / 0.9505),
@@ -720,6 +722,72 @@ class EditProcessor(FeatureExtractionMixin):
                 "`grow`."
             )
         return hole
+
+    def fill(self, image: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        """What the inpainter starts from: `fill_harmonic`."""
+        return fill_harmonic(image, hole)
+
+    def thickness(self, hole: torch.Tensor) -> float:
+        """Width in pixels of the thickest place of a hole `(1, 1, H, W)`, to a few percent."""
+        factor = max(1.0, max(hole.shape[-2:]) / 256)
+        inside = hole.float()
+        if factor > 1:
+            size = [max(round(side / factor), 1) for side in hole.shape[-2:]]
+            inside = (F.interpolate(inside, size, mode="area") > 0.5).float()
+        width = 0
+        while inside.any():
+            inside = -F.max_pool2d(-F.pad(inside, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+            if inside.all():
+                break
+            width += 2
+        return factor * width
+
+    def enlarge(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """What the upscaler starts from: `enlarge`."""
+        return enlarge(image, size)
+
+    def reduce(self, image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """The opposite: `reduce`."""
+        return reduce(image, size)
+
+    def is_gray(self, image: torch.Tensor) -> bool:
+        """Whether a photo `(1, 3, H, W)` has no colours: `is_gray`."""
+        return is_gray(image)
+
+    def looks_enlarged(self, image: torch.Tensor) -> int:
+        """By how much a photo `(1, 3, H, W)` looks enlarged, 0 for not at all: `looks_enlarged`."""
+        return looks_enlarged(image)
+
+    def in_colours(
+        self, gray: torch.Tensor, small: torch.Tensor, colours: torch.Tensor
+    ) -> torch.Tensor:
+        """A gray photo in the colours that were found for a reduced copy, enlarged along its edges.
+
+        In each small window colours are taken as linear in lightness, and those lines are what is
+        enlarged (He and Sun, *Fast guided filter*, arXiv 1505.00996).
+
+        Args:
+            gray: `(1, 3, H, W)` in [0, 1].
+            small: the reduced copy `(1, 3, h, w)`.
+            colours: a and b of CIE Lab divided by 110, `(1, 2, h, w)`.
+
+        Returns:
+            `(1, 3, H, W)`, which may leave [0, 1].
+        """
+        lightness, guide = lab_from_rgb(gray)[:, :1], lab_from_rgb(small)[:, :1]
+        radius = 2
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            padded = F.pad(values, (radius,) * 4, mode="replicate")
+            return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+
+        variance = mean(guide.square()) - mean(guide).square()
+        slope = (mean(guide * colours) - mean(guide) * mean(colours)) / (variance + 1e-3)
+        offset = mean(mean(colours) - slope * mean(guide))
+        slope = mean(slope)
+        options = {"size": gray.shape[-2:], "mode": "bilinear", "align_corners": False}
+        full = F.interpolate(slope, **options) * lightness + F.interpolate(offset, **options)
+        return rgb_from_lab(torch.cat([lightness, AB_UNIT * full], dim=1))
 
     def finish_inpainting(
         self, result: torch.Tensor, image: torch.Tensor, hole: torch.Tensor

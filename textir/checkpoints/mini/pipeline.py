@@ -672,7 +672,7 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
                 f"{sorted(present)[0]}."
             )
         if any(key.startswith("lora_unet_") for key in state_dict):
-            if self.unet is None:
+            if getattr(self, "unet", None) is None:
                 raise ValueError("The LoRA weights are for a UNet, and this pipeline has none.")
             state_dict = kohya_to_diffusers(state_dict, self.unet)
         if parts is not None:
@@ -1171,7 +1171,10 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         enlargement = MIN_SIDE / min(pixels.shape[-2:])
         if enlargement > 1:  # a small guidance
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
-        inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
+        photos = [*pixels.cpu()]
+        if hasattr(self.photo_processor, "do_rescale"):  # that of a CLIP divides by 255 itself
+            photos = [(255 * photo).round().byte() for photo in photos]
+        inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
         return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
 
