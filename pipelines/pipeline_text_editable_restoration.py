@@ -765,7 +765,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             task = self.propose(photo, mask)
             if task == "super-resolution" and scale is None:
                 enlarged = keeper.looks_enlarged(photo)
-                if enlarged:
+                if enlarged > 1:
                     notes.append(
                         f"The photo looks as if it had been enlarged by {enlarged}; it was reduced "
                         "to its true size first. `task='super-resolution'` takes it as it is."

@@ -755,7 +755,7 @@ class EditProcessor(FeatureExtractionMixin):
         return is_gray(image)
 
     def looks_enlarged(self, image: torch.Tensor) -> int:
-        """By how much a photo `(1, 3, H, W)` looks enlarged, 0 for not at all: `looks_enlarged`."""
+        """By how much a photo `(1, 3, H, W)` looks enlarged, 1 for not at all: `looks_enlarged`."""
         return looks_enlarged(image)
 
     def in_colours(

@@ -12,7 +12,8 @@ result must agree more with its own. Intervals are of the mean over photos, by b
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,12 @@ from PIL import Image
 
 from pipelines import TextEditableRestorationPipeline
 from pipelines.loading import load_editor
-from textir.data.photos import find_entries
-from textir.degradations import draw_mask
+from textir.degradations import Recipe
+from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
+from textir.evaluation.edit_scores import score_edits, whole_psnr
 from textir.images.picture import read_picture
-from textir.models.edit_processor import (
-    enlarge,
-    fill_harmonic,
-    lab_from_rgb,
-    project_back,
-    rgb_from_lab,
-)
+from textir.models.edit_processor import lab_from_rgb
 from train_lora.described_photos import caption_of_name, read_captions, things_in
-from train_lora.editor_losses import colourfulness
 from train_lora.mini.sentences import load_words
 from train_lora.mini.towers_data import name_hash
 
@@ -48,17 +43,8 @@ HUES = {
     "purple": 328,
 }
 NEUTRAL = ("black", "white", "gray")
-# a and b of CIE Lab / 100: the best constant colour for CBSD68.
-TINT = (-0.029, 0.080)
 # In units of CIE Lab: a colour that moved less did not obey.
 LEAST_MOVE = 1.0
-
-
-def psnr(image: torch.Tensor, truth: torch.Tensor, where: torch.Tensor | None = None) -> float:
-    """PSNR in dB over all pixels, or over a hole `(1, 1, H, W)`, of 8-bit roundings."""
-    error = ((255 * image.clamp(0, 1)).round() / 255 - truth).square()
-    mean = error.mean() if where is None else error[where.expand_as(error)].mean()
-    return float(-10 * mean.clamp(min=1e-12).log10())
 
 
 def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
@@ -81,13 +67,6 @@ def gray_of(photo: torch.Tensor) -> torch.Tensor:
     pixels = (255 * photo[0]).round().byte().permute(1, 2, 0).numpy()
     gray = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32) / 255
     return torch.from_numpy(gray)[None, None].expand(-1, 3, -1, -1)
-
-
-def tinted(gray: torch.Tensor) -> torch.Tensor:
-    """A gray photo in one constant colour."""
-    lab = lab_from_rgb(gray)
-    ab = torch.tensor(TINT)[None, :, None, None].expand(-1, -1, *gray.shape[-2:])
-    return rgb_from_lab(torch.cat([lab[:, :1], ab], dim=1)).clamp(0, 1)
 
 
 def box_hole(height: int, width: int) -> torch.Tensor:
@@ -125,89 +104,46 @@ def call(pipe: TextEditableRestorationPipeline, image: torch.Tensor, *prompts, *
 
 # ---- the three tasks
 
+RECIPES = {
+    "holes": {"strokes:0.25": "inside_psnr", "box:0.25": "inside_psnr"},
+    "sizes": {"down:2": "psnr", "down:3": "psnr", "down:4": "psnr"},
+    "colours": {"gray": "psnr"},
+}
+"""What is taken away for each gate, and the figure that counts."""
 
-def gate_holes(pipe, photos: Sequence[torch.Tensor], lpips: Callable | None) -> dict:
-    """Holes of 25 % in strokes, and a box of half of each side."""
+
+def gate_task(
+    pipe, photos: Path, recipes: dict[str, str], limit: int, lpips: str | None
+) -> dict[str, dict]:
+    """Results without words and with the photo's own embedding, beside what one has without a
+    network, see `textir.evaluation.edit_scores`."""
     report = {}
-    for kind in ("strokes", "box"):
-        table = Table()
-        for number, photo in enumerate(photos):
-            generator = torch.Generator().manual_seed(number)
-            height, width = photo.shape[-2:]
-            hole = box_hole(height, width)
-            if kind == "strokes":
-                hole = draw_mask(height, width, 0.25, "strokes", generator)
-            mask = hole[0].float()
-            results = {
-                "harmonic": fill_harmonic(photo, hole),
-                "biharmonic": biharmonic(photo, hole),
-                "no words": call(pipe, photo, "", task="inpaint", mask_image=mask)[0],
-                "own embedding": call(pipe, photo, task="inpaint", mask_image=mask)[0],
-            }
-            for name, result in results.items():
-                table.add(name, psnr(result, photo, hole))
-                if lpips is not None:
-                    table.add(f"{name}, LPIPS", lpips(result, photo))
-        gain = table.gain("no words", "harmonic")
-        report[kind] = {**table.summary(), "no words over harmonic": gain}
+    for recipe, figure in recipes.items():
+
+        def edit(case: EditCase, prompt: str | None = "") -> torch.Tensor:
+            return finish(pipe, case, prompt)
+
+        rivals = {**EDIT_BASELINES[Recipe.parse(recipe, edits=True).tasks[0]]}
+        rivals["own embedding"] = partial(edit, prompt=None)
+        scores = score_edits(edit, photos, recipe, limit=limit, rivals=rivals, lpips=lpips)
+        report[recipe] = {"means": scores.means()}
+        for rival in rivals:
+            mean, low, high = scores.gain(figure, rival)
+            report[recipe][f"{figure}, no words over {rival}"] = [mean, low, high]
+            mean, low, high = scores.gain(figure, rival, "own embedding")
+            report[recipe][f"{figure}, own embedding over {rival}"] = [mean, low, high]
     return report
 
 
-def biharmonic(photo: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """The fill of scikit-image, at up to 128 pixels a side, where it takes seconds."""
-    from skimage.restoration import inpaint_biharmonic
-
-    array, mask = photo[0].permute(1, 2, 0).numpy(), hole[0, 0].numpy()
-    filled = inpaint_biharmonic(array, mask, channel_axis=-1, split_into_regions=True)
-    return torch.from_numpy(filled).float().permute(2, 0, 1)[None].clamp(0, 1)
-
-
-def gate_sizes(pipe, photos: Sequence[torch.Tensor], factors: Sequence[int] = (2, 3, 4)) -> dict:
-    """Photos reduced as Pillow does, and enlarged again."""
-    report = {}
-    for factor in factors:
-        table = Table()
-        for photo in photos:
-            height, width = (side // factor * factor for side in photo.shape[-2:])
-            truth = photo[..., :height, :width]
-            pixels = (255 * truth[0]).round().byte().permute(1, 2, 0).numpy()
-            size = (width // factor, height // factor)
-            low = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-            low = torch.from_numpy(np.array(low)).permute(2, 0, 1)[None].float() / 255
-            bicubic = enlarge(low, (height, width))
-            options = {"task": "super-resolution", "scale": factor}
-            table.add("bicubic", psnr(bicubic, truth))
-            table.add("bicubic, projected", psnr(project_back(bicubic, low), truth))
-            table.add("no words", psnr(call(pipe, low, "", **options)[0], truth))
-            table.add("own embedding", psnr(call(pipe, low, **options)[0], truth))
-        gain = table.gain("no words", "bicubic, projected")
-        report[f"x{factor}"] = {**table.summary(), "no words over projected": gain}
-    return report
-
-
-def gate_colours(pipe, photos: Sequence[torch.Tensor]) -> dict:
-    """Gray photos without words, against a gray copy and one tint."""
-    table = Table()
-    for photo in photos:
-        gray = gray_of(photo)
-        results = {
-            "gray": gray,
-            "tint": tinted(gray),
-            "no words": call(pipe, gray, "", task="colorize")[0],
-            "own embedding": call(pipe, gray, task="colorize")[0],
-        }
-        truth = float(colourfulness(photo))
-        table.add("colourfulness of the truth", 255 * truth)
-        for name, result in results.items():
-            table.add(name, psnr(result, photo))
-            table.add(f"{name}, colourfulness", 255 * float(colourfulness(result)))
-    report = table.summary()
-    for name in ("no words", "own embedding"):
-        report[f"{name} over tint"] = table.gain(name, "tint")
-        report[f"{name}, ratio of colourfulness"] = (
-            report[f"{name}, colourfulness"] / report["colourfulness of the truth"]
-        )
-    return report
+def finish(pipe, case: EditCase, prompt: str | None) -> torch.Tensor:
+    """What the pipeline makes of a case, `(1, 3, H, W)`."""
+    options = {"task": case.task}
+    image = case.image
+    if case.task == "inpaint":
+        options["mask_image"] = case.hole[0].float()
+    if case.task == "super-resolution":
+        options["scale"] = case.size[0] / image.shape[-2]
+    return call(pipe, image, prompt, **options)[0]
 
 
 # ---- words
@@ -223,10 +159,10 @@ def gate_captions(pipe, described: Sequence[tuple[Path, tuple[str, ...]]]) -> di
         other = described[(number + 7) % len(described)][1][0]
         mine, theirs, plain = call(pipe, gray, captions[0], other, "", task="colorize")
         own = call(pipe, gray, task="colorize")[0]
-        table.add("own caption", psnr(mine, photo))
-        table.add("another's caption", psnr(theirs, photo))
-        table.add("no words", psnr(plain, photo))
-        table.add("own embedding", psnr(own, photo))
+        table.add("own caption", whole_psnr(mine, photo))
+        table.add("another's caption", whole_psnr(theirs, photo))
+        table.add("no words", whole_psnr(plain, photo))
+        table.add("own embedding", whole_psnr(own, photo))
         texts = pipe.embed_texts([captions[0], other])
         looks = torch.cat([pipe.embed_photos(mine), pipe.embed_photos(theirs)])
         agreement = texts @ looks.T
@@ -344,7 +280,7 @@ def main() -> None:
     parser.add_argument("--set_aside", type=Path, required=True, help="names never trained on")
     parser.add_argument("--count", type=int, default=1000, help="photos of each gate, at most")
     parser.add_argument("--gates", nargs="+", default=list(GATES), choices=list(GATES))
-    parser.add_argument("--lpips", help="weights of LPIPS, see textir.evaluation.lpips")
+    parser.add_argument("--lpips", help="alexnet or vgg16, to measure LPIPS too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     pipe = load_editor(arguments.checkpoint)
@@ -357,11 +293,6 @@ def main() -> None:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def clean_photos(arguments) -> list[torch.Tensor]:
-    entries = find_entries(arguments.photos_dir, "test")
-    return [read_photo(Path(entry.clean)) for entry in entries[: arguments.count]]
-
-
 def things_of(arguments, names: set[str]) -> list[tuple[Path, str]]:
     described = described_photos(arguments.captioned_dir, names)
     return photos_of_things(arguments.named_dirs, names, described, min(60, arguments.count))
@@ -371,23 +302,24 @@ def captions_of(arguments, names: set[str]):
     return described_photos(arguments.captioned_dir, names)[: min(200, arguments.count)]
 
 
-def measure_holes(pipe, arguments, names):
-    lpips = None
-    if arguments.lpips:
-        from textir.evaluation.lpips import LPIPS
+def task_gate(name: str):
+    """A gate that takes something away from clean photos."""
 
-        lpips = LPIPS.from_file(arguments.lpips)
-    return gate_holes(pipe, clean_photos(arguments), lpips)
+    def measure(pipe, arguments, names):
+        limit, lpips = arguments.count, arguments.lpips
+        return gate_task(pipe, arguments.photos_dir, RECIPES[name], limit, lpips)
+
+    return measure
 
 
 GATES = {
-    "colours": lambda pipe, arguments, names: gate_colours(pipe, clean_photos(arguments)),
+    "colours": task_gate("colours"),
     "colour words": lambda pipe, arguments, names: gate_colour_words(
         pipe, things_of(arguments, names)
     ),
     "captions": lambda pipe, arguments, names: gate_captions(pipe, captions_of(arguments, names)),
-    "sizes": lambda pipe, arguments, names: gate_sizes(pipe, clean_photos(arguments)),
-    "holes": measure_holes,
+    "sizes": task_gate("sizes"),
+    "holes": task_gate("holes"),
     "words in holes": lambda pipe, arguments, names: gate_words_in_holes(
         pipe, things_of(arguments, names)[:30]
     ),
