@@ -14,7 +14,14 @@ import pytest
 from pipelines import pipeline_text_guided_restoration as pipeline
 from textir import models
 from textir.images import picture
-from textir.models import nafnet, restormer, sfnet, textual_cleaner
+from textir.models import (
+    edit_processor,
+    nafnet,
+    photo_encoder,
+    restormer,
+    sfnet,
+    textual_cleaner,
+)
 
 ROOT = Path(__file__).parent.parent
 CARRIED = sorted(
@@ -75,6 +82,7 @@ COPIES = [
     "fit",
     "fuse",
     "in_tiles",
+    "lab_from_rgb",
     "read_condition",
     "read_guidance",
     "tiles",
@@ -83,7 +91,7 @@ COPIES = [
 
 @pytest.mark.parametrize("name", COPIES)
 def test_what_files_that_stand_alone_share_is_the_same(name):
-    files = (restormer, nafnet, sfnet, textual_cleaner)
+    files = (restormer, nafnet, sfnet, textual_cleaner, photo_encoder, edit_processor)
     twins = [getattr(file, name) for file in files if hasattr(file, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
 

@@ -546,7 +546,8 @@ def _grow_drawing(
     the drawing before the last one, and with it: `(height, width)` bool."""
     drawing = Image.new("L", (width, height))
     canvas = ImageDraw.Draw(drawing)
-    before = after = np.zeros((height, width), bool)
+    after: np.ndarray = np.zeros((height, width), bool)
+    before = after
     for _ in range(MOST_ELEMENTS):
         before = after
         element(canvas, generator)

@@ -351,6 +351,23 @@ def test_degrade_draws_a_sheet_of_all_degradations(photos, tmp_path):
     assert size_of(tmp_path / "sheet.png") == (4 * 320, len(RECIPES) * 192)
 
 
+def test_degrade_writes_what_an_edit_is_given(photos, tmp_path):
+    height, width = np.asarray(Image.open(photos / "a.png")).shape[:2]
+    for recipe in ("mask:0.25", "down:2", "gray"):
+        folder = tmp_path / recipe.partition(":")[0]
+        result = run("degrade", photos / "a.png", "--output", folder, "--recipe", recipe)
+        assert result.exit_code == 0, result.output
+    hole = np.asarray(Image.open(tmp_path / "mask" / "a.mask.png")) > 0
+    masked = np.asarray(Image.open(tmp_path / "mask" / "a.png").convert("RGB"))
+    clean = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    assert hole.shape == (height, width) and 0.1 < hole.mean() < 0.4
+    assert (masked[hole] == 0).all() and np.array_equal(masked[~hole], clean[~hole])
+    assert size_of(tmp_path / "down" / "a.png") == (round(width / 2), round(height / 2))
+    tones = np.asarray(Image.open(tmp_path / "gray" / "a.png").convert("RGB"))
+    assert np.ptp(tones, axis=-1).max() == 0
+    assert not list(tmp_path.glob("gray/*.mask.png"))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

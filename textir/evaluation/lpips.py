@@ -163,7 +163,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return getattr(np, name)
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct
+            return super().find_class("numpy._core.multiarray", name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
 
 
