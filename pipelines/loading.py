@@ -162,14 +162,24 @@ def check_kind(folder: Path, kind: type, others: str) -> None:
     Raises:
         ValueError: if it is.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    name = name[-1] if isinstance(name, list) and name else name
+    name = class_name(folder)
     kinds = (TextGuidedRestorationPipeline, TextEditableRestorationPipeline)
     if name != kind.__name__ and name in [other.__name__ for other in kinds]:
         raise ValueError(f"{folder} holds a {name}; that is for {others}.")
+
+
+def is_editor(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is a folder that holds text-editable restoration."""
+    return class_name(Path(locate(checkpoint))) == TextEditableRestorationPipeline.__name__
+
+
+def class_name(folder: Path) -> str | None:
+    """The class of the pipeline in a folder, if it says."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    return name[-1] if isinstance(name, list) and name else name
 
 
 def check_safetensors(file: Path) -> None:
