@@ -171,7 +171,7 @@ class ModulatedConv(nn.Module):
         self, x: torch.Tensor, style: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         scale = self.style(style)
-        power = self.conv.weight.float().square().sum((2, 3))
+        power = self._weight().float().square().sum((2, 3))
         demodulation = torch.rsqrt(scale.float().square() @ power.T + 1e-8).to(x.dtype)
         x = self.conv(x * scale.to(x.dtype)[:, :, None, None]) * demodulation[:, :, None, None]
         if generator is None:
@@ -179,6 +179,14 @@ class ModulatedConv(nn.Module):
         shape = (len(x), 1, *x.shape[-2:])
         noise = torch.randn(shape, generator=generator).to(x)
         return x + self.noise_scale.to(x.dtype) * noise
+
+    def _weight(self) -> torch.Tensor:
+        """`(O, C, 3, 3)`, with the share of an adapter; then each kernel may be turned round."""
+        if isinstance(self.conv, nn.Conv2d):
+            return self.conv.weight
+        weight = self.conv.weight
+        pixels = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return self.conv(F.pad(pixels[..., None, None], (1, 1, 1, 1))).transpose(0, 1)
 
 
 class Level(nn.Module):
@@ -372,7 +380,7 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         self._check(image, mask, scale)
         height, width = image.shape[-2:]
-        style = self._style(len(image), condition, scale, image)
+        style = self._style(image.shape[0], condition, scale, image)
         inputs = image if mask is None else torch.cat([image, mask.to(image)], dim=1)
         features = self._run(self.encoder, _pad(inputs, self.multiple))
         noise = generator if self.config.noise else None
