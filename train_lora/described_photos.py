@@ -6,7 +6,6 @@ and things.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from textir.data.photos import find_entries, parse_source
+from textir.evaluation.meaning import read_captions
 from textir.images.picture import read_picture, resize, to_pixels
 from train_lora.mini.sentences import (
     COLOUR_PHRASES,
@@ -59,32 +59,6 @@ class DescribedPhoto:
     things: tuple[str, ...]
     captions: tuple[str, ...] = ()
     maps: torch.Tensor | None = None
-
-
-def read_captions(folder: str | Path) -> dict[str, tuple[str, ...]]:
-    """Captions by file name, of `metadata.jsonl` in a folder: lines of `file_name` and `captions`,
-    or `text`; none where the file is missing.
-
-    Raises:
-        ValueError: if the file is there and cannot be read.
-    """
-    path = Path(folder) / "metadata.jsonl"
-    if not path.is_file():
-        return {}
-    captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            said = row.get("captions") or [row["text"]]
-            captions[row["file_name"]] = tuple(str(text) for text in said)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}, line {number}, must be JSON with file_name and captions or text: "
-                f"{error!r}."
-            ) from None
-    return captions
 
 
 def caption_of_name(name: str) -> str:
@@ -212,7 +186,8 @@ def describe_photos(
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         root, _ = parse_source(source)
-        captions = read_captions(root)
+        described = (Path(root) / "metadata.jsonl").is_file()
+        captions = read_captions(root) if described else {}
         paths = [Path(entry.clean) for entry in find_entries(root, "train")]
         for start in range(0, len(paths), PIECE):
             piece = paths[start : start + PIECE]
@@ -222,7 +197,7 @@ def describe_photos(
             for (path, picture), embeds in zip(kept, _embed_piece(kept, pipe, given, kind, folder)):
                 if path.name in left_out:
                     continue
-                said = captions.get(path.name) or captions.get(str(path.relative_to(root))) or ()
+                said = tuple(captions.get(path.stem, ()))
                 if not said and names_as_captions and caption_of_name(path.name):
                     said = (caption_of_name(path.name),)
                 pixels = (255 * to_pixels(picture)).round().astype(np.uint8)

@@ -18,7 +18,7 @@ from textir.models import PhotoProcessor
 from textir.models.edit_processor import lab_from_rgb
 from textir.training.config import parse_config
 from train_lora import described_photos, train_text_editor
-from train_lora.described_photos import caption_of_name, read_captions, things_in
+from train_lora.described_photos import caption_of_name, things_in
 from train_lora.editor_losses import (
     EditorLosses,
     FeatureDistance,
@@ -101,20 +101,6 @@ def described(start, photos, tmp_path_factory):
 
 
 # ---- what is said of photos
-
-
-def test_captions_are_read_in_both_forms(photos):
-    captions = read_captions(photos)
-    assert captions["0_dog.png"] == ("a dog .", "the dog")
-    assert captions["1_dog.png"] == ("a dog , a photo of the street",)
-    assert read_captions(photos / "nothing") == {}
-
-
-@pytest.mark.parametrize("line", ["{", '{"file_name": "a.png"}', "[]", '{"captions": ["a"]}'])
-def test_captions_that_cannot_be_read_are_named(tmp_path, line):
-    (tmp_path / "metadata.jsonl").write_text(line)
-    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 1"):
-        read_captions(tmp_path)
 
 
 @pytest.mark.parametrize(

