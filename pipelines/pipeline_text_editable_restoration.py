@@ -738,7 +738,9 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         enlargement = MIN_SIDE / min(pixels.shape[-2:])
         if enlargement > 1:
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
-        inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
+        # Processors of the Hub would divide by 255.
+        scaled = {"do_rescale": False} if getattr(self.photo_processor, "do_rescale", False) else {}
+        inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt", **scaled)
         encoder = self.photo_encoder
         inputs = {name: value.to(encoder.device, encoder.dtype) for name, value in inputs.items()}
         return F.normalize(encoder(**inputs).image_embeds.float(), dim=-1)
