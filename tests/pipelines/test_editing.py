@@ -397,7 +397,7 @@ def test_prompts_and_photos_must_agree_in_number(pipe):
 def test_a_result_that_is_too_large_is_refused_before_any_work():
     pipe = tiny.editing_pipeline(max_pixels=2000)
     for options in ({"scale": 2}, {"task": "super-resolution"}):
-        with pytest.raises(ValueError, match="more than the .* million"):
+        with pytest.raises(ValueError, match=r"more than the .* million"):
             pipe(photo(), **options)
 
 
