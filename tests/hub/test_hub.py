@@ -219,16 +219,16 @@ def visit_again(folder: str):
 # ---- the processes
 
 
-def alone(function, hub: StandinHub, home: Path, package: bool, **arguments):
-    """Run a function of this file in a fresh process with empty caches, in a folder of its own;
-    returns what it returns."""
+def alone(function, hub: StandinHub, home: Path, package: bool, helpers=(), **arguments):
+    """Run a function of a test file in a fresh process with empty caches, in a folder of its own;
+    returns what it returns. `helpers` travel with it, beside those of this file."""
     # For machines where the package is installed.
     hide = "sys.modules.update(textir=None, pipelines=None)"
     script = "\n".join(
         [
             "import json, sys",
             "" if package else hide,
-            *map(inspect.getsource, (render, error_of, function)),
+            *map(inspect.getsource, (render, error_of, *helpers, function)),
             f"json.dump({function.__name__}(**json.loads(sys.argv[1])), open('report.json', 'w'))",
         ]
     )

@@ -40,6 +40,12 @@ UNREACHABLE = (
     OfflineModeIsEnabled,
     OSError,
 )
+# component -> its task, as the Hub's tags name it
+EDITORS = {
+    "inpainter": "inpainting",
+    "upscaler": "super-resolution",
+    "colorizer": "image-colorization",
+}
 OF_THE_RUN = {  # settings that say nothing about the result, and stay out of its card
     *(
         "output_dir",
@@ -197,7 +203,7 @@ def build_card(
         relation["base_model_relation"] = "adapter" if is_adapter else "finetune"
     dataset = str(settings.get("dataset_name") or "")
     results = list(chain.from_iterable(map(eval_results, evaluations)))
-    tags = ["image-restoration", "textir", *trained_tasks(settings)]
+    tags = ["image-restoration", "textir", *trained_tasks(settings), *edited_tasks(folder)]
     tags += ["lora", "diffusers-training"] if is_adapter else ["diffusers-training"]
     data = ModelCardData(
         **licence,
@@ -212,7 +218,7 @@ def build_card(
     told = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
     return ModelCard.from_template(
         data,
-        template_path=str(TEMPLATES / f"{kind}.md"),
+        template_path=str(TEMPLATES / f"{'editor' if edited_tasks(folder) else kind}.md"),
         mark=MARK,
         name=repo or folder.name,
         repo=repo or str(folder),
@@ -231,6 +237,14 @@ def trained_tasks(settings: dict) -> list[str]:
         return []
     recipes = Mixture.parse(settings["degradations"]).recipes
     return sorted(set().union(*(recipe.labels for recipe in recipes)))
+
+
+def edited_tasks(folder: Path) -> list[str]:
+    """What a checkpoint of text-editable restoration does; nothing for other results."""
+    if result_kind(folder) == "adapter":
+        return []
+    parts = components(folder)
+    return [task for part, task in EDITORS.items() if part in parts]
 
 
 def components(folder: Path) -> list[str]:
