@@ -984,7 +984,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         if enlargement > 1:
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
         photos = [*pixels.cpu()]
-        if hasattr(self.photo_processor, "do_rescale"):  # that of a CLIP divides by 255 itself
+        if getattr(self.photo_processor, "do_rescale", False):  # a CLIP's divides by 255
             photos = [(255 * photo).round().byte() for photo in photos]
         inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}

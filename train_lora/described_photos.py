@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from textir.data.photos import find_entries, parse_source
 from textir.evaluation.meaning import read_captions
 from textir.images.picture import read_picture, resize, to_pixels
-from train_lora.mini.sentences import (
+from train_lora.sentences import (
     COLOUR_PHRASES,
     PHRASES_OF_PLACE,
     light_labels,

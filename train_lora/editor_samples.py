@@ -22,7 +22,7 @@ from textir.degradations import draw_mask
 from textir.models.edit_processor import AB_UNIT, fill_harmonic, lab_from_rgb, rgb_from_lab
 from textir.models.photo_encoder import LUMINANCE
 from train_lora.described_photos import COLOURS, DescribedPhoto, SpokenWords
-from train_lora.mini.photo_labels import light_strengths
+from train_lora.photo_labels import light_strengths
 
 # Hue in degrees and chroma of CIE Lab / 100 that a word stands for; none of black, white and grey.
 HUES = {

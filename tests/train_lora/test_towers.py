@@ -20,8 +20,9 @@ from transformers import (
 
 from textir.degradations import Recipe
 from textir.models.photo_encoder import EfficientNetLite, PhotoEncoder, PhotoProcessor
-from train_lora.mini import photo_tags, sentences, towers_data, train_towers
-from train_lora.mini.photo_labels import (
+from train_lora import sentences
+from train_lora.mini import photo_tags, towers_data, train_towers
+from train_lora.photo_labels import (
     COLOURS,
     NAMED,
     OWN_FAULTS,
@@ -32,7 +33,7 @@ from train_lora.mini.photo_labels import (
     recolour,
     rgb_from_lab,
 )
-from train_lora.mini.sentences import (
+from train_lora.sentences import (
     Sentence,
     decorated,
     denial,

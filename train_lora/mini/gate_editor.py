@@ -29,8 +29,8 @@ from textir.evaluation.meaning import read_captions
 from textir.images.picture import read_picture
 from textir.models.edit_processor import lab_from_rgb
 from train_lora.described_photos import caption_of_name, things_in
-from train_lora.mini.sentences import load_words
 from train_lora.mini.towers_data import name_hash
+from train_lora.sentences import load_words
 
 # Hue of a word in CIE Lab, in degrees; black, white and gray have none.
 HUES = {

@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, HfArgumentP
 
 from textir.degradations import LABELS
 from textir.models.photo_encoder import PhotoEncoder, PhotoProcessor
-from train_lora.mini.photo_labels import COLOURS
-from train_lora.mini.sentences import fault_labels, light_labels, load_words
 from train_lora.mini.towers_data import Looks, Photo, Viewer, list_photos, look_at_all
+from train_lora.photo_labels import COLOURS
+from train_lora.sentences import fault_labels, light_labels, load_words
 
 GATES = {
     "caption finds its photo first": 0.25,

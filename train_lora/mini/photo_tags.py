@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import yaml
 
 from train_lora.mini.gate_towers import Towers
-from train_lora.mini.sentences import fault_labels, light_labels, load_words
 from train_lora.mini.towers_data import Looks, Photo, join
+from train_lora.sentences import fault_labels, light_labels, load_words
 
 JUDGED = Path(__file__).with_name("judged_tags.yaml")
 TAG_TEXTS = {"things": "photo of a {}", "places": "taken at the {}", "light": "the photo is {}"}

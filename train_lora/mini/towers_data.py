@@ -27,7 +27,7 @@ from textir.models.photo_encoder import (
     light_statistics,
     photo_statistics,
 )
-from train_lora.mini.photo_labels import (
+from train_lora.photo_labels import (
     COLOURS,
     OWN_FAULTS,
     TRAINING_RECIPES,

@@ -36,15 +36,6 @@ from transformers import (
 from textir.models.photo_encoder import LIGHT_STATISTICS, PhotoEncoder, PhotoProcessor
 from train_lora.mini.gate_towers import Towers, measure_gates, print_gates
 from train_lora.mini.photo_tags import calibrate_tags
-from train_lora.mini.sentences import (
-    Sentence,
-    decorated,
-    fault_labels,
-    light_labels,
-    load_class_names,
-    load_words,
-    make_corpus,
-)
 from train_lora.mini.towers_data import (
     Looks,
     Photo,
@@ -56,6 +47,15 @@ from train_lora.mini.towers_data import (
     look_at_all,
     more_light,
     record_splits,
+)
+from train_lora.sentences import (
+    Sentence,
+    decorated,
+    fault_labels,
+    light_labels,
+    load_class_names,
+    load_words,
+    make_corpus,
 )
 
 START, END = "<|startoftext|>", "<|endoftext|>"

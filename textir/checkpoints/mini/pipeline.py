@@ -1172,7 +1172,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         if enlargement > 1:  # a small guidance
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
         photos = [*pixels.cpu()]
-        if hasattr(self.photo_processor, "do_rescale"):  # that of a CLIP divides by 255 itself
+        if getattr(self.photo_processor, "do_rescale", False):  # a CLIP's divides by 255
             photos = [(255 * photo).round().byte() for photo in photos]
         inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
