@@ -157,3 +157,10 @@ def test_an_unknown_rival_and_a_result_of_another_size_are_refused(photos):
 def test_equal_photos_do_not_make_a_mean_infinite():
     evaluation = EditEvaluation("", "gray", 0, [EditScore("a", "edit", {"psnr": float("inf")})])
     assert evaluation.means() == {"edit": {"psnr": 100.0}}
+
+
+def test_photos_that_are_gray_already_say_nothing_of_colour(photos):
+    Image.open(photos / "1.png").convert("L").save(photos / "1.png")
+    evaluation = score_edits(None, photos, "gray")
+    assert evaluation.left_out == ["1"] and len(evaluation.scores) == 2 * 2
+    assert not score_edits(None, photos, "down:2", rivals=["bicubic"]).left_out

@@ -20,6 +20,7 @@ from textir.degradations import EDITS, Recipe, take_away
 from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase, Rival
 from textir.evaluation.lpips import load_lpips
 from textir.images.picture import read_picture
+from textir.models.edit_processor import is_gray
 
 RESAMPLES = 2000
 
@@ -93,12 +94,17 @@ class EditScore:
 
 @dataclass
 class EditEvaluation:
-    """Scores of an edit and its rivals on the same photos, and what they were measured with."""
+    """Scores of an edit and its rivals on the same photos, and what they were measured with.
+
+    Attributes:
+        left_out: photos that were gray already, which say nothing of colour.
+    """
 
     data: str
     recipe: str
     seed: int
     scores: list[EditScore] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:
@@ -194,6 +200,9 @@ def score_edits(
     metric = load_lpips(lpips) if lpips else None
     for path in _list_photos(photos)[:limit]:
         case, clean = make_case(path.stem, read_picture(path).tensor(), plan, seed)
+        if case.task == "colorize" and is_gray(clean):
+            result.left_out.append(case.name)
+            continue
         methods: dict[str, Rival] = {} if edit is None else {"edit": edit}
         methods.update(_choose_rivals(rivals, case.task))
         for method, function in methods.items():
