@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.pipeline_text_editable_restoration import MAX_SCALE
 from textir.images.picture import Picture, to_pixels
 from textir.models.edit_processor import luma
 from textir.space.inputs import MAX_PIXELS
@@ -65,6 +66,16 @@ def enlarged_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Height and width after enlarging, rounded as the pipeline does."""
     height, width = size
     return round(height * scale), round(width * scale)
+
+
+def check_scale(scale: float) -> None:
+    """Make sure that a photo can be enlarged by so much.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not 1 < scale <= MAX_SCALE:
+        raise ValueError(f"The scale must lie above 1 and up to {MAX_SCALE}, got {scale:g}.")
 
 
 def check_size(size: tuple[int, int]) -> None:

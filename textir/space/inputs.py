@@ -55,6 +55,14 @@ def look_at(path: str) -> Facts:
     return Facts(*pixels.shape[:2], is_gray(pixels))
 
 
+def facts_of(path: str | None) -> Facts | None:
+    """What is known of a photo; `None` where there is none that can be used."""
+    try:
+        return look_at(path) if path else None
+    except ValueError:  # a run will tell
+        return None
+
+
 def check_number(files: list[str] | None) -> None:
     """Make sure that there are photos, and not too many.
 
