@@ -120,11 +120,11 @@ def lay_out_result() -> dict[str, Component]:
         visible=False,
         elem_classes="variants",
     )
+    summary = gr.Markdown(label="Summary")
     with gr.Row():
         use = gr.Button("Use as input", size="sm", visible=False)
         undo = gr.Button("Undo: the photo before", size="sm", visible=False)
     file = gr.File(label="Result", interactive=False)
-    summary = gr.Markdown(label="Summary")
     files = gr.File(file_count="multiple", interactive=False, visible=False, label="All files")
     return {
         "slider": slider,

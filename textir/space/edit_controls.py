@@ -97,6 +97,7 @@ def canvas_input() -> Canvas:
         label="Paint over what shall be filled",
         type="pil",
         format="png",
+        height=460,
         image_mode="RGBA",
         sources=(),
         transforms=(),

@@ -28,14 +28,14 @@ class FillMode(EditMode):
         prompt = prompt_input(self.editor, "What should be there?", "empty: more of what is around")
         self.buttons("Fill")
         self.words = word_inputs(self.editor, prompt)
-        with gr.Accordion("Mask from a file", open=False):
+        with gr.Accordion("Mask: from a file, or inverted", open=False):
             self.mask = gr.File(
                 label="Mask of the photo's size: bright is filled",
                 file_types=["image"],
                 type="filepath",
                 height=120,
             )
-        self.invert = gr.Checkbox(False, label="Invert: keep what is painted, fill the rest")
+            self.invert = gr.Checkbox(False, label="Invert: keep what is painted, fill the rest")
         self.own = {prompt: "''", self.mask: "null", self.invert: "false"}
 
     def join(self, photo: gr.Image, canvas: Canvas, bench: Bench):

@@ -7,7 +7,7 @@ from PIL import Image
 from textir.images.picture import resize
 from textir.models.edit_processor import read_mask
 
-THRESHOLD = 128  # of 255: softer edges of strokes stay outside
+THRESHOLD = 128  # least brightness of a hole in a file, of 255
 
 
 def read_hole(
@@ -73,6 +73,6 @@ def read_strokes(drawing: dict | None, size: tuple[int, int]) -> np.ndarray | No
         # A side of the copy is rounded to a whole pixel.
         if abs(factors[0] - factors[1]) > max(factors) * 1.5 / min(alpha.shape):
             raise ValueError("The strokes belong to another photo; paint them anew.")
-        levels = torch.from_numpy(alpha.copy()).float()[None, None] / 255
-        hole |= (resize(levels, size) * 255 >= THRESHOLD)[0, 0].numpy()
+        painted = torch.from_numpy(alpha > 0).float()[None, None]
+        hole |= (resize(painted, size) >= 0.5)[0, 0].numpy()
     return hole
