@@ -64,6 +64,7 @@ def load(
     device = best_device() if device == "auto" else device
     place = locate(checkpoint)
     check_files(Path(place))
+    check_kind(Path(place), TextGuidedRestorationPipeline, "`load_editor` and `textir edit`")
     try:
         precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
         pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options)
@@ -100,6 +101,7 @@ def load_editor(
     device = best_device() if device == "auto" else device
     place = locate(checkpoint)
     check_files(Path(place))
+    check_kind(Path(place), TextEditableRestorationPipeline, "`load` and `textir restore`")
     try:
         pipe = TextEditableRestorationPipeline.from_pretrained(
             place, dtype=torch.float32, **options
@@ -112,13 +114,16 @@ def load_editor(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block diffusers gives no advice."""
-    level = logging.get_verbosity()
+    """Within the block diffusers and our pipelines give no advice."""
+    level, ours = logging.get_verbosity(), logging.get_logger("pipelines")
+    our_level = ours.level
     logging.set_verbosity_error()
+    ours.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        ours.setLevel(our_level)
 
 
 def best_device() -> str:
@@ -143,6 +148,38 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{file} is damaged: it must hold a JSON object.")
     for file in sorted(folder.glob("*/*.safetensors")):
         check_safetensors(file)
+
+
+def check_kind(folder: Path, kind: type, others: str) -> None:
+    """Check that a folder is not a checkpoint of our other pipeline; what is on the Hub is not
+    looked at.
+
+    Args:
+        folder: the checkpoint, whose files can be read.
+        kind: the pipeline that shall be loaded.
+        others: what takes checkpoints of the other one.
+
+    Raises:
+        ValueError: if it is.
+    """
+    name = class_name(folder)
+    kinds = (TextGuidedRestorationPipeline, TextEditableRestorationPipeline)
+    if name != kind.__name__ and name in [other.__name__ for other in kinds]:
+        raise ValueError(f"{folder} holds a {name}; that is for {others}.")
+
+
+def is_editor(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is a folder that holds text-editable restoration."""
+    return class_name(Path(locate(checkpoint))) == TextEditableRestorationPipeline.__name__
+
+
+def class_name(folder: Path) -> str | None:
+    """The class of the pipeline in a folder, if it says."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    return name[-1] if isinstance(name, list) and name else name
 
 
 def check_safetensors(file: Path) -> None:

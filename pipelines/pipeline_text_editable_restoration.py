@@ -24,6 +24,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
@@ -209,6 +210,7 @@ class Edit:
         condition: `(1, D)` of the network, `None` for no words.
         words: where they came from.
         tile: side of the tiles that the upscaler works in, in pixels of the result.
+        bits: depth at which a colored photo keeps its luma, 8 or 16.
         generator: of the noise, where the network has any.
     """
 
@@ -219,6 +221,7 @@ class Edit:
     condition: torch.Tensor | None
     words: str
     tile: int
+    bits: int = 8
     generator: torch.Generator | None = None
 
 
@@ -337,7 +340,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
             words_from: a `TextGuidedRestorationPipeline`; without a prompt the photo is described
                 by the picture that it paints of the photo's cleaned words.
             invert_mask: dark is the hole.
-            tile: side of the tiles in which photos are enlarged, in pixels of the result.
+            tile: side of the tiles in which photos are enlarged, in pixels of the result; at least
+                128.
             output_type: pil, np or pt.
             return_effect: tell how far the words moved each result; every result is made twice.
             return_dict: return an `EditOutput`, else a tuple of its fields.
@@ -400,7 +404,9 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         if reduction > 1:
             size = [max(round(side / reduction), MIN_SIDE) for side in image.shape[-2:]]
             small_start = resize(start, size)
-            small_hole = F.interpolate(hole.float(), size, mode="area") > 0
+            share = F.interpolate(hole.float(), size, mode="area")
+            # Where every cell holds a bit of the hole, those with the least count as known.
+            small_hole = share > (0 if share.min() == 0 else share.min())
             small = self._run("inpainter", edit, keeper.fill(small_start, small_hole), small_hole)
             change = (small - small_start) * small_hole
             change = F.interpolate(change, image.shape[-2:], mode="bicubic", antialias=True)
@@ -425,11 +431,14 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         """Find colours in a reduced copy, enlarge them along the edges of the photo, and keep its
         luminance."""
         gray, keeper = edit.image, self.edit_processor
-        factor = self.config.colour_side / min(gray.shape[-2:])
+        side = self.config.colour_side
+        # A long strip is reduced further, so that the work does not grow with its length.
+        factor = min(side / min(gray.shape[-2:]), 8 * side / max(gray.shape[-2:]))
         size = [max(round(side * factor), MIN_SIDE) for side in gray.shape[-2:]]
         small = F.interpolate(gray, size, mode="bicubic", antialias=True).clamp(0, 1)
         colours = self._run("colorizer", edit, small)
-        return keeper.finish_colorization(keeper.in_colours(gray, small, colours), gray)
+        coloured = keeper.in_colours(gray, small, colours)
+        return keeper.finish_colorization(coloured, gray, edit.bits)
 
     def _run(self, part: str, edit: Edit, start: torch.Tensor, hole=None, scale=None):
         """What the network of a task makes of a start `(1, 3, H, W)`, in single precision."""
@@ -467,6 +476,54 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         Raises:
             ValueError: if an argument is not understood, or does not fit.
         """
+        self.check_settings(
+            task,
+            mask_image is not None,
+            scale,
+            strength,
+            num_images_per_prompt,
+            tile,
+            output_type,
+        )
+        if reference_image is not None and prompt is not None:
+            raise ValueError("Pass `prompt` or `reference_image`, not both: each says it all.")
+        photos, pictures, depths = read_photos(image)
+        masks = one_each(mask_image, len(photos), "mask_image")
+        references = one_each(reference_image, len(photos), "reference_image")
+        prompts = self._read_prompts(prompt, len(photos))
+        generator = self._read_generator(generator)
+        edits, dresses, notes = [], [], self.prompt_notes(prompt)
+        for number, photo in enumerate(photos):
+            plan, said = self._plan(photo, task, masks[number], scale, invert_mask, tile)
+            plan = replace(plan, bits=depths[number], generator=generator)
+            notes += said
+            dress = dress_of(plan, pictures[number])
+            for text in prompts[number]:
+                embed, kind, words = self._embed_words(plan, text, references[number], words_from)
+                for variant in range(num_images_per_prompt):
+                    condition = self._condition(
+                        plan.task, embed, kind, strength, variant, generator
+                    )
+                    edits.append(replace(plan, condition=condition, words=words))
+                    dresses.append(dress)
+        return edits, dresses, tuple(dict.fromkeys(notes))
+
+    def check_settings(
+        self,
+        task: str = "auto",
+        has_mask: bool = False,
+        scale: float | None = None,
+        strength: float = 1.0,
+        num_images_per_prompt: int = 1,
+        tile: int = 768,
+        output_type: str = "pil",
+    ) -> None:
+        """Check what of a call needs no photo, see `__call__`.
+
+        Raises:
+            ValueError: if an argument is not understood, does not fit the others, or needs a
+                component that is missing.
+        """
         if task not in ("auto", *PARTS):
             raise ValueError(f"`task` must be auto, {', '.join(PARTS)}; got {task!r}.")
         if output_type not in OUTPUT_TYPES:
@@ -475,50 +532,43 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
             )
         if not is_number(strength) or not 0 <= strength <= MAX_STRENGTH:
             raise ValueError(f"`strength` must lie in 0 to {MAX_STRENGTH}, got {strength!r}.")
-        if not isinstance(num_images_per_prompt, Integral) or num_images_per_prompt < 1:
+        if not is_count(num_images_per_prompt):
             raise ValueError(
                 f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt!r}."
             )
-        if not isinstance(tile, Integral) or tile < MIN_TILE:
+        if not is_count(tile) or tile < MIN_TILE:
             raise ValueError(f"`tile` must be at least {MIN_TILE} pixels, got {tile!r}.")
         if self.edit_processor is None:
             raise ValueError(
                 "This checkpoint has no edit_processor; pass one, such as "
                 "`textir.models.EditProcessor()`, to `from_pretrained`."
             )
-        photos, pictures = read_photos(image)
-        masks = one_each(mask_image, len(photos), "mask_image")
-        references = one_each(reference_image, len(photos), "reference_image")
-        prompts = self._read_prompts(prompt, len(photos))
-        if reference_image is not None and prompt is not None:
-            raise ValueError("Pass `prompt` or `reference_image`, not both: each says it all.")
-        generator = generator or torch.Generator().manual_seed(0)
-        edits, dresses, notes = [], [], list(self._too_long(prompt))
-        for number, photo in enumerate(photos):
-            plan, said = self._plan(photo, task, masks[number], scale, invert_mask, tile)
-            notes += said
-            sources = [(text, references[number]) for text in prompts[number]]
-            dress = self._dress(plan.task, pictures[number])
-            for text, reference in sources:
-                embed, kind, words = self._embed_words(plan, text, reference, words_from)
-                for variant in range(num_images_per_prompt):
-                    condition = self._condition(
-                        plan.task, embed, kind, strength, variant, generator
-                    )
-                    edits.append(
-                        replace(plan, condition=condition, words=words, generator=generator)
-                    )
-                    dresses.append(dress)
-        return edits, dresses, tuple(dict.fromkeys(notes))
+        if task in PARTS:
+            self._need(PARTS[task], f"for `task={task!r}`")
+        if task not in ("auto", "inpaint") and has_mask:
+            raise ValueError(f"`mask_image` belongs to inpainting; leave it out of {task}.")
+        if task == "inpaint" and not has_mask:
+            raise ValueError(
+                "Inpainting needs `mask_image`: bright where to fill, of the photo's size."
+            )
+        if scale is None:
+            return
+        if task not in ("auto", "super-resolution") or has_mask:
+            other = "inpainting" if has_mask else task
+            raise ValueError(f"`scale` belongs to super-resolution; leave it out of {other}.")
+        if not is_number(scale) or not 1 < scale <= MAX_SCALE:
+            raise ValueError(f"`scale` must lie above 1 and up to {MAX_SCALE}, got {scale!r}.")
 
     def _plan(
         self, photo: torch.Tensor, task: str, mask, scale, invert_mask: bool, tile: int
     ) -> tuple[Edit, list[str]]:
         """What to do with one photo, without words yet; and notes."""
         keeper, notes = self.edit_processor, []
+        if task == "auto" and scale is not None:
+            task = "super-resolution"
         if task == "auto":
             task = self.propose(photo, mask)
-            if task == "super-resolution" and scale is None:
+            if task == "super-resolution":
                 enlarged = keeper.looks_enlarged(photo)
                 if enlarged:
                     notes.append(
@@ -530,29 +580,25 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
                         keeper.reduce(photo, size), tuple(photo.shape[-2:]), tile
                     ), notes
         self._need(PARTS[task], f"for `task={task!r}`")
-        if mask is not None and task != "inpaint":
-            raise ValueError(f"`mask_image` belongs to inpainting; leave it out of {task}.")
-        if scale is not None and task != "super-resolution":
-            raise ValueError(f"`scale` belongs to super-resolution; leave it out of {task}.")
         size = tuple(photo.shape[-2:])
         if task == "inpaint":
             if mask is None:
                 raise ValueError(
-                    "Inpainting needs `mask_image`: bright where to fill, of the photo's size."
+                    "Inpainting needs `mask_image` for every photo: bright where to fill, of the "
+                    "photo's size."
                 )
+            self._check_pixels(size)
             hole = keeper.read_mask(mask, size, invert_mask).to(photo.device)
             return Edit(task, photo, hole, size, None, "none", tile), notes
         if task == "colorize":
             if not keeper.is_gray(photo):
                 raise ValueError(
-                    "This photo has colours already; colorization is for gray ones. Pass "
-                    "`image.convert('L')` to give it new colours."
+                    "This photo has colours already; colorization is for gray ones. Turn it gray "
+                    "first, such as by `image.convert('L')`, to give it new colours."
                 )
             self._check_pixels(size)
             return Edit(task, photo, None, size, None, "none", tile), notes
         scale = self.config.default_scale if scale is None else scale
-        if not is_number(scale) or not 1 < scale <= MAX_SCALE:
-            raise ValueError(f"`scale` must lie above 1 and up to {MAX_SCALE}, got {scale!r}.")
         size = tuple(round(side * scale) for side in size)
         return self._enlarging(photo, size, tile), notes
 
@@ -577,20 +623,6 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
                 "`scale`, or set `max_pixels`."
             )
 
-    def _dress(self, task: str, picture):
-        """The Pillow image whose mode, alpha and profile a result shall have: gray ones do not lend
-        theirs to a photo in colour, and alpha is not enlarged."""
-        if picture is None or task == "inpaint":
-            return picture
-        mode = "RGBA" if task == "colorize" and picture.has_transparency_data else "RGB"
-        blank = PIL.Image.new(mode, picture.size if task == "colorize" else (1, 1))
-        if mode == "RGBA":
-            blank.putalpha(alpha_of(picture))
-        keys = ["exif", "dpi", "xmp", "comment"]
-        keys += ["icc_profile"] if task == "super-resolution" and picture.mode == "RGB" else []
-        blank.info.update({key: picture.info[key] for key in keys if key in picture.info})
-        return blank
-
     def _read_prompts(self, prompt, count: int) -> list[list[str | None]]:
         """Prompts of each photo."""
         texts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
@@ -607,10 +639,20 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
             )
         return [[text] for text in texts]
 
-    def _too_long(self, prompt) -> list[str]:
-        """Notes on prompts that do not fit into the text encoder."""
+    def _read_generator(self, generator) -> torch.Generator:
+        if generator is None:
+            return torch.Generator().manual_seed(0)
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(
+                "`generator` must be one torch.Generator, such as "
+                f"`torch.Generator().manual_seed(1)`, got {type(generator).__name__}."
+            )
+        return generator
+
+    def prompt_notes(self, prompt: str | list[str] | None) -> list[str]:
+        """Notes on prompts that do not fit into the text encoder, which reads their beginning."""
         texts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
-        if self.photo_tokenizer is None:
+        if self.photo_tokenizer is None or self.photo_text_encoder is None:
             return []
         limit, notes = self._context, []
         for text in texts:
@@ -645,14 +687,24 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
     def _embed_words(self, plan: Edit, text: str | None, reference, words_from):
         """`(embedding (1, D), its kind, where it came from)`; no embedding for no words."""
         if reference is not None:
-            photo, _ = read_photos(reference, "reference_image")
-            return self.embed_photos(photo[0]), "image", "reference image"
+            photos, _, _ = read_photos(reference, "reference_image")
+            if len(photos) != 1:
+                raise ValueError(
+                    f"`reference_image` must be one image for each photo, got {len(photos)}."
+                )
+            return self.embed_photos(photos[0]), "image", "reference image"
         if text is not None and not text.strip():
             return None, "text", "none"
         if text is not None:
             return self.embed_texts([text]), "text", text
         if words_from is not None:
-            painted = words_from.guide(plan.image, "cleaned").images
+            if not hasattr(words_from, "guide"):
+                raise ValueError(
+                    "`words_from` must be a TextGuidedRestorationPipeline, got "
+                    f"{type(words_from).__name__}."
+                )
+            again = torch.Generator().manual_seed(plan.generator.initial_seed())
+            painted = words_from.guide(plan.image, "cleaned", generator=again).images
             return self.embed_photos(painted), "image", "cleaned words"
         if self.photo_encoder is None:
             return None, "image", "none"
@@ -665,7 +717,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         """The condition of a network for an embedding `(1, D)`, with noise for all variants but the
         first."""
         network = getattr(self, PARTS[task])
-        noise = torch.randn(1, network.config.condition_dim, generator=generator)
+        length = network.config.condition_dim
+        noise = torch.randn(1, length, generator=generator, device=generator.device)
         noise = self.config.variation * F.normalize(noise, dim=-1).to(network.no_words)
         if embed is None:
             return network.no_words[None] + noise if variant else None
@@ -686,8 +739,9 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, DiffusionPipeline):
         if enlargement > 1:
             pixels = resize(pixels, [math.ceil(side * enlargement) for side in pixels.shape[-2:]])
         inputs = self.photo_processor(images=[*pixels.cpu()], return_tensors="pt")
-        inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
-        return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
+        encoder = self.photo_encoder
+        inputs = {name: value.to(encoder.device, encoder.dtype) for name, value in inputs.items()}
+        return F.normalize(encoder(**inputs).image_embeds.float(), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -726,12 +780,19 @@ def is_number(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_count(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
 def one_each(value, count: int, name: str) -> list:
-    """One of something for each image: a list has one for each, anything else serves all.
+    """One of something for each image: a list or a tensor `(B, C, H, W)` has one for each,
+    anything else serves all.
 
     Raises:
         ValueError: if a list has another length.
     """
+    if isinstance(value, torch.Tensor) and value.ndim == 4 and len(value) == count:
+        return list(value.split(1))
     if not isinstance(value, (list, tuple)):
         return [value] * count
     if len(value) != count:
@@ -741,29 +802,79 @@ def one_each(value, count: int, name: str) -> list:
     return list(value)
 
 
-def read_photos(image, name: str = "image") -> tuple[list[torch.Tensor], list]:
-    """Single images `(1, 3, H, W)` in [0, 1], and the Pillow images whose mode results shall have
-    again, `None` for others.
+def dress_of(edit: Edit, picture: PIL.Image.Image | None) -> PIL.Image.Image | None:
+    """The Pillow image whose mode, alpha, profile and EXIF a result shall have, as the photo has
+    them, but in the size of the result, and in colour where it has got colours."""
+    if picture is None or edit.task == "inpaint":
+        return picture
+    keeps_mode = picture.mode in ("L", "LA", "La", "F") or picture.mode.startswith("I")
+    mode = picture.mode if keeps_mode else "L" if picture.mode == "1" else "RGB"
+    mode = "RGB" if edit.task == "colorize" else mode
+    # Profiles of gray and of inks do not fit colours.
+    keeps_profile = mode[0] == picture.mode[0] or picture.mode in ("P", "PA")
+    size = edit.size[::-1]
+    if picture.has_transparency_data:
+        mode = "LA" if mode[0] == "L" else "RGBA"
+    blank = PIL.Image.new(mode, size)
+    if picture.has_transparency_data:
+        blank.putalpha(alpha_of(picture).resize(size, PIL.Image.Resampling.BICUBIC))
+    keys = ["dpi", "exif", "xmp", "comment", *(["icc_profile"] if keeps_profile else [])]
+    blank.info.update({key: picture.info[key] for key in keys if key in picture.info})
+    if size != picture.size:
+        scale = [new / old for new, old in zip(size, picture.size)]
+        if "exif" in blank.info:
+            blank.info["exif"] = exif_of_size(blank.info["exif"], size, scale)
+        if "dpi" in blank.info:  # so that it measures on paper what it did
+            blank.info["dpi"] = tuple(dpi * by for dpi, by in zip(blank.info["dpi"], scale))
+    return blank
+
+
+def exif_of_size(block: bytes, size: tuple[int, int], scale: list[float]) -> bytes:
+    """An EXIF block whose fields of size and resolution, where it has them, are true of an enlarged
+    photo.
+
+    Args:
+        block: of the photo.
+        size: width and height of the result in pixels.
+        scale: by which width and height have grown.
+    """
+    exif, tags = PIL.Image.Exif(), PIL.ExifTags.Base
+    exif.load(block)
+    details = exif.get_ifd(PIL.ExifTags.IFD.Exif)
+    for tag, side in zip((tags.ExifImageWidth, tags.ExifImageHeight), size):
+        if tag in details:
+            details[tag] = side
+    for tag, by in zip((tags.XResolution, tags.YResolution), scale):
+        if tag in exif:
+            exif[tag] = float(exif[tag]) * by
+    return exif.tobytes()
+
+
+def read_photos(image, name: str = "image") -> tuple[list[torch.Tensor], list, list[int]]:
+    """Single images `(1, 3, H, W)` in [0, 1], the Pillow images whose mode results shall have
+    again, `None` for others, and the depth of each: 16 for whole numbers of 16 bits, else 8.
 
     Raises:
         ValueError: if it is none of the kinds of image that are accepted.
     """
     if isinstance(image, (list, tuple)):
-        photos, pictures = [], []
+        photos, pictures, depths = [], [], []
         for single in image:
-            read, dress = read_photos(single, name)
+            read, dress, depth = read_photos(single, name)
             if len(read) != 1:
                 raise ValueError(
                     f"`{name}` is a list; each entry must be one image, got a batch of {len(read)}."
                 )
             photos += read
             pictures += dress
+            depths += depth
         if not photos:
             raise ValueError(f"{accepted_images(name)}; got an empty list.")
-        return photos, pictures
+        return photos, pictures, depths
     if isinstance(image, PIL.Image.Image):
         picture = PIL.ImageOps.exif_transpose(image)
-        return [tensor_from_pil(picture, name)], [picture]
+        return [tensor_from_pil(picture, name)], [picture], [8]
+    depth = 16 if isinstance(image, np.ndarray) and image.dtype == np.uint16 else 8
     if isinstance(image, np.ndarray):
         image = tensor_from_array(image, name)
     if not isinstance(image, torch.Tensor):
@@ -772,7 +883,8 @@ def read_photos(image, name: str = "image") -> tuple[list[torch.Tensor], list]:
     if image.ndim == 4 and image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
     check_tensor(image, name)
-    return list(image.float().clamp(0, 1).split(1)), [None] * len(image)
+    count = len(image)
+    return list(image.float().clamp(0, 1).split(1)), [None] * count, [depth] * count
 
 
 # ---- as in the pipeline of text-guided restoration, to the letter
@@ -976,7 +1088,7 @@ def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PI
     came from."""
     mode = like.mode if like is not None else "RGB"
     if mode == "F":
-        return PIL.Image.fromarray(array.mean(-1))
+        return PIL.Image.fromarray(array.mean(-1, dtype=np.float64).astype(np.float32))
     if mode.startswith("I"):
         return PIL.Image.fromarray((array.mean(-1) * 65535).round().astype(np.uint16))
     image = PIL.Image.fromarray((array * 255).round().astype(np.uint8))

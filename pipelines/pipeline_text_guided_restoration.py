@@ -2398,7 +2398,7 @@ def pil_from_array(array: np.ndarray, like: PIL.Image.Image | None = None) -> PI
     came from."""
     mode = like.mode if like is not None else "RGB"
     if mode == "F":
-        return PIL.Image.fromarray(array.mean(-1))
+        return PIL.Image.fromarray(array.mean(-1, dtype=np.float64).astype(np.float32))
     if mode.startswith("I"):
         return PIL.Image.fromarray((array.mean(-1) * 65535).round().astype(np.uint16))
     image = PIL.Image.fromarray((array * 255).round().astype(np.uint8))

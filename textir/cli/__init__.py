@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from textir import __version__
-from textir.cli import exchange, measure, photos, words
+from textir.cli import edits, exchange, measure, photos, words
 from textir.cli.options import load_pipeline
 
 app = typer.Typer(
@@ -35,9 +35,9 @@ def begin(
         raise typer.Exit
 
 
-for command in (photos.restore, photos.degrade, measure.evaluate, measure.suite, words.instruct):
+for command in (photos.restore, edits.edit, photos.degrade, measure.evaluate, measure.suite):
     app.command()(command)
-for command in (exchange.push, exchange.convert):
+for command in (words.instruct, exchange.push, exchange.convert):
     app.command()(command)
 
 benchmark = typer.Typer(help="Measure this machine.", no_args_is_help=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from textir.cli.options import Adapter, explained, load_pipeline
+from textir.cli.options import Adapter, explained, load_editing_pipeline, load_pipeline
 
 
 def push(
@@ -99,12 +99,19 @@ def onnx(
     ],
     adapter: Adapter = None,
 ) -> None:
-    """Write restorer and matcher as ONNX files, for `--backend onnx` and runtimes without torch; an
-    adapter becomes part of them."""
-    from textir.hub.onnx_files import export_onnx, require
+    """Write networks as ONNX files for runtimes without torch: restorer and matcher, also for
+    `--backend onnx`, an adapter becoming part of them; or the networks of `edit`."""
+    from pipelines.loading import is_editor
+    from textir.hub.onnx_files import export_editors, export_onnx, require
 
     with explained():
         require("onnx")
+        if is_editor(checkpoint):
+            if adapter is not None:
+                raise ValueError("Networks of `edit` take no `--adapter`; leave it out.")
+            for file in export_editors(load_editing_pipeline(checkpoint, "cpu"), output):
+                typer.echo(file)
+            return
         pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")
         if adapter is not None:
             if Path(checkpoint).resolve() == output.resolve():

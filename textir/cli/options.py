@@ -93,13 +93,28 @@ def load_pipeline(
     checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"
 ):
     """A pipeline ready to work, quiet while it loads."""
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
-
     from pipelines import load
 
-    logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    hide_loading()
     pipe = load(checkpoint, adapter, device, dtype, backend)
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     return pipe
+
+
+def load_editing_pipeline(checkpoint: str, device: str):
+    """A pipeline of text-editable restoration ready to work, quiet while it loads."""
+    from pipelines import load_editor
+
+    hide_loading()
+    pipe = load_editor(checkpoint, device)
+    pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
+    return pipe
+
+
+def hide_loading() -> None:
+    """No progress bars while components load."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -1,11 +1,9 @@
 """Commands for photos: restore and degrade."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from textir.cli.options import (
     Adapter,
@@ -64,6 +62,7 @@ def restore(
     source."""
     import torch
 
+    from textir.cli.batch import tell_left_out, tell_results
     from textir.images.explanation import what_was_done
     from textir.images.jobs import list_left_out, plan_jobs, restore_files
     from textir.images.restoration import restore_picture
@@ -102,40 +101,9 @@ def restore(
         return restored, output
 
     notes: list[str] = []
-    results = restore_files(jobs, run, skip_existing, intermediates)
-    bad = []
-    written = 0
-    try:
-        for job, target, problem in tqdm(results, total=len(jobs), unit="image", disable=None):
-            if problem is None:
-                written += 1
-                tqdm.write(str(target))
-                while notes:
-                    tqdm.write(f"  {notes.pop()}")
-                continue
-            bad.append(str(job.source))
-            notes.clear()
-            tqdm.write(f"error: {job.source}: {problem}", file=sys.stderr)
-            if fail_fast:
-                break
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\nStopped: {written} of {len(jobs)} images restored. Go on with --skip-existing.",
-            err=True,
-        )
-        raise typer.Exit(130) from None
-    failed = f", {len(bad)} bad: {', '.join(bad)}" if bad else ""
-    typer.echo(f"{written} of {len(jobs)} images restored{failed}.")
-    if written != len(jobs):
-        raise typer.Exit(1)
-
-
-def tell_left_out(files: list[Path]) -> None:
-    """Name the files of input folders that are not taken."""
-    if files:
-        more = f" and {len(files) - 5} more" if len(files) > 5 else ""
-        names = ", ".join(str(file) for file in files[:5])
-        typer.echo(f"left out, not images that can be read: {names}{more}", err=True)
+    restored = restore_files(jobs, run, skip_existing, intermediates)
+    results = ((job, [target] if target else [], problem) for job, target, problem in restored)
+    tell_results(results, len(jobs), notes, "restored", fail_fast)
 
 
 def degrade(
@@ -158,6 +126,7 @@ def degrade(
 
     import torch
 
+    from textir.cli.batch import tell_left_out
     from textir.degradations import RECIPES, Recipe, degrade
     from textir.evaluation.scores import contact_sheet
     from textir.images.jobs import list_left_out, plan_jobs, restore_files

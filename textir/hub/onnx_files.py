@@ -1,5 +1,5 @@
-"""Restorer and matcher as ONNX files, for runtimes without torch, and a pipeline that restores with
-them through onnxruntime.
+"""Networks as ONNX files, for runtimes without torch, and a pipeline that restores with them by
+onnxruntime.
 
 The files lie in the folder of their checkpoint. Batch, height and width are free; images are
 `(batch, C, height, width)`, float32 in [0, 1]:
@@ -10,7 +10,10 @@ The files lie in the folder of their checkpoint. Batch, height and width are fre
 - `matcher.onnx`: `degraded`, `guidance` (of one size) -> `features_0`, `features_1`, ... (finest
   first), `confidence`;
 - `guided_restorer.onnx`: `degraded`, `strength` `(batch, 1, 1, 1)`, those features, `condition` as
-  above -> `restored`.
+  above -> `restored`;
+- `inpainter.onnx`, `upscaler.onnx`, `colorizer.onnx` of text-editable restoration: `image` as the
+  network takes it, `condition` `(batch, D)` from `condition_of`, and `mask` `(batch, 1, H, W)` or
+  `scale` `(batch,)` -> `result`, not clipped.
 """
 
 import importlib.util
@@ -30,6 +33,7 @@ from textir.models.guidance_matcher import MatchedGuidance
 RESTORER, GUIDED, MATCHER = "restorer.onnx", "guided_restorer.onnx", "matcher.onnx"
 DIGEST = "textir.weights"  # in the metadata of a file: what it was made of
 OPSET = 18
+EDITORS = ("inpainter", "upscaler", "colorizer")
 
 
 def require(*packages: str) -> None:
@@ -76,16 +80,7 @@ def export_onnx(pipe, folder: str | Path) -> list[Path]:
             "Adapters are attached; make them permanent with `fuse_lora()` and "
             "`unload_lora_weights()`, then export."
         )
-    if Path(__file__).parents[1] in folder.resolve().parents:
-        raise ValueError(
-            f"{folder} belongs to the installed package, which stays as it is; choose a new folder."
-        )
-    if Path(pipe.name_or_path or "").resolve() != folder.resolve():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                f"{folder} is not empty; choose a new folder, or the checkpoint's own."
-            )
-        pipe.save_pretrained(folder)
+    save_beside(pipe, folder)
 
     degraded, told = example(pipe.restorer), {}
     if pipe.restorer.config.get("labels"):
@@ -111,6 +106,59 @@ def export_onnx(pipe, folder: str | Path) -> list[Path]:
     return written
 
 
+def export_editors(pipe, folder: str | Path) -> list[Path]:
+    """Write the networks of a pipeline of text-editable restoration as ONNX files into the folder
+    of its checkpoint.
+
+    Args:
+        pipe: in float32 on the CPU.
+        folder: as for `export_onnx`.
+
+    Returns:
+        the files written.
+
+    Raises:
+        ValueError: if a package is missing, the pipeline has none of these networks, or `folder` is
+            that of the installed package or holds something else.
+    """
+    require("onnx")
+    folder = Path(folder)
+    parts = [part for part in EDITORS if getattr(pipe, part) is not None]
+    if not parts:
+        raise ValueError(f"This checkpoint has none of {', '.join(EDITORS)}; nothing to export.")
+    save_beside(pipe, folder)
+    written = []
+    for part in parts:
+        network = getattr(pipe, part)
+        side = 4 * network.multiple
+        image = torch.rand(2, 3, side + 3, side + network.multiple + 5)
+        inputs = {"image": image, "condition": torch.rand(2, network.config.condition_dim)}
+        if network.config.task == "inpaint":
+            inputs["mask"] = (torch.rand(2, 1, *image.shape[-2:]) > 0.5).float()
+        if network.config.task == "super-resolution":
+            inputs["scale"] = torch.tensor([2.0, 4.0])
+        written.append(write_onnx(network, edited, inputs, ["result"], folder / f"{part}.onnx"))
+    return written
+
+
+def save_beside(pipe, folder: Path) -> None:
+    """Save a pipeline into a new folder, if it is not the one that it came from.
+
+    Raises:
+        ValueError: if the folder is that of the installed package or holds something else.
+    """
+    if Path(__file__).parents[1] in folder.resolve().parents:
+        raise ValueError(
+            f"{folder} belongs to the installed package, which stays as it is; choose a new folder."
+        )
+    if Path(pipe.name_or_path or "").resolve() != folder.resolve():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(
+                f"{folder} is not empty; choose a new folder, or the checkpoint's own."
+            )
+        pipe.save_pretrained(folder)
+
+
 def takes_guidance(pipe) -> bool:
     return pipe.matcher is not None and bool(pipe.restorer.config.guidance_channels)
 
@@ -126,6 +174,13 @@ def guided(
     features, condition = others[:count], others[count:]
     told = {"condition": condition[0]} if condition else {}
     return restorer(degraded, list(features), strength, **told)
+
+
+def edited(
+    network: nn.Module, image: torch.Tensor, condition: torch.Tensor, *others: torch.Tensor
+) -> torch.Tensor:
+    name = {"inpaint": "mask", "super-resolution": "scale"}.get(network.config.task)
+    return network(image, condition, **({} if name is None else {name: others[0]}))
 
 
 def matched(
@@ -195,7 +250,7 @@ def write_onnx(
         ):
             # Which the tracer leaves open.
             value.type.tensor_type.shape.dim[1].dim_value = result.shape[1]
-        part = "matcher" if file.name == MATCHER else "restorer"
+        part = file.stem if file.stem in ("matcher", *EDITORS) else "restorer"
         onnx.helper.set_model_props(model, {DIGEST: weights_digest(file.parent / part)})
         onnx.save(model, temporary)
     return file
@@ -203,7 +258,7 @@ def write_onnx(
 
 def named_sizes(name: str) -> dict[int, str]:
     """What the free sizes of a tensor are called."""
-    if name in ("strength", "condition"):
+    if name in ("strength", "condition", "scale"):
         return {0: "batch"}
     level = name.removeprefix("features") if name.startswith("features") else ""
     return {0: "batch", 2: f"height{level}", 3: f"width{level}"}

@@ -1,4 +1,4 @@
-"""Many photos: which files are restored, and where the results go."""
+"""Many photos: which files are worked on, and where the results go."""
 
 import glob
 import logging
@@ -27,26 +27,38 @@ MAX_NAME = 200  # bytes; systems take 255, and temporary files and numbers need 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to restore and where the result goes.
+    """One file to work on and where the result goes.
 
     Attributes:
         source: the file.
         target_folder: of its result.
         target: the result itself, where the user has named it.
+        tree: folders between the input folder and the file.
     """
 
     source: Path
     target_folder: Path
     target: Path | None = None
+    tree: Path = Path()
 
 
 def plan_jobs(
-    inputs: Sequence[str | Path], output: str | Path, recursive: bool = False
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    recursive: bool = False,
+    helpers: Sequence[Path] = (),
 ) -> list[Job]:
     """The files behind some paths; a folder keeps its tree below `output`.
 
     Results of earlier runs that lie below `output` are no inputs. `~` and patterns such as
     `photos/*.png` are resolved. One file may be given a name: `output` with an image's suffix.
+
+    Args:
+        inputs: files, folders and patterns.
+        output: folder of the results, or the file of the only one.
+        recursive: look into sub-folders.
+        helpers: files and folders, such as masks, that are no photos where an input folder holds
+            them.
 
     Raises:
         ValueError: if a path does not exist or holds no image, if two files would get the same
@@ -65,12 +77,13 @@ def plan_jobs(
     jobs = []
     for path in paths:
         files = without_results(list_images(path, recursive), path, output)
+        files = without_helpers(files, path, helpers)
         if not files:
             hint = "" if recursive else "; use --recursive to look into its sub-folders"
             raise ValueError(f"No images in {path}{hint}.")
         for file in files:
-            tree = file.parent.relative_to(path) if path.is_dir() else ""
-            jobs.append(Job(file, output / tree))
+            tree = file.parent.relative_to(path) if path.is_dir() else Path()
+            jobs.append(Job(file, output / tree, tree=tree))
     targets: dict[Path, Path] = {}
     for job in jobs:
         target = job.target_folder / job.source.name
@@ -78,8 +91,8 @@ def plan_jobs(
         target = target.resolve()
         if target in targets:
             raise ValueError(
-                f"{targets[target]} and {job.source} would both be written to {target}; restore "
-                "them apart."
+                f"{targets[target]} and {job.source} would both be written to {target}; "
+                "work on them apart."
             )
         targets[target] = job.source
     return jobs
@@ -116,6 +129,14 @@ def without_results(files: list[Path], root: Path, output: Path) -> list[Path]:
     if root.resolve() == folder:
         return files
     return [file for file in files if folder not in file.resolve().parents]
+
+
+def without_helpers(files: list[Path], root: Path, helpers: Sequence[Path]) -> list[Path]:
+    """Files found in the folder `root` but for `helpers` and what such folders hold."""
+    if not root.is_dir():
+        return files
+    places = {helper.resolve() for helper in helpers} - {root.resolve()}
+    return [file for file in files if places.isdisjoint([file.resolve(), *file.resolve().parents])]
 
 
 def list_left_out(
@@ -160,24 +181,66 @@ def restore_files(
     Yields:
         the job, the file written (or already there), and what went wrong if it was not written.
     """
-    taken = {job.target_folder / job.source.name: job.source for job in jobs}
     stems = Counter((job.target_folder, job.source.stem) for job in jobs)
+
+    def process(job: Job, picture: Picture, targets: list[Path]) -> None:
+        restored, output = restore(picture)
+        target = write_picture(targets[0], restored)
+        if intermediates:
+            is_alone = stems[job.target_folder, job.source.stem] == 1
+            name = target.stem if is_alone else target.name
+            folder = target.with_name(short_name(name, ".intermediates"))
+            Explanation.of(output).write(folder)
+
+    for job, targets, problem in process_files(jobs, process, skip_existing, read, name_result):
+        yield job, targets[0] if targets else None, problem
+
+
+def process_files(
+    jobs: Sequence[Job],
+    process: Callable[[Job, Picture, list[Path]], None],
+    skip_existing: bool = False,
+    read: Callable[[Path], Picture] = read_picture,
+    name_result: Callable[[Path, Picture], str] = output_name,
+    count: int = 1,
+) -> Iterator[tuple[Job, list[Path], str | None]]:
+    """Make one or several results of file after file; a bad one does not stop the others.
+
+    Args:
+        jobs: the files.
+        process: makes the results of a job and its picture, and writes them to the given paths.
+        skip_existing: leave alone what an earlier run has written as a whole.
+        read: decodes a file.
+        name_result: names the result of a file and its picture.
+        count: results of a file; several have numbers, such as `photo-1.png`.
+
+    Yields:
+        the job, the files written (or already there), and what went wrong if they were not.
+    """
+    sources = {job.source.resolve() for job in jobs}
+    taken = {job.target_folder / job.source.name: job.source for job in jobs}
     for job in jobs:
         try:
             picture = read(job.source)
             target = job.target or free_target(job, name_result(job.source, picture), taken)
-            if not (skip_existing and target.exists()):
-                restored, output = restore(picture)
-                write_picture(target, restored)
-                if intermediates:
-                    is_alone = stems[job.target_folder, job.source.stem] == 1
-                    name = target.stem if is_alone else target.name
-                    folder = target.with_name(short_name(name, ".intermediates"))
-                    Explanation.of(output).write(folder)
-            yield job, target, None
+            targets = numbered(target, count)
+            for path in targets:
+                if count > 1 and path.resolve() in sources:
+                    raise ValueError(f"{path} is a photo to work on; choose another `--output`.")
+            if not (skip_existing and all(path.exists() for path in targets)):
+                process(job, picture, targets)
+            yield job, targets, None
         except Exception as error:  # no file ends a batch
             logger.debug("%s", job.source, exc_info=True)
-            yield job, None, str(error) or type(error).__name__
+            yield job, [], str(error) or type(error).__name__
+
+
+def numbered(target: Path, count: int) -> list[Path]:
+    """Names of several results: `photo.png` -> `photo-1.png`, `photo-2.png`, ...; of one its
+    own."""
+    if count == 1:
+        return [target]
+    return [target.with_name(f"{target.stem}-{n}{target.suffix}") for n in range(1, count + 1)]
 
 
 def free_target(job: Job, name: str, taken: dict[Path, Path]) -> Path:

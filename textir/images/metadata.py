@@ -30,6 +30,9 @@ TEXTS = {
 }
 RESOLUTION, RESOLUTION_UNIT = (282, 283), 296
 NUMBERS = {RESOLUTION_UNIT: range(1, 4), 18246: range(6), 18249: range(101)}  # unit and ratings
+DIMENSIONS = (40962, 40963)  # width and height in pixels, in the directory Exif
+SENSOR_RESOLUTION = (41486, 41487)  # pixels across and down a unit of the sensor
+PLACES = (37396, 41492)  # of the subject, in pixels
 WINDOWS_TEXTS = range(40091, 40096)  # title, comment, author, keywords, subject in UTF-16
 XMP_KEYWORD = "XML:com.adobe.xmp"
 COMMENT = "Comment"
@@ -159,6 +162,46 @@ def finished(exif: Image.Exif) -> bytes | None:
     if not len(exif):
         return None
     exif[ExifTags.Base.Orientation] = 1
+    return exif.tobytes()
+
+
+# ---- a picture that has grown
+
+
+def enlarged_metadata(picture, height: int, width: int) -> dict:
+    """Resolution, EXIF and XMP of a picture that gets a new size, as fields of a `Picture`: what
+    they say of its size is true of the new one, and on paper it measures what it did."""
+    old_height, old_width = picture.pixels.shape[:2]
+    scales = (width / old_width, height / old_height)
+    dpi = picture.dpi and usable_resolution(old * by for old, by in zip(picture.dpi, scales))
+    xmp = picture.xmp
+    for names, side in (
+        (rb"PixelXDimension|ImageWidth", width),
+        (rb"PixelYDimension|ImageLength", height),
+    ):
+        if xmp is not None:
+            xmp = re.sub(rb"((?:%b)(?:=[\"']|>))\d+" % names, rb"\g<1>%d" % side, xmp)
+    return {"dpi": dpi, "exif": enlarged_exif(picture.exif, (width, height), scales), "xmp": xmp}
+
+
+def enlarged_exif(
+    block: bytes | None, size: tuple[int, int], scales: tuple[float, float]
+) -> bytes | None:
+    """An EXIF block with the width and height of a picture that has grown by `scales`."""
+    if block is None:
+        return None
+    exif = Image.Exif()
+    exif.load(block)
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    for tag, side in zip(DIMENSIONS, size):
+        if tag in details:
+            details[tag] = side
+    for directory, tags in ((exif, RESOLUTION), (details, SENSOR_RESOLUTION)):
+        for tag, by in zip(tags, scales):
+            if tag in directory:
+                directory[tag] = float(directory[tag]) * by
+    for tag in PLACES:
+        details.pop(tag, None)
     return exif.tobytes()
 
 

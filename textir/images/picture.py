@@ -442,7 +442,8 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
     """The bytes of an image file of the kind that `suffix` names."""
     channels = picture.pixels
     if picture.is_gray:
-        channels = picture.pixels.mean(-1, keepdims=True)
+        # In double precision three equal numbers have their own mean.
+        channels = picture.pixels.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
     if picture.alpha is not None:
         channels = np.concatenate([channels, picture.alpha[..., None]], axis=-1)
     kind = KINDS.get(suffix)

@@ -367,7 +367,7 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         self._check(image, mask, scale)
         height, width = image.shape[-2:]
-        style = self._style(len(image), condition, scale, image)
+        style = self._style(image.shape[0], condition, scale, image)
         inputs = image if mask is None else torch.cat([image, mask.to(image)], dim=1)
         features = self._run(self.encoder, _pad(inputs, self.multiple))
         noise = generator if self.config.noise else None
