@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
@@ -12,7 +12,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from textir import machine
-from textir.images.picture import Picture, to_pixels, to_tensor
+from textir.images.editing import edit_picture
+from textir.images.picture import Picture
 from textir.space.edit_settings import EditSettings
 from textir.space.editor import Editor
 from textir.space.worker import Beat, Channel, listen
@@ -117,7 +118,7 @@ class EditWorker:
     def _work(self, picture: Picture, settings: EditSettings, channel: Channel) -> None:
         try:
             with self.lock, Stoppable(channel.check):
-                result = edit_picture(
+                result = edit(
                     self.editor.pipe,
                     picture,
                     settings,
@@ -132,37 +133,21 @@ def megapixels(size: tuple[int, int]) -> float:
     return size[0] * size[1] / 1e6
 
 
-def edit_picture(
+def edit(
     pipe, picture: Picture, settings: EditSettings, callback: Callable[[int, int], None]
 ) -> EditResult:
-    """Edit a picture at its own depth; profile, EXIF and, at its size, alpha stay.
+    """Edit a picture, and take the time.
 
     Raises:
         ValueError: what the pipeline raises.
     """
     start = time.perf_counter()
-    output = pipe(
-        picture.tensor(),
-        output_type="pt",
+    pictures, output = edit_picture(
+        pipe,
+        picture,
         generator=torch.Generator().manual_seed(settings.seed),
         callback=callback,
         **settings.arguments,
     )
-    pictures = [dress(picture, image, settings.task, pipe) for image in output.images]
     effect = output.effect[0] if output.effect else None
     return EditResult(pictures, effect, output.notes, time.perf_counter() - start)
-
-
-def dress(picture: Picture, image: torch.Tensor, task: str, pipe) -> Picture:
-    """A result `(3, H, W)` as a picture, with what survives of the one that it came from."""
-    pixels = to_pixels(image)
-    if task == "inpaint":
-        return picture.with_pixels(pixels)
-    if task == "colorize":  # a profile of gray fits no colours, which are found on 8 bits
-        profile = None if picture.is_gray else picture.icc_profile
-        return replace(picture, pixels=pixels, bits=8, is_gray=False, icc_profile=profile)
-    alpha = picture.alpha
-    if alpha is not None:
-        alpha = pipe.edit_processor.enlarge(to_tensor(alpha[..., None]), pixels.shape[:2])
-        alpha = to_pixels(alpha)[..., 0]
-    return replace(picture, pixels=pixels, alpha=alpha)
