@@ -94,10 +94,10 @@ def word_inputs(editor: Editor, prompt: gr.Textbox) -> Words:
 def canvas_input() -> Canvas:
     """Where to paint what shall be filled."""
     return Canvas(
-        label="Paint over what shall be filled",
+        label="Paint here",
         type="pil",
         format="png",
-        height=460,
+        height=420,
         image_mode="RGBA",
         sources=(),
         transforms=(),
