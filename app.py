@@ -3,6 +3,7 @@ thought on the way.
 
 python app.py                                   # the embedded checkpoint, on this machine
 TEXTIR_CHECKPOINT=user/name python app.py       # another one, a folder or a Hub id
+TEXTIR_EDIT_CHECKPOINT=user/name python app.py  # another one to fill, enlarge and colour
 """
 
 import spaces  # noqa: F401, I001  first: on ZeroGPU it patches torch
@@ -16,23 +17,28 @@ import gradio as gr
 from textir.space.batch_tab import BatchTab
 from textir.space.compare_tab import CompareTab
 from textir.space.degrade_tab import DegradeTab
+from textir.space.edit_worker import EditWorker
+from textir.space.editor import Editor
 from textir.space.elsewhere_tab import HAS_MCP, lay_out_elsewhere
 from textir.space.examples import write_examples
 from textir.space.model import Model
 from textir.space.page import render
-from textir.space.restore_tab import RestoreTab
+from textir.space.photo_tab import PhotoTab
 from textir.space.worker import Worker
 
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 model = Model.load(os.environ.get("TEXTIR_CHECKPOINT", "mini"))
 worker = Worker(model)
+editor = Editor.load(os.environ.get("TEXTIR_EDIT_CHECKPOINT", "mini-textir"))
+edit_worker = EditWorker(editor)
+edit_worker.measure()
 examples = write_examples(model.tasks)
 
 with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
-    gr.Markdown(render("about.md", has_painter=model.has_painter))
+    gr.Markdown(render("about.md", has_painter=model.has_painter, absence=editor.absence))
     with gr.Tab("Restore"):
-        RestoreTab(worker).lay_out(examples)
+        PhotoTab(worker, edit_worker).lay_out(examples)
     with gr.Tab("Compare"):
         CompareTab(worker).lay_out(examples)
     with gr.Tab("Degrade"):

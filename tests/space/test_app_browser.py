@@ -2,30 +2,24 @@
 nothing leaves the machine."""
 
 import re
-import shutil
 from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 
+from tests.tools.browser import (
+    ARGUMENTS,
+    CHROMIUM,
+    button,
+    choose_example,
+    needs_chromium,
+    open_page,
+)
 from tests.tools.space import tiny_space
 from textir.images.picture import Picture, write_picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
-WAIT = 30_000
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +30,6 @@ def browser():
         chromium.close()
 
 
-def open_page(browser, width: int, height: int, query: str = ""):
-    """A loaded page, with the addresses that it asked for and the errors of its console."""
-    page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(WAIT)
-    page.asked, page.errors = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on(
-        "console",
-        lambda message: page.errors.append(message.text) if message.type == "error" else None,
-    )
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(tiny_space()[0] + query)
-    button(page, "Restore").wait_for()
-    return page
-
-
 @pytest.fixture(scope="module")
 def desk(browser):
     return open_page(browser, 1280, 900)
@@ -60,15 +38,6 @@ def desk(browser):
 @pytest.fixture(scope="module")
 def phone(browser):
     return open_page(browser, 390, 844)
-
-
-def button(page, name: str):
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def choose_example(page, name: str) -> None:
-    page.get_by_text(name, exact=True).first.click()
-    page.wait_for_selector(f"img[src$='/{name.replace(' ', '')}.png'], img[src*='{name}']")
 
 
 def restore_rain(page) -> None:

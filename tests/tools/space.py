@@ -91,10 +91,17 @@ def running(**environment: str):
 
 @functools.cache
 def tiny_space() -> tuple[str, Path]:
-    """Address and checkpoint of one Space that all test modules share; it ends with Python."""
+    """Address and checkpoint of one Space that all test modules share; it ends with Python. Its
+    editor lies beside the checkpoint, as `editor`."""
     folder = tempfile.TemporaryDirectory(prefix="textir-checkpoint-")
-    checkpoint = save_checkpoint(Path(folder.name))
-    space = running(TEXTIR_CHECKPOINT=str(checkpoint), TEXTIR_MAX_PIXELS=str(MAX_PIXELS))
+    checkpoint = save_checkpoint(Path(folder.name) / "chain")
+    editor = checkpoint.with_name("editor")
+    tiny.editing_pipeline().save_pretrained(editor)
+    space = running(
+        TEXTIR_CHECKPOINT=str(checkpoint),
+        TEXTIR_EDIT_CHECKPOINT=str(editor),
+        TEXTIR_MAX_PIXELS=str(MAX_PIXELS),
+    )
     _, url = space.__enter__()
     atexit.register(folder.cleanup)
     atexit.register(space.__exit__, None, None, None)

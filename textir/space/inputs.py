@@ -1,9 +1,12 @@
 """Photos that visitors send: what is taken, and what the restored file is called."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from textir.images.picture import Picture, TooLargeImageError, output_name, read_picture
+from textir.models.edit_processor import is_gray
 
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
 MAX_SIDE = 20_000
@@ -33,6 +36,33 @@ def read_upload(path: str | Path | None) -> Picture:
     return picture
 
 
+class Facts(NamedTuple):
+    """What the page needs to know of a photo before anything is done to it."""
+
+    height: int
+    width: int
+    is_gray: bool
+
+
+@lru_cache(maxsize=64)
+def look_at(path: str) -> Facts:
+    """Size of an uploaded photo, and whether it lacks colours; files never change their content.
+
+    Raises:
+        ValueError: as `read_upload`.
+    """
+    pixels = read_upload(path).pixels
+    return Facts(*pixels.shape[:2], is_gray(pixels))
+
+
+def facts_of(path: str | None) -> Facts | None:
+    """What is known of a photo; `None` where there is none that can be used."""
+    try:
+        return look_at(path) if path else None
+    except ValueError:  # a run will tell
+        return None
+
+
 def check_number(files: list[str] | None) -> None:
     """Make sure that there are photos, and not too many.
 
@@ -45,10 +75,10 @@ def check_number(files: list[str] | None) -> None:
         raise ValueError(f"{len(files)} files were sent; at most {MAX_FILES} are taken at a time.")
 
 
-def restored_name(source: str | Path, picture: Picture) -> str:
+def restored_name(source: str | Path, picture: Picture, word: str = "restored") -> str:
     """The name of a restored photo: PNG, or TIFF for floating point."""
     suffix = Path(output_name(Path(source).with_suffix(".png"), picture)).suffix
-    return f"{Path(source).stem}-restored{suffix}"
+    return f"{Path(source).stem}-{word}{suffix}"
 
 
 def size_of(picture: Picture) -> str:

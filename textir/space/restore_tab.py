@@ -1,4 +1,4 @@
-"""The tab Restore: one photo, everything that can be set, and how the result came about."""
+"""The mode Restore: everything that can be set, and how the result came about."""
 
 import tempfile
 import time
@@ -9,7 +9,8 @@ import gradio as gr
 from gradio.components import Component
 
 from textir.images.picture import write_picture
-from textir.space.controls import keep_buttons, photo_input, seed_input, task_buttons
+from textir.space.bench import Bench
+from textir.space.controls import keep_buttons, seed_input, task_buttons
 from textir.space.examples import SOURCES, Example
 from textir.space.inputs import read_upload, restored_name
 from textir.space.messages import messages
@@ -27,42 +28,43 @@ class RestoreTab:
         self.worker = worker
         self.model = worker.model
 
-    def lay_out(self, examples: list[Example]) -> None:
-        """Make the inputs and outputs, and join them to `restore`."""
+    def lay_out(self, photo: gr.Image, examples: list[Example]) -> None:
+        """Make the inputs, but for the photo."""
+        instruction = instruction_input(self.model)
+        task = task_buttons(self.model)
         with gr.Row():
-            with gr.Column():
-                image = photo_input("Degraded photo", height=360)
-                instruction = instruction_input(self.model)
-                task = task_buttons(self.model)
-                with gr.Row():
-                    start = gr.Button("Restore", variant="primary")
-                    stop = gr.Button("Stop")
-                gr.Examples(
-                    [[example.degraded, example.tasks] for example in examples],
-                    [image, task],
-                    example_labels=list(SOURCES),
-                    label="Examples",
-                )
-                with gr.Accordion("Advanced", open=False):
-                    painting = painting_inputs(self.model)
-                    tile = tile_input()
-                    keep = keep_buttons(self.model)
-                    adapter = adapter_input(self.model)
-                    both = both_words_input(self.model)
-            with gr.Column():
-                outputs = result_outputs()
-        outputs += explaining_outputs()
-        event = start.click(
+            self.start = gr.Button("Restore", variant="primary")
+            self.stop = gr.Button("Stop")
+        gr.Examples(
+            [[example.degraded, example.tasks] for example in examples],
+            [photo, task],
+            example_labels=list(SOURCES),
+            label="Examples",
+        )
+        with gr.Accordion("Advanced", open=False):
+            painting = painting_inputs(self.model)
+            tile = tile_input()
+            keep = keep_buttons(self.model)
+            adapter = adapter_input(self.model)
+            both = both_words_input(self.model)
+        self.inputs = [task, keep, *painting, tile, adapter, both, instruction]
+        self.own = {task: "[]", keep: "[]", instruction: "''"}
+        make_exclusive(instruction, [task, keep])
+
+    def join(self, photo: gr.Image, bench: Bench):
+        """Join inputs and outputs to `restore`; returns the event."""
+        event = self.start.click(
             self.restore,
-            [image, task, keep, *painting, tile, adapter, both, instruction],
-            outputs,
+            [photo, *self.inputs],
+            bench.restored,
             api_name="restore",
             scroll_to_output=True,
-            show_progress_on=outputs[0],
+            show_progress_on=bench.slider,
             **QUEUE,
         )
-        stop.click(None, cancels=[event], api_visibility="private")
-        make_exclusive(instruction, [task, keep])
+        bench.prepare_for_restoration(self.start.click)
+        self.stop.click(None, cancels=[event], api_visibility="private")
+        return event
 
     def restore(
         self,
@@ -217,30 +219,6 @@ def adapter_input(model: Model) -> gr.Dropdown:
 def both_words_input(model: Model) -> gr.Checkbox:
     label = "Also paint from the words before cleaning"
     return gr.Checkbox(True, label=label, visible=model.has_painter)
-
-
-def result_outputs() -> list[Component]:
-    """The photo before and after, the summary and the file, in the order of the page."""
-    slider = gr.ImageSlider(
-        label="Before and after",
-        type="pil",
-        format="png",
-        interactive=False,
-        slider_position=50,
-    )
-    summary = gr.Markdown(label="Summary")
-    file = gr.File(label="Restored file (same size, depth, alpha and profile)", interactive=False)
-    return [slider, file, summary]
-
-
-def explaining_outputs() -> list[Component]:
-    """How it came about, and the code that does the same."""
-    with gr.Accordion("Inside: how it came about", open=True):
-        inside = gr.HTML(label="Inside")
-    with gr.Accordion("The same elsewhere", open=False):
-        code = gr.Code(language="python", interactive=False, label="Python")
-        shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
-    return [inside, code, shell]
 
 
 def forming(event: Preview) -> str:

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import fields
 
+from textir.space.edit_settings import EditSettings
 from textir.space.settings import Settings
 
 # What does not stand in the call of the pipeline.
@@ -29,6 +30,43 @@ def python_lines(settings: Settings, checkpoint: str) -> str:
         "",
         f"pipe = load({', '.join(loading)})",
         f"restored = pipe({', '.join(arguments)}).images[0]",
+    ]
+    return "\n".join(lines)
+
+
+def edit_lines(
+    settings: EditSettings, checkpoint: str, mask: str = "", make_gray: bool = False
+) -> str:
+    """Python that does an edit again.
+
+    Args:
+        settings: of the edit.
+        checkpoint: of the editor.
+        mask: name of the file of the mask, where there is one.
+        make_gray: whether the photo loses its colours first.
+    """
+    photo = 'Image.open("photo.png")' + ('.convert("L")' if make_gray else "")
+    arguments = [photo]
+    if settings.prompt is not None:
+        arguments.append(repr(settings.prompt))
+    arguments.append(f"task={settings.task!r}")
+    if mask:
+        arguments.append(f"mask_image=Image.open({mask!r})")
+    if settings.scale is not None:
+        arguments.append(f"scale={settings.scale:g}")
+    if settings.strength != 1:
+        arguments.append(f"strength={settings.strength:g}")
+    if settings.variants > 1:
+        arguments.append(f"num_images_per_prompt={settings.variants}")
+    if settings.seed:
+        arguments.append(f"generator=torch.Generator().manual_seed({settings.seed})")
+    result = "results = pipe({}).images" if settings.variants > 1 else "result = pipe({}).images[0]"
+    lines = ["import torch"] if settings.seed else []
+    lines += [
+        "from PIL import Image",
+        "from pipelines import load_editor",
+        f"pipe = load_editor({checkpoint!r})",
+        result.format(", ".join(arguments)),
     ]
     return "\n".join(lines)
 

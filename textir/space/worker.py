@@ -3,8 +3,9 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 import numpy as np
@@ -53,6 +54,11 @@ class Result:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Beat:
+    """Work goes on, without news: the moment at which a visitor who left is noticed."""
+
+
 Event = Stage | Preview | Result
 
 
@@ -60,7 +66,7 @@ class Channel:
     """What happens, from the thread at work to the one that waits; Stop the other way round."""
 
     def __init__(self):
-        self.events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
         self.stop = threading.Event()
 
     def check(self) -> None:
@@ -75,6 +81,34 @@ class Channel:
     def tell(self, event: Event) -> None:
         self.check()
         self.events.put(event)
+
+
+def listen(work: Callable[[Channel], None], last: type, patience: float | None = None) -> Iterator:
+    """Do some work in a thread, and tell what happens; closing the iterator stops the work.
+
+    Args:
+        work: puts events into the channel that it is given, at last a result or an error.
+        last: the type of that result.
+        patience: seconds without news after which there is a `Beat`.
+    """
+    channel = Channel()
+    thread = threading.Thread(target=work, args=(channel,))
+    thread.start()
+    try:
+        while True:
+            try:
+                event = channel.events.get(timeout=patience)
+            except queue.Empty:
+                yield Beat()
+                continue
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, last):
+                return
+    finally:
+        channel.stop.set()
+        thread.join()
 
 
 class Worker:
@@ -140,20 +174,7 @@ class Worker:
 
     def run(self, picture: Picture, settings: Settings) -> Iterator[Event]:
         """Restore in a thread, and tell what happens; closing the iterator stops the work."""
-        channel = Channel()
-        thread = threading.Thread(target=self._work, args=(picture, settings, channel))
-        thread.start()
-        try:
-            while True:
-                event = channel.events.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if isinstance(event, Result):
-                    return
-        finally:
-            channel.stop.set()
-            thread.join()
+        yield from listen(partial(self._work, picture, settings), Result)
 
     def _work(self, picture: Picture, settings: Settings, channel: Channel) -> None:
         """Restore once nobody else works on the pipeline: a visitor who pressed Stop frees the

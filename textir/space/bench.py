@@ -1,0 +1,168 @@
+"""What all modes share: the result, the way it is shown, and the way back to an input."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.components import Component
+
+from textir.images.picture import read_picture
+from textir.space.edit_view import shown
+from textir.space.messages import messages
+
+QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+MOST_UNDOS = 10
+GONE = "{__type__: 'update', visible: false, value: null}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The outputs of all modes.
+
+    Attributes:
+        slider: photo before and after.
+        file: to download.
+        summary: what was done.
+        variants: results side by side, where there are several.
+        files: of all variants; not shown.
+        inside: how a restoration came about.
+        python: code that does the same.
+        shell: the same for the shell.
+        mask: what was filled, as a file.
+        use: the button that makes a result the photo.
+        undo: the button that brings the photo before back.
+        history: photos before.
+        inside_room: what `inside` lies in.
+    """
+
+    slider: gr.ImageSlider
+    file: gr.File
+    summary: gr.Markdown
+    variants: gr.Gallery
+    files: gr.File
+    inside: gr.HTML
+    python: gr.Code
+    shell: gr.Code
+    mask: gr.File
+    use: gr.Button
+    undo: gr.Button
+    history: gr.State
+    inside_room: gr.Accordion
+
+    @property
+    def restored(self) -> list[Component]:
+        """Outputs of a restoration, in the order of the API."""
+        return [self.slider, self.file, self.summary, self.inside, self.python, self.shell]
+
+    @property
+    def edited(self) -> list[Component]:
+        """Outputs of an edit, in the order of the API."""
+        return [self.slider, self.file, self.summary, self.variants, self.files, self.python]
+
+    def prepare_for_restoration(self, trigger) -> None:
+        """Take away what only an edit has."""
+        script = f"() => [{GONE}, null, null]"
+        outputs = [self.variants, self.files, self.mask]
+        trigger(None, None, outputs, js=script, api_visibility="private")
+
+    def prepare_for_edit(self, triggers: list, event) -> None:
+        """Take away what only a restoration has; variants show once there are several."""
+        options = {"api_visibility": "private"}
+        gr.on(triggers, None, None, [self.inside, self.shell], js="() => ['', '']", **options)
+        show = "(all) => ({__type__: 'update', visible: !!all && all.length > 1})"
+        event.then(None, self.variants, self.variants, js=show, **options)
+
+    def clear_with(self, trigger) -> None:
+        """Take every result away when something happens, at once and without the server."""
+        blank = {
+            **dict.fromkeys((self.slider, self.file, self.files, self.mask), "null"),
+            **dict.fromkeys((self.summary, self.inside, self.python, self.shell), "''"),
+            self.variants: GONE,
+        }
+        script = f"() => [{', '.join(blank.values())}]"
+        trigger(None, None, list(blank), js=script, api_visibility="private")
+
+    def join(self, photo: gr.Image) -> None:
+        """Let variants be chosen, a result become the photo, and the photo before come back."""
+        show = "(file) => ({__type__: 'update', visible: !!file})"
+        self.file.change(None, self.file, self.use, js=show, api_visibility="private")
+        self.variants.select(choose, [self.slider, self.files], [self.slider, self.file], **QUIET)
+        outputs = [photo, self.history, self.undo]
+        self.use.click(take, [photo, self.file, self.history], outputs, **QUIET)
+        self.undo.click(go_back, self.history, outputs, **QUIET)
+        forget = "() => [[], {__type__: 'update', visible: false}]"
+        gr.on(
+            [photo.upload, photo.clear],
+            None,
+            None,
+            [self.history, self.undo],
+            js=forget,
+            api_visibility="private",
+        )
+
+
+def lay_out_result() -> dict[str, Component]:
+    """The column of the result: its components by the names that `Bench` gives them."""
+    slider = gr.ImageSlider(
+        label="Before and after",
+        type="pil",
+        format="png",
+        interactive=False,
+        slider_position=50,
+    )
+    variants = gr.Gallery(
+        label="Variants",
+        format="png",
+        columns=4,
+        height=150,
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        visible=False,
+        elem_classes="variants",
+    )
+    summary = gr.Markdown(label="Summary")
+    with gr.Row():
+        use = gr.Button("Use as input", size="sm", visible=False)
+        undo = gr.Button("Undo: the photo before", size="sm", visible=False)
+    file = gr.File(label="Result", interactive=False)
+    files = gr.File(file_count="multiple", interactive=False, visible=False, label="All files")
+    return {
+        "slider": slider,
+        "variants": variants,
+        "use": use,
+        "undo": undo,
+        "file": file,
+        "summary": summary,
+        "files": files,
+        "history": gr.State([]),
+    }
+
+
+def lay_out_explanation(can_fill: bool) -> dict[str, Component]:
+    """How the result came about, and the code that does the same."""
+    with gr.Accordion("Inside: how it came about", open=True) as room:
+        inside = gr.HTML(label="Inside")
+    with gr.Accordion("The same elsewhere", open=False):
+        code = gr.Code(language="python", interactive=False, label="Python")
+        mask = gr.File(label="Mask", interactive=False, visible=can_fill)
+        shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
+    return {"inside": inside, "python": code, "shell": shell, "mask": mask, "inside_room": room}
+
+
+def choose(pair: tuple, files: list[str], event: gr.SelectData) -> tuple:
+    """Show a variant in the slider, and offer its file."""
+    with messages():
+        chosen = files[event.index]
+        return (pair[0], shown(read_picture(chosen, name="The variant"))), chosen
+
+
+def take(photo: str, result: str, history: list[str]) -> tuple:
+    """Make the result the photo."""
+    history = [*history, photo][-MOST_UNDOS:]
+    return result, history, gr.Button(visible=True)
+
+
+def go_back(history: list[str]) -> tuple:
+    """Make the photo before the photo again."""
+    *earlier, photo = history
+    return photo, earlier, gr.Button(visible=bool(earlier))

@@ -1,0 +1,111 @@
+"""The tab Restore: one photo, a row of modes, and one result that they share."""
+
+import gradio as gr
+
+from textir.space.bench import QUIET, Bench, lay_out_explanation, lay_out_result
+from textir.space.colour_mode import ColourMode
+from textir.space.controls import photo_input
+from textir.space.edit_controls import canvas_input, copy_for_canvas
+from textir.space.edit_worker import EditWorker
+from textir.space.enlarge_mode import EnlargeMode
+from textir.space.examples import Example
+from textir.space.fill_mode import FillMode
+from textir.space.inputs import facts_of
+from textir.space.restore_tab import RestoreTab
+from textir.space.worker import Worker
+
+RESTORE = "Restore"
+MODES = (FillMode, EnlargeMode, ColourMode)
+
+
+class PhotoTab:
+    """Restores, fills, enlarges and colours one photo."""
+
+    def __init__(self, worker: Worker, edit_worker: EditWorker):
+        self.restoring = RestoreTab(worker)
+        tasks = edit_worker.editor.tasks
+        self.edits = {mode.name: mode(edit_worker) for mode in MODES if mode.task in tasks}
+        self.can_fill = FillMode.name in self.edits
+
+    def lay_out(self, examples: list[Example]) -> None:
+        """Make inputs and outputs, and join them."""
+        names = [RESTORE, *self.edits]
+        mode = gr.Radio(
+            names,
+            value=RESTORE,
+            show_label=False,
+            label="Mode",
+            container=False,
+            elem_classes="modes",
+            visible=len(names) > 1,
+        )
+        with gr.Row():
+            with gr.Column():
+                photo = photo_input("Photo", height=360)
+                canvas = canvas_input()
+                other = gr.Button("Another photo", size="sm", visible=False)
+                rooms = [self.lay_out_mode(name, photo, examples) for name in names]
+            with gr.Column():
+                outputs = lay_out_result()
+        outputs |= lay_out_explanation(self.can_fill)
+        bench = Bench(**outputs)
+        self.join(mode, photo, canvas, other, bench, rooms)
+
+    def lay_out_mode(self, name: str, photo: gr.Image, examples: list[Example]) -> gr.Column:
+        """The inputs of a mode, in a column that shows with it."""
+        with gr.Column(visible=name == RESTORE) as room:
+            if name == RESTORE:
+                self.restoring.lay_out(photo, examples)
+            else:
+                self.edits[name].lay_out()
+        return room
+
+    def join(self, mode, photo, canvas, other, bench: Bench, rooms: list[gr.Column]) -> None:
+        """Join inputs and outputs."""
+        bench.clear_with(photo.change)
+        bench.join(photo)
+        events = [self.restoring.join(photo, bench)]
+        for name, edit in self.edits.items():
+            canvas_too = [canvas] if name == FillMode.name else []
+            events.append(edit.join(photo, *canvas_too, bench))
+            reset(photo.change, edit.own)
+        gr.on([photo.upload, photo.clear], None, cancels=events, api_visibility="private")
+        chosen_by_visitors = [photo.upload, photo.clear, other.click]
+        chosen_by_visitors += [bench.use.click, bench.undo.click]
+        for trigger in chosen_by_visitors:
+            reset(trigger, self.restoring.own)
+        painted = gr.State("")  # the photo that lies on the canvas
+        gr.on(
+            [mode.change, photo.change],
+            self.show,
+            [mode, photo, painted],
+            [photo, canvas, other, painted, bench.inside_room, bench.shell, *rooms],
+            **QUIET,
+        )
+        other.click(lambda: None, None, photo, **QUIET)
+
+    def show(self, mode: str, image: str | None, painted: str) -> list:
+        """Which inputs and outputs belong to a mode and a photo."""
+        paints = mode == FillMode.name and facts_of(image) is not None
+        canvas = gr.skip()
+        if paints and image != painted:
+            canvas = gr.ImageEditor(value=copy_for_canvas(image), visible=True)
+            painted = image
+        elif painted:
+            canvas = gr.ImageEditor(visible=True if paints else "hidden")
+        names = [RESTORE, *self.edits]
+        return [
+            gr.Image(visible="hidden" if paints else True),
+            canvas,
+            gr.Button(visible=paints),
+            painted,
+            gr.Accordion(visible=mode == RESTORE),
+            gr.Code(visible=mode == RESTORE),
+            *[gr.Column(visible=name == mode) for name in names],
+        ]
+
+
+def reset(trigger, values: dict) -> None:
+    """Give inputs their first values, as JavaScript, when something happens."""
+    script = f"() => [{', '.join(values.values())}]"
+    trigger(None, None, list(values), js=script, api_visibility="private")
