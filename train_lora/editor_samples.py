@@ -288,7 +288,7 @@ class EditSamples(Dataset):
 
     def _with_hole(self, photo: DescribedPhoto, generator: torch.Generator) -> dict:
         crop, _ = cut(photo, self.size, self.least_share, generator)
-        share = 0.05 + 0.45 * float(torch.rand((), generator=generator))
+        share = 0.05 + 0.45 * float(torch.rand((), generator=generator)) ** 2
         hole = draw_mask(self.size, self.size, share, generator=generator)
         if float(torch.rand((), generator=generator)) < self.words.shares.recoloured:
             crop, colour = recolour_in(crop, hole[0], generator)
