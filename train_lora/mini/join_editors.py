@@ -26,6 +26,12 @@ def main() -> None:
     for part in PARTS.values():
         parser.add_argument(f"--{part}", required=True, help=f"checkpoint with the {part}")
     parser.add_argument("--encoders", default="mini", help="checkpoint with the encoders")
+    parser.add_argument(
+        "--saturation",
+        type=float,
+        default=1.0,
+        help="what the colorizer's last layer is multiplied by: less is nearer to gray",
+    )
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
     lender = load(arguments.encoders, device="cpu")
@@ -35,6 +41,8 @@ def main() -> None:
         trained = load_editor(getattr(arguments, part))
         check_space(trained, pipe, part)
         pipe.register_modules(**{part: getattr(trained, part)})
+    for values in pipe.colorizer.head.parameters():
+        values.data *= arguments.saturation
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(arguments.output)
 
