@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import pipeline_text_editable_restoration as editing
 from pipelines import pipeline_text_guided_restoration as pipeline
 from textir import models
 from textir.images import picture
@@ -20,6 +21,7 @@ from textir.models import (
     photo_encoder,
     restormer,
     sfnet,
+    text_editable_restorer,
     textual_cleaner,
 )
 
@@ -94,6 +96,51 @@ def test_what_files_that_stand_alone_share_is_the_same(name):
     files = (restormer, nafnet, sfnet, textual_cleaner, photo_encoder, edit_processor)
     twins = [getattr(file, name) for file in files if hasattr(file, name)]
     assert len(twins) > 1 and len({inspect.getsource(twin) for twin in twins}) == 1
+
+
+COPIES_OF_PIPELINES = [
+    "CarriesCodeMixin",
+    "accepted_images",
+    "alpha_of",
+    "apply_tiled",
+    "blend_window",
+    "check_size",
+    "check_tensor",
+    "check_weights",
+    "convert",
+    "has_lora_layers",
+    "is_compiled",
+    "missing_weights",
+    "pil_from_array",
+    "replace_checkpoint",
+    "resize",
+    "rgb_of",
+    "settle",
+    "sweep_unfinished",
+    "tensor_from_array",
+    "tensor_from_pil",
+    "tile_starts",
+    "warn_once",
+]
+
+
+@pytest.mark.parametrize("name", COPIES_OF_PIPELINES)
+def test_both_pipelines_share_their_tools_to_the_letter(name):
+    twins = [inspect.getsource(getattr(module, name)) for module in (pipeline, editing)]
+    assert twins[0] == twins[1]
+
+
+@pytest.mark.parametrize("name", ["SameConv", "InvertedBottleneck"])
+def test_both_encoders_share_their_blocks_to_the_letter(name):
+    modules = (photo_encoder, text_editable_restorer)
+    twins = [inspect.getsource(getattr(module, name)) for module in modules]
+    assert twins[0] == twins[1]
+
+
+def test_colours_are_measured_alike():
+    modules = (photo_encoder, edit_processor)
+    twins = [inspect.getsource(module.lab_from_rgb) for module in modules]
+    assert twins[0] == twins[1]
 
 
 def test_files_and_pipelines_resize_alike():

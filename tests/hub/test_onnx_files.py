@@ -22,6 +22,7 @@ from textir.hub.onnx_files import (
     RESTORER,
     OnnxMatcher,
     OnnxRestorer,
+    export_editors,
     export_onnx,
     use_onnx,
 )
@@ -379,3 +380,53 @@ def test_missing_packages_are_named(package, photo, checkpoint, tmp_path, monkey
         result.exit_code == 2
         and f"ONNX needs {package}; run `pip install {package}`" in result.output
     )
+
+
+# ---- text-editable restoration
+
+
+@pytest.mark.parametrize("encoder", ["plain", "efficient"])
+@torch.no_grad()
+def test_networks_that_edit_do_the_same_at_every_size(encoder, tmp_path):
+    options = {}
+    if encoder == "efficient":
+        stages = ((3, 1, 4, 1), (3, 2, 6, 1))
+        options = {"encoder_type": "efficient", "stages": stages, "depths": ()}
+    pipe = tiny.editing_pipeline(
+        upscaler=tiny.editor("super-resolution", **options),
+        colorizer=tiny.editor("colorize", **options),
+    )
+    files = export_editors(pipe, tmp_path / "checkpoint")
+    assert [file.stem for file in files] == ["inpainter", "upscaler", "colorizer"]
+    for file in files:
+        network = getattr(pipe, file.stem)
+        session = onnxruntime.InferenceSession(str(file))
+        for batch, height, width in SIZES:
+            inputs = {"image": tiny.image(height, width, batch=batch)}
+            inputs["condition"] = torch.rand(batch, 20)
+            if file.stem == "inpainter":
+                inputs["mask"] = (torch.rand(batch, 1, height, width) > 0.5).float()
+            if file.stem == "upscaler":
+                inputs["scale"] = torch.linspace(2, 5, batch)
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            result = torch.from_numpy(session.run(None, arrays)[0])
+            assert_close(result, network(**inputs))
+
+
+def test_the_command_exports_networks_that_edit(tmp_path):
+    tiny.editing_pipeline(upscaler=None).save_pretrained(tmp_path / "editor")
+    arguments = ["export", "onnx", str(tmp_path / "editor"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in (tmp_path / "out").glob("*.onnx")} == {
+        "inpainter.onnx",
+        "colorizer.onnx",
+    }
+    result = CliRunner().invoke(app, [*arguments, "--adapter", "x"])
+    assert result.exit_code == 2 and "take no `--adapter`" in result.output
+
+
+def test_a_checkpoint_without_networks_that_edit_exports_nothing(tmp_path):
+    pipe = tiny.editing_pipeline(inpainter=None, upscaler=None, colorizer=None)
+    with pytest.raises(ValueError, match="none of inpainter"):
+        export_editors(pipe, tmp_path / "new")

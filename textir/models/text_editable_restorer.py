@@ -15,7 +15,6 @@ shared convolution and its output, which gives the same numbers as scaled weight
 network is a plain U-Net and words grow in.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -48,7 +47,7 @@ class SameConv(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padding = []
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
-            total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             padding += [total // 2, total - total // 2]
         return super().forward(F.pad(x, padding) if any(padding) else x)
 
