@@ -33,12 +33,16 @@ worker = Worker(model)
 editor = Editor.load(os.environ.get("TEXTIR_EDIT_CHECKPOINT", "mini-textir"))
 edit_worker = EditWorker(editor)
 edit_worker.measure()
+photo_tab = PhotoTab(worker, edit_worker)
 examples = write_examples(model.tasks)
 
 with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
-    gr.Markdown(render("about.md", has_painter=model.has_painter, absence=editor.absence))
+    gr.Markdown(
+        render("about.md", has_painter=model.has_painter)
+        + render("modes.md", tasks=editor.tasks, absence=editor.absence)
+    )
     with gr.Tab("Restore"):
-        PhotoTab(worker, edit_worker).lay_out(examples)
+        photo_tab.lay_out(examples)
     with gr.Tab("Compare"):
         CompareTab(worker).lay_out(examples)
     with gr.Tab("Degrade"):
@@ -46,7 +50,7 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
     with gr.Tab("Batch"):
         BatchTab(worker).lay_out()
     with gr.Tab("Use it elsewhere"):
-        lay_out_elsewhere()
+        lay_out_elsewhere(photo_tab.endpoints)
 
 demo.queue(max_size=32, api_open=False)  # nobody goes round the queue
 

@@ -68,7 +68,7 @@ def running(**environment: str):
             stderr=subprocess.STDOUT,
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     urllib.request.urlopen(f"{url}/config", timeout=5).close()

@@ -21,6 +21,7 @@ class ColourMode(EditMode):
 
     task = "colorize"
     name = NAMES[task]
+    endpoint = "colorize"
     word = "coloured"
 
     def lay_out(self) -> None:
@@ -49,7 +50,7 @@ class ColourMode(EditMode):
             api_visibility="private",
         )
         inputs = [photo, *self.words.inputs, self.make_gray]
-        return self.join_run(self.colorize, inputs, bench)
+        return self.join_run(inputs, bench)
 
     def offer(self, image: str | None) -> tuple:
         """To photos with colours, to make them gray first."""

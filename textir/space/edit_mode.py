@@ -26,6 +26,7 @@ class EditMode:
     Attributes:
         name: how the page calls it.
         task: of the pipeline.
+        endpoint: of the API, and the method that answers it.
         word: what the names of its files end with.
         words: the inputs that all edits share, once they are laid out.
         own: inputs of this mode that begin anew with every photo, and their values then.
@@ -35,6 +36,7 @@ class EditMode:
 
     name = ""
     task = ""
+    endpoint = ""
     word = ""
     words: Words
     start: gr.Button
@@ -51,15 +53,15 @@ class EditMode:
             self.start = gr.Button(label, variant="primary")
             self.stop = gr.Button("Stop")
 
-    def join_run(self, function, inputs: list[Component], bench: Bench, more: list = ()):
-        """Let the button, and Enter after the words, run a function; returns the event."""
+    def join_run(self, inputs: list[Component], bench: Bench, more: list = ()):
+        """Let the button, and Enter after the words, run the mode; returns the event."""
         triggers = [self.start.click, self.words.prompt.submit]
         event = gr.on(
             triggers,
-            function,
+            getattr(self, self.endpoint),
             inputs,
             [*bench.edited, *more],
-            api_name=function.__name__,
+            api_name=self.endpoint,
             scroll_to_output=True,
             show_progress_on=bench.slider,
             **QUEUE,
@@ -93,7 +95,7 @@ class EditMode:
         self, source: str, picture: Picture, settings: EditSettings, code: str, progress
     ) -> Iterator[tuple]:
         """Signs of life, at last the result: values for `Bench.edited`."""
-        with messages():
+        with messages("take a smaller photo, a smaller scale or fewer variants"):
             check_size(settings.size(picture))
             for event in self.worker.follow(picture, settings, progress):
                 if not isinstance(event, EditResult):

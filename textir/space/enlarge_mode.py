@@ -19,6 +19,7 @@ class EnlargeMode(EditMode):
 
     task = "super-resolution"
     name = NAMES[task]
+    endpoint = "enlarge"
     word = "enlarged"
 
     def lay_out(self) -> None:
@@ -42,7 +43,7 @@ class EnlargeMode(EditMode):
             show_progress="hidden",
             api_visibility="private",
         )
-        return self.join_run(self.enlarge, [photo, self.scale, *self.words.inputs], bench)
+        return self.join_run([photo, self.scale, *self.words.inputs], bench)
 
     def foresee(self, image: str | None, scale: float, variants: int, prompt: str) -> str:
         """How large a photo will become, and how long that will take."""

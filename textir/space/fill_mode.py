@@ -21,6 +21,7 @@ class FillMode(EditMode):
 
     task = "inpaint"
     name = NAMES[task]
+    endpoint = "inpaint"
     word = "filled"
 
     def lay_out(self) -> None:
@@ -41,7 +42,7 @@ class FillMode(EditMode):
     def join(self, photo: gr.Image, canvas: Canvas, bench: Bench):
         """Join the inputs to `inpaint`; returns the event."""
         inputs = [photo, self.mask, *self.words.inputs, self.invert, canvas]
-        return self.join_run(self.inpaint, inputs, bench, [bench.mask])
+        return self.join_run(inputs, bench, [bench.mask])
 
     def inpaint(
         self,

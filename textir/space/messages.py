@@ -8,14 +8,18 @@ import torch
 
 
 @contextmanager
-def messages() -> Iterator[None]:
-    """Within the block, errors that a visitor can mend become messages."""
+def messages(way_out: str = "set a tile of 512 under Advanced") -> Iterator[None]:
+    """Within the block, errors that a visitor can mend become messages.
+
+    Args:
+        way_out: what helps where memory does not suffice.
+    """
     try:
         yield
     except ValueError as error:
         raise gr.Error(str(error), title="This cannot be done") from None
     except (MemoryError, torch.OutOfMemoryError):
         raise gr.Error(
-            "There is not enough memory for this photo; set a tile of 512 under Advanced.",
+            f"There is not enough memory for this photo; {way_out}.",
             title="Too large",
         ) from None

@@ -25,6 +25,7 @@ class PhotoTab:
         self.restoring = RestoreTab(worker)
         tasks = edit_worker.editor.tasks
         self.edits = {mode.name: mode(edit_worker) for mode in MODES if mode.task in tasks}
+        self.endpoints = [mode.endpoint for mode in self.edits.values()]
         self.can_fill = FillMode.name in self.edits
 
     def lay_out(self, examples: list[Example]) -> None:
