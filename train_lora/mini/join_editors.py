@@ -34,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
-    lender = load(arguments.encoders, device="cpu")
+    lender = load(arguments.encoders, device="cpu", dtype="float16")
     encoders = {name: getattr(lender, name) for name in ENCODERS}
     pipe = TextEditableRestorationPipeline(edit_processor=EditProcessor(), **encoders)
     for part in PARTS.values():
@@ -43,7 +43,8 @@ def main() -> None:
         pipe.register_modules(**{part: getattr(trained, part)})
     for values in pipe.colorizer.head.parameters():
         values.data *= arguments.saturation
-    pipe.to(dtype=torch.float16)
+    for part in PARTS.values():
+        torch.nn.Module.to(getattr(pipe, part), dtype=torch.float16)
     pipe.save_pretrained(arguments.output)
 
 
