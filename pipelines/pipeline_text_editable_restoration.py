@@ -730,6 +730,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             tile,
             output_type,
         )
+        if invert_mask and mask_image is None:
+            raise ValueError("`invert_mask` turns a mask round; pass `mask_image` too.")
         if reference_image is not None and prompt is not None:
             raise ValueError("Pass `prompt` or `reference_image`, not both: each says it all.")
         photos, pictures, depths = read_photos(image)

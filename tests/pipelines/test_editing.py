@@ -361,6 +361,7 @@ ERRORS = [
     ({"scale": 2, "mask_image": hole()}, "leave it out of inpainting"),
     ({"scale": 2, "task": "colorize"}, "leave it out of colorize"),
     ({"mask_image": hole(), "task": "colorize"}, "`mask_image` belongs to inpainting"),
+    ({"invert_mask": True}, "pass `mask_image` too"),
     ({"task": "inpaint"}, "Inpainting needs `mask_image`"),
     ({"task": "colorize"}, "has colours already"),
     ({"prompt": 3}, "`prompt` must be a text"),
