@@ -39,7 +39,11 @@ MAY_TRAVEL = {
     "peft",
     "safetensors",
 }
-MINI = ROOT / "textir" / "checkpoints" / "mini"
+CHECKPOINTS = ROOT / "textir" / "checkpoints"
+EMBEDDED = {  # checkpoint: its pipeline, and how large it may be
+    "mini": ("pipeline_text_guided_restoration.py", 80e6),
+    "mini-textir": ("pipeline_text_editable_restoration.py", 40e6),
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -58,7 +62,7 @@ def sources(*folders: str) -> list[Path]:
         path
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if MINI not in path.parents
+        if CHECKPOINTS not in path.parents
     ]
 
 
@@ -224,19 +228,21 @@ def test_no_requirement_asks_for_torchvision():
         assert not any("torchvision" in line for line in lines), file
 
 
-def test_the_embedded_checkpoint_carries_the_present_code():
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_checkpoint_carries_the_present_code(name):
     """Refresh with `python -m tests.tools.refresh_mini` after a change of a carried file."""
-    assert (MINI / "pipeline.py").read_text() == (
-        ROOT / "pipelines" / "pipeline_text_guided_restoration.py"
-    ).read_text()
-    for copy in MINI.glob("*/*.py"):
+    folder, (pipeline_file, _) = CHECKPOINTS / name, EMBEDDED[name]
+    carried = (folder / "pipeline.py").read_text()
+    assert carried == (ROOT / "pipelines" / pipeline_file).read_text()
+    for copy in folder.glob("*/*.py"):
         assert copy.read_text() == (ROOT / "textir" / "models" / copy.name).read_text(), copy.name
 
 
-def test_the_embedded_checkpoint_is_small_and_holds_no_pickles():
-    files = [path for path in MINI.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_checkpoint_is_small_and_holds_no_pickles(name):
+    files = [path for path in (CHECKPOINTS / name).rglob("*") if path.is_file()]
     assert all(path.stat().st_size < 10e6 for path in files)
-    assert sum(path.stat().st_size for path in files) < 80e6
+    assert sum(path.stat().st_size for path in files) < EMBEDDED[name][1]
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
 
 

@@ -1,15 +1,23 @@
-"""Load the embedded checkpoint and save it again, all but its weights, so that it carries the
+"""Load the embedded checkpoints and save them again, all but their weights, so that they carry the
 present code and configs: `python -m tests.tools.refresh_mini`."""
 
 import shutil
 import tempfile
 from pathlib import Path
 
-from pipelines import MINI, TextGuidedRestorationPipeline
+from pipelines import (
+    MINI,
+    MINI_TEXTIR,
+    TextEditableRestorationPipeline,
+    TextGuidedRestorationPipeline,
+)
+
+EMBEDDED = {MINI: TextGuidedRestorationPipeline, MINI_TEXTIR: TextEditableRestorationPipeline}
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        TextGuidedRestorationPipeline.from_pretrained(MINI).save_pretrained(folder)
-        for path in Path(folder).rglob("*.*"):
-            if path.suffix in (".py", ".json") and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, Path(MINI) / path.relative_to(folder))
+    for place, kind in EMBEDDED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            kind.from_pretrained(place).save_pretrained(folder)
+            for path in Path(folder).rglob("*.*"):
+                if path.suffix in (".py", ".json") and not path.name.endswith(".index.json"):
+                    shutil.copyfile(path, Path(place) / path.relative_to(folder))
