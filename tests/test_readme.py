@@ -21,6 +21,7 @@ from textir.training.lora import make_trainable, save_adapter
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
+PIPELINE += (ROOT / "docs" / "editing.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
 
@@ -31,12 +32,15 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with photo.png and photos/photo.png, and the reader in it."""
+    """A folder with photo.png, mask.png and photos/photo.png, and the reader in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     photo = Image.fromarray(data.chelsea()[:120, :160])
     photo.save("photo.png")
     photo.save("photos/photo.png")
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (40, 30, 80, 60))
+    mask.save("mask.png")
     return tmp_path
 
 
