@@ -115,6 +115,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv1.weight, LEAK)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -144,6 +145,9 @@ class PlainEncoder(nn.Module):
             blocks = [ResidualBlock(width, 2**i if dilates else 1) for i in range(depth)]
             levels.append(nn.Sequential(*blocks))
         self.downs, self.levels = nn.ModuleList(downs), nn.ModuleList(levels)
+        for conv in (self.stem, *self.downs):  # without it deep features start too small to count
+            nn.init.kaiming_normal_(conv.weight, LEAK)
+            nn.init.zeros_(conv.bias)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = F.leaky_relu(self.stem(F.pixel_unshuffle(x, 2)), LEAK)
@@ -216,6 +220,7 @@ class Level(nn.Module):
         self.conv2 = ModulatedConv(inner, out_channels, style_dim)
         self.bias2 = nn.Parameter(torch.zeros(out_channels))
         self.lateral = nn.Conv2d(side_channels, out_channels, 1, bias=False)
+        nn.init.kaiming_normal_(self.lateral.weight, LEAK)
         # Of the generated and of the encoded feature, for each channel.
         self.share = nn.Linear(style_dim, 2 * out_channels)
         nn.init.zeros_(self.share.weight)
