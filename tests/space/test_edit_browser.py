@@ -88,6 +88,15 @@ def test_a_stroke_of_the_brush_is_filled_and_nothing_else(desk, picture, tmp_pat
     assert_only_a_part_is_new(
         (picture.pixels * 255).round().astype(np.uint8), file_of(desk, "mine-filled.png")
     )
+    choose_mode(desk, "Enlarge")
+    desk.get_by_text("400 x 300 pixels").or_(desk.get_by_text("800 x 600 pixels")).wait_for()
+    choose_mode(desk, "Erase and fill")
+    canvas_of(desk)
+    assert desk.get_by_text("the rest unchanged to the bit").count() == 1
+    button(desk, "Use as input").click()  # while the canvas hides the photo
+    button(desk, "Undo: the photo before").wait_for()
+    playwright.expect(desk.get_by_text("the rest unchanged to the bit")).to_have_count(0)
+    assert "mine-filled" in desk.locator("img[src*='mine-']").first.get_attribute("src")
 
 
 def test_a_result_becomes_the_photo_and_the_photo_comes_back(desk, picture, tmp_path):

@@ -13,6 +13,14 @@ QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 MOST_UNDOS = 10
 GONE = "{__type__: 'update', visible: false, value: null}"
 
+CLEAR = """(photo) => {
+    const path = photo ? photo.path : null;
+    const blank = [%s];
+    const isAnother = path !== window.textirPhoto;
+    window.textirPhoto = path;
+    return isAnother ? blank : blank.map(() => ({__type__: "update"}));
+}"""
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -57,6 +65,35 @@ class Bench:
     def edited(self) -> list[Component]:
         """Outputs of an edit, in the order of the API."""
         return [self.slider, self.file, self.summary, self.variants, self.files, self.python]
+
+    def prepare_for_restoration(self, trigger) -> None:
+        """Take away what only an edit has."""
+        script = f"() => [{GONE}, null, null]"
+        outputs = [self.variants, self.files, self.mask]
+        trigger(None, None, outputs, js=script, api_visibility="private")
+
+    def prepare_for_edit(self, triggers: list, event) -> None:
+        """Take away what only a restoration has; variants show once there are several."""
+        options = {"api_visibility": "private"}
+        gr.on(triggers, None, None, [self.inside, self.shell], js="() => ['', '']", **options)
+        show = "(all) => ({__type__: 'update', visible: !!all && all.length > 1})"
+        event.then(None, self.variants, self.variants, js=show, **options)
+
+    def clear_with(self, photo: gr.Image, inputs: dict[Component, str]) -> None:
+        """Take every result away as soon as there is another photo, without the server.
+
+        Args:
+            photo: the photo; showing it again is no change.
+            inputs: those that begin anew too, and their first values as JavaScript.
+        """
+        blank = {
+            **dict.fromkeys((self.slider, self.file, self.files, self.mask), "null"),
+            **dict.fromkeys((self.summary, self.inside, self.python, self.shell), "''"),
+            self.variants: GONE,
+            **inputs,
+        }
+        script = CLEAR % ", ".join(blank.values())
+        photo.change(None, photo, list(blank), js=script, api_visibility="private")
 
     def prepare_for_restoration(self, trigger) -> None:
         """Take away what only an edit has."""

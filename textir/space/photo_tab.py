@@ -63,13 +63,13 @@ class PhotoTab:
 
     def join(self, mode, photo, canvas, other, bench: Bench, rooms: list[gr.Column]) -> None:
         """Join inputs and outputs."""
-        bench.clear_with(photo.change)
         bench.join(photo)
-        events = [self.restoring.join(photo, bench)]
+        events, begin_anew = [self.restoring.join(photo, bench)], {}
         for name, edit in self.edits.items():
             canvas_too = [canvas] if name == FillMode.name else []
             events.append(edit.join(photo, *canvas_too, bench))
-            reset(photo.change, edit.own)
+            begin_anew |= edit.own
+        bench.clear_with(photo, begin_anew)
         gr.on([photo.upload, photo.clear], None, cancels=events, api_visibility="private")
         chosen_by_visitors = [photo.upload, photo.clear, other.click]
         chosen_by_visitors += [bench.use.click, bench.undo.click]
