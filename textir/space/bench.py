@@ -95,29 +95,6 @@ class Bench:
         script = CLEAR % ", ".join(blank.values())
         photo.change(None, photo, list(blank), js=script, api_visibility="private")
 
-    def prepare_for_restoration(self, trigger) -> None:
-        """Take away what only an edit has."""
-        script = f"() => [{GONE}, null, null]"
-        outputs = [self.variants, self.files, self.mask]
-        trigger(None, None, outputs, js=script, api_visibility="private")
-
-    def prepare_for_edit(self, triggers: list, event) -> None:
-        """Take away what only a restoration has; variants show once there are several."""
-        options = {"api_visibility": "private"}
-        gr.on(triggers, None, None, [self.inside, self.shell], js="() => ['', '']", **options)
-        show = "(all) => ({__type__: 'update', visible: !!all && all.length > 1})"
-        event.then(None, self.variants, self.variants, js=show, **options)
-
-    def clear_with(self, trigger) -> None:
-        """Take every result away when something happens, at once and without the server."""
-        blank = {
-            **dict.fromkeys((self.slider, self.file, self.files, self.mask), "null"),
-            **dict.fromkeys((self.summary, self.inside, self.python, self.shell), "''"),
-            self.variants: GONE,
-        }
-        script = f"() => [{', '.join(blank.values())}]"
-        trigger(None, None, list(blank), js=script, api_visibility="private")
-
     def join(self, photo: gr.Image) -> None:
         """Let variants be chosen, a result become the photo, and the photo before come back."""
         show = "(file) => ({__type__: 'update', visible: !!file})"
