@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
 
 from train_lora.mini.gate_towers import Towers
@@ -27,6 +26,8 @@ LIKELY = {"things": 0.5, "places": 0.5, "light": 0.5, "faults": 0.7}
 SURE = {"things": 0.8, "places": 0.8, "light": 0.8, "faults": 0.9}
 LOW_SCORE = 2.0  # below it, a tag that no caption names counts as absent
 ENOUGH = 10  # photos that have a tag, for a regression of its own
+NEWTON_STEPS = 60
+LONGEST_STEP = 2.0  # in slope and offset
 COMMON = 0.3  # the largest share of photos that are taken to have a tag
 NEVER = 1.01  # a threshold that no probability reaches
 STEADINESS = 2.0  # how strongly a tag's regression is held at its group's
@@ -119,7 +120,7 @@ def standardised(
     """Scores `(N, tags)` of photos `(N, D)`, in deviations from the mean similarity of ordinary
     photos `(M, D)` to tags `(tags, D)`; and that mean and deviation `(tags,)`."""
     similarity = ordinary @ embeds.T
-    mean, deviation = similarity.mean(0), similarity.std(0)
+    mean, deviation = similarity.mean(0), similarity.std(0, correction=0).clamp(min=1e-4)
     return (seen @ embeds.T - mean) / deviation, mean, deviation
 
 
@@ -235,7 +236,8 @@ def fit_lines(scores: torch.Tensor, present: torch.Tensor, known: torch.Tensor) 
     """
     weights = weights_of(present, known)
     start = torch.tensor([1.0, -3.0])
-    group = fit_line(scores[known], present[known], weights[known], start, 0.0)
+    # A little steadiness: of few photos a line may tell all, and its slope would have no end.
+    group = fit_line(scores[known], present[known], weights[known], start, 1e-3)
     lines = []
     for column in range(scores.shape[1]):
         which = known[:, column]
@@ -253,22 +255,19 @@ def fit_line(
     start: torch.Tensor,
     steadiness: float,
 ) -> torch.Tensor:
-    """Slope and offset `(2,)` of a weighted logistic regression `(N,)`, held near `start`."""
-    line = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = line[0] * scores + line[1]
-        value = F.binary_cross_entropy_with_logits(
-            logits, present.float(), weights, reduction="sum"
-        )
-        value = value + steadiness * (line - start).square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return line.detach()
+    """Slope and offset `(2,)` of a weighted logistic regression `(N,)`, held near `start`, by
+    Newton's method with steps of limited length."""
+    inputs = torch.stack([scores, torch.ones_like(scores)], dim=1).double()
+    target, weights, line = present.double(), weights.double(), start.double()
+    for _ in range(NEWTON_STEPS):
+        probability = (inputs @ line).sigmoid()
+        gradient = inputs.T @ (weights * (probability - target))
+        gradient = gradient + 2 * steadiness * (line - start)
+        curvature = (inputs.T * (weights * probability * (1 - probability))) @ inputs
+        curvature = curvature + (2 * steadiness + 1e-6) * torch.eye(2, dtype=torch.float64)
+        step = torch.linalg.solve(curvature, gradient)
+        line = line - step / (step.norm() / LONGEST_STEP).clamp(min=1)
+    return line.float()
 
 
 def weights_of(present: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -261,7 +261,7 @@ def fit_content(
     """
     roots = clean.features[learns].sqrt()
     encoder.roots_mean.copy_(roots.mean(0))
-    encoder.roots_scale.copy_(1 / (roots.std(0) + 1e-3))
+    encoder.roots_scale.copy_(1 / (roots.std(0, correction=0) + 1e-3))
     samples = clean.of(learns & torch.tensor([bool(photo.captions) for photo in photos]))
     targets = []
     for index in samples.photo.tolist():
@@ -278,7 +278,7 @@ def fit_content(
     penalty += config.steadiness * len(inputs) / len(moves) * moves.T @ moves
     mean_target = targets.mean(0)
     solution = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ (targets - mean_target))
-    length = (inputs @ solution).norm(dim=1).mean()
+    length = (inputs @ solution).norm(dim=1).mean().clamp(min=1e-6)
     encoder.content.direct.weight.copy_(solution.T / length)
     encoder.content.direct.bias.copy_(mean_target / length)
 
@@ -317,7 +317,7 @@ def reduce_classifier(
     """Write the classifier with a lower rank: in the directions in which its outputs vary most over
     features `(N, D)`."""
     weight = classifier.weight
-    left = torch.linalg.svd(weight * features.std(0), full_matrices=False).U
+    left = torch.linalg.svd(weight * features.std(0, correction=0), full_matrices=False).U
     left = left[:, : encoder.config.class_rank]
     reduced = left.T @ weight
     encoder.content.reduce.weight.copy_(reduced)
@@ -340,7 +340,7 @@ def fit_heads(
     heads = torch.nn.ModuleDict({"light": encoder.light, "faults": encoder.faults})
     samples = join([looks[kind].of(learns[looks[kind].photo]) for kind in ("clean", "degraded")])
     encoder.statistics_mean.copy_(samples.statistics.mean(0))
-    encoder.statistics_scale.copy_(1 / (samples.statistics.std(0) + 1e-2))
+    encoder.statistics_scale.copy_(1 / (samples.statistics.std(0, correction=0) + 1e-2))
     if path.exists():
         heads.load_state_dict(torch.load(path, weights_only=True))
         return
