@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.browser import ARGUMENTS, CHROMIUM, button, needs_chromium, open_page
+from tests.tools.browser import ARGUMENTS, CHROMIUM, WAIT, button, needs_chromium, open_page
 from textir.images.picture import Picture, write_picture
 from textir.space.edit_settings import in_gray
 
@@ -17,6 +17,7 @@ PAUSE = 1000  # ms that the canvas takes to note a stroke
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=WAIT)
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium

@@ -103,15 +103,7 @@ class Bench:
         outputs = [photo, self.history, self.undo]
         self.use.click(take, [photo, self.file, self.history], outputs, **QUIET)
         self.undo.click(go_back, self.history, outputs, **QUIET)
-        forget = "() => [[], {__type__: 'update', visible: false}]"
-        gr.on(
-            [photo.upload, photo.clear],
-            None,
-            None,
-            [self.history, self.undo],
-            js=forget,
-            api_visibility="private",
-        )
+        gr.on([photo.upload, photo.clear], forget, None, [self.history, self.undo], **QUIET)
 
 
 def lay_out_result() -> dict[str, Component]:
@@ -174,6 +166,11 @@ def take(photo: str, result: str, history: list[str]) -> tuple:
     """Make the result the photo."""
     history = [*history, photo][-MOST_UNDOS:]
     return result, history, gr.Button(visible=True)
+
+
+def forget() -> tuple:
+    """A new photo has none before it."""
+    return [], gr.Button(visible=False)
 
 
 def go_back(history: list[str]) -> tuple:

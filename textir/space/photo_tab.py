@@ -1,5 +1,7 @@
 """The tab Restore: one photo, a row of modes, and one result that they share."""
 
+from typing import NamedTuple
+
 import gradio as gr
 
 from textir.space.bench import QUIET, Bench, lay_out_explanation, lay_out_result
@@ -16,6 +18,18 @@ from textir.space.worker import Worker
 
 RESTORE = "Restore"
 MODES = (FillMode, EnlargeMode, ColourMode)
+
+
+class Seat(NamedTuple):
+    """What stands in the place of the photo.
+
+    Attributes:
+        painted: the photo that lies on the canvas.
+        is_canvas: whether the canvas shows, else the photo.
+    """
+
+    painted: str | None = None
+    is_canvas: bool = False
 
 
 class PhotoTab:
@@ -75,34 +89,42 @@ class PhotoTab:
         chosen_by_visitors += [bench.use.click, bench.undo.click]
         for trigger in chosen_by_visitors:
             reset(trigger, self.restoring.own)
-        painted = gr.State("")  # the photo that lies on the canvas
+        mode.change(self.turn_to, mode, [bench.inside_room, bench.shell, *rooms], **QUIET)
+        seat = gr.State(Seat())
         gr.on(
             [mode.change, photo.change],
             self.show,
-            [mode, photo, painted],
-            [photo, canvas, other, painted, bench.inside_room, bench.shell, *rooms],
+            [mode, photo, seat],
+            [photo, canvas, other, seat],
             **QUIET,
         )
         other.click(lambda: None, None, photo, **QUIET)
 
-    def show(self, mode: str, image: str | None, painted: str) -> list:
-        """Which inputs and outputs belong to a mode and a photo."""
-        paints = mode == FillMode.name and facts_of(image) is not None
-        canvas = gr.skip()
-        if paints and image != painted:
-            canvas = gr.ImageEditor(value=copy_for_canvas(image), visible=True)
-            painted = image
-        elif painted:
-            canvas = gr.ImageEditor(visible=True if paints else "hidden")
+    def turn_to(self, mode: str) -> list:
+        """Which inputs and outputs belong to a mode."""
         names = [RESTORE, *self.edits]
+        return [
+            gr.Accordion(visible=mode == RESTORE),
+            gr.Code(visible=mode == RESTORE),
+            *[gr.Column(visible=name == mode) for name in names],
+        ]
+
+    def show(self, mode: str, image: str | None, seat: Seat) -> list:
+        """The photo, or in its place the canvas, with what was painted on it."""
+        paints = mode == FillMode.name and facts_of(image) is not None
+        if not paints and not seat.is_canvas:
+            return [gr.skip()] * 4
+        if not paints:
+            canvas = gr.ImageEditor(visible="hidden")
+        elif image == seat.painted:
+            canvas = gr.ImageEditor(visible=True)
+        else:
+            canvas = gr.ImageEditor(value=copy_for_canvas(image), visible=True)
         return [
             gr.Image(visible="hidden" if paints else True),
             canvas,
             gr.Button(visible=paints),
-            painted,
-            gr.Accordion(visible=mode == RESTORE),
-            gr.Code(visible=mode == RESTORE),
-            *[gr.Column(visible=name == mode) for name in names],
+            Seat(image if paints else seat.painted, paints),
         ]
 
 
