@@ -93,7 +93,9 @@ class Bench:
             **inputs,
         }
         script = CLEAR % ", ".join(blank.values())
-        photo.change(None, photo, list(blank), js=script, api_visibility="private")
+        # None waits for another, whose end would come after the next result has begun to show.
+        options = {"trigger_mode": "multiple", "api_visibility": "private"}
+        photo.change(None, photo, list(blank), js=script, **options)
 
     def join(self, photo: gr.Image) -> None:
         """Let variants be chosen, a result become the photo, and the photo before come back."""
