@@ -150,4 +150,7 @@ def test_a_finger_paints_on_a_phone(browser, picture, tmp_path):
         (picture.pixels * 255).round().astype(np.uint8), file_of(page, "phone-filled.png")
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    box = "document.getElementById('result').getBoundingClientRect()"
+    # The page goes to the result.
+    page.wait_for_function(f"{box}.top > -50 && {box}.bottom <= window.innerHeight")
     page.close()

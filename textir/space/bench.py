@@ -13,6 +13,11 @@ QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 MOST_UNDOS = 10
 GONE = "{__type__: 'update', visible: false, value: null}"
 
+SCROLL = """() => {  // a phone shows the result below the button
+    const result = document.getElementById("result");
+    if (window.innerWidth < 768) result.scrollIntoView({block: "start"});
+    return [%s];
+}"""
 CLEAR = """(photo) => {
     const path = photo ? photo.path : null;
     const blank = [%s];
@@ -66,18 +71,22 @@ class Bench:
         """Outputs of an edit, in the order of the API."""
         return [self.slider, self.file, self.summary, self.variants, self.files, self.python]
 
-    def prepare_for_restoration(self, trigger) -> None:
-        """Take away what only an edit has."""
-        script = f"() => [{GONE}, null, null]"
+    def prepare_for_restoration(self, trigger, event) -> None:
+        """Take away what only an edit has, and go to the result."""
+        script = SCROLL % f"{GONE}, null, null"
         outputs = [self.variants, self.files, self.mask]
         trigger(None, None, outputs, js=script, api_visibility="private")
+        event.then(None, js=SCROLL % "", api_visibility="private")
 
     def prepare_for_edit(self, triggers: list, event) -> None:
-        """Take away what only a restoration has; variants show once there are several."""
+        """Take away what only a restoration has, and go to the result; variants show once there
+        are several."""
         options = {"api_visibility": "private"}
-        gr.on(triggers, None, None, [self.inside, self.shell], js="() => ['', '']", **options)
+        script = SCROLL % "'', ''"
+        gr.on(triggers, None, None, [self.inside, self.shell], js=script, **options)
         show = "(all) => ({__type__: 'update', visible: !!all && all.length > 1})"
         event.then(None, self.variants, self.variants, js=show, **options)
+        event.then(None, js=SCROLL % "", **options)
 
     def clear_with(self, photo: gr.Image, inputs: dict[Component, str]) -> None:
         """Take every result away as soon as there is another photo, without the server.
@@ -93,7 +102,9 @@ class Bench:
             **inputs,
         }
         script = CLEAR % ", ".join(blank.values())
-        photo.change(None, photo, list(blank), js=script, api_visibility="private")
+        # None waits for another, whose end would come after the next result has begun to show.
+        options = {"trigger_mode": "multiple", "api_visibility": "private"}
+        photo.change(None, photo, list(blank), js=script, **options)
 
     def join(self, photo: gr.Image) -> None:
         """Let variants be chosen, a result become the photo, and the photo before come back."""
@@ -114,6 +125,7 @@ def lay_out_result() -> dict[str, Component]:
         format="png",
         interactive=False,
         slider_position=50,
+        elem_id="result",
     )
     variants = gr.Gallery(
         label="Variants",

@@ -26,6 +26,7 @@ class FillMode(EditMode):
 
     def lay_out(self) -> None:
         """Make the inputs, but for photo and canvas."""
+        gr.Markdown("Paint over what shall be filled. The rest stays unchanged to the bit.")
         prompt = prompt_input(self.editor, "What should be there?", "empty: more of what is around")
         self.buttons("Fill")
         self.words = word_inputs(self.editor, prompt)

@@ -62,7 +62,7 @@ class RestoreTab:
             show_progress_on=bench.slider,
             **QUEUE,
         )
-        bench.prepare_for_restoration(self.start.click)
+        bench.prepare_for_restoration(self.start.click, event)
         self.stop.click(None, cancels=[event], api_visibility="private")
         return event
 
