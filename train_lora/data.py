@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from textir.data.layouts import BENCHMARKS
 from textir.data.photos import HubPhotos, Photos, find_entries, parse_source
@@ -18,8 +17,6 @@ logger = logging.getLogger("textir.training")
 @dataclass(kw_only=True)
 class StageConfig(TrainingConfig):
     """What the stages need beside the knobs of a run: data, and the checkpoint to start from."""
-
-    edits: ClassVar[bool] = False  # whether recipes may hold `EDITS` such as mask:0.25
 
     pretrained_model_name_or_path: str = knob(
         "mini", "checkpoint to start from: mini, a folder or a Hub id; a Stable Diffusion one works"
@@ -86,7 +83,7 @@ class StageConfig(TrainingConfig):
         if self.streaming and (self.train_data_dir or not self.dataset_name):
             raise ValueError("`--streaming` reads one `--dataset_name` and nothing beside it.")
         if self.degradations:
-            Mixture.parse(self.degradations, self.edits)
+            Mixture.parse(self.degradations)
         if not 0 <= self.told_share <= 1:
             raise ValueError(f"`--told_share` must lie in 0 to 1, got {self.told_share}.")
         read_all_labels(self.labels)
@@ -201,8 +198,7 @@ class TrainingData:
         """What the data suffer from, by recipes and as pairs."""
         present = set().union(*(source.labels for source in self.sources))
         if self.is_mixed:
-            mixture = Mixture.parse(self.config.degradations, self.config.edits)
-            for recipe in mixture.recipes:
+            for recipe in Mixture.parse(self.config.degradations).recipes:
                 present |= set(recipe.labels)
         return [label for label in LABELS if label in present]
 

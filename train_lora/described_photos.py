@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +18,25 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from textir.data.photos import find_entries, parse_source
+from textir.data.photos import find_entries
 from textir.evaluation.meaning import read_captions
 from textir.images.picture import read_picture, resize, to_pixels
+from textir.machine import writing
+from train_lora.photo_labels import COLOURS
 from train_lora.sentences import (
     COLOUR_PHRASES,
     PHRASES_OF_PLACE,
     light_labels,
     load_words,
+    with_article,
 )
 
 logger = logging.getLogger("textir.training")
 
 PIECE = 50  # photos for each file of the cache
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-COLOURS = (*COLOURS, "grey")
 THING_FORMS = ("a {}", "a photo of a {}", "the {}")
 COLOURED_FORMS = ("a {colour} {thing}", "a photo of a {colour} {thing}", "the {thing} is {colour}")
-SYNONYMS = {"gray": "grey", "violet": "purple"}
+SYNONYMS = {"grey": ("gray",), "purple": ("violet",)}
 
 
 @dataclass
@@ -63,10 +65,14 @@ class DescribedPhoto:
 
 def caption_of_name(name: str) -> str:
     """What a file name says: "n01443537_goldfish.jpg" -> "a goldfish"; nothing of mere numbers."""
+    thing = thing_of_name(name)
+    return with_article(thing) if thing else ""
+
+
+def thing_of_name(name: str) -> str:
+    """The same without its article: "goldfish"."""
     words = re.sub(r"[^A-Za-z]+", " ", re.sub(r"^n\d{8}", "", Path(name).stem)).strip().lower()
-    if len(words) < 3:
-        return ""
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+    return words if len(words) >= 3 else ""
 
 
 def things_in(captions: Sequence[str], words: dict) -> tuple[str, ...]:
@@ -99,9 +105,9 @@ class SpokenWords:
         for label in self.light:
             said["light", label] = _light_sentences(label, self.words)
         for colour in COLOURS:
-            spelt = [colour, *(other for other, same in SYNONYMS.items() if same == colour)]
-            phrases = [form.format(name) for form in COLOUR_PHRASES for name in spelt]
-            said["colour", colour] = phrases
+            said["colour", colour] = [form.format(colour) for form in COLOUR_PHRASES]
+            for other in SYNONYMS.get(colour, ()):
+                said["colour", colour] += [form.format(other) for form in COLOUR_PHRASES]
         for thing in dict.fromkeys((*self.things, *names)):
             count = len(THING_FORMS) if thing in common else 1
             said["thing", thing] = [_article(form.format(thing)) for form in THING_FORMS[:count]]
@@ -109,10 +115,12 @@ class SpokenWords:
                 forms = COLOURED_FORMS[:count]
                 forms = [form.format(colour=colour, thing=thing) for form in forms]
                 said["coloured", colour, thing] = [_article(form) for form in forms]
-        texts = list(dict.fromkeys(text for phrases in said.values() for text in phrases))
+        texts = list(dict.fromkeys(chain.from_iterable(said.values())))
         embeds = embed_once(texts, embed_texts, folder)
         place = {text: number for number, text in enumerate(texts)}
-        self._said = {key: embeds[[place[text] for text in value]] for key, value in said.items()}
+        self._said = {}
+        for key, phrases in said.items():
+            self._said[key] = embeds[list(map(place.__getitem__, phrases))]
         self.mean = embeds.mean(0)
 
     def draw(self, *key: str, generator: torch.Generator) -> torch.Tensor:
@@ -150,9 +158,8 @@ def embed_once(
 
 def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a file that exists only once it is whole."""
-    part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part)
-    part.rename(path)
+    with writing(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
 
 
 def describe_photos(
@@ -183,33 +190,31 @@ def describe_photos(
         ValueError: if nothing is left, or captions cannot be read.
     """
     words, photos, too_small = load_words(), [], 0
-    folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
-        root, _ = parse_source(source)
-        described = (Path(root) / "metadata.jsonl").is_file()
-        captions = read_captions(root) if described else {}
-        paths = [Path(entry.clean) for entry in find_entries(root, "train")]
+        described = (Path(source) / "metadata.jsonl").is_file()
+        captions = read_captions(source) if described else {}
+        paths = [Path(entry.clean) for entry in find_entries(source, "train")]
         for start in range(0, len(paths), PIECE):
             piece = paths[start : start + PIECE]
-            pictures = [read_small(path, largest) for path in piece]
-            kept = [(p, x) for p, x in zip(piece, pictures) if min(x.shape[-2:]) >= smallest]
+            read = [(path, read_small(path, largest)) for path in piece]
+            kept = [(path, image) for path, image in read if min(image.shape[-2:]) >= smallest]
             too_small += len(piece) - len(kept)
-            for (path, picture), embeds in zip(kept, _embed_piece(kept, pipe, given, kind, folder)):
+            embeds = _embed_piece(kept, pipe, given, kind, folder)
+            for (path, image), pair in zip(kept, embeds):
                 if path.name in left_out:
                     continue
+                thing = thing_of_name(path.name) if names_as_captions else ""
                 said = tuple(captions.get(path.stem, ()))
-                if not said and names_as_captions and caption_of_name(path.name):
-                    said = (caption_of_name(path.name),)
-                pixels = (255 * to_pixels(picture)).round().astype(np.uint8)
-                things = things_in(said, words)
-                if names_as_captions and caption_of_name(path.name):
-                    things = (caption_of_name(path.name).split(" ", 1)[1], *things)
-                photos.append(DescribedPhoto(pixels, *embeds, torch.empty(0), things, said))
+                if thing and not said:
+                    said = (with_article(thing),)
+                things = (*([thing] if thing else ()), *things_in(said, words))
+                pixels = (255 * to_pixels(image)).round().astype(np.uint8)
+                photos.append(DescribedPhoto(pixels, *pair, torch.empty(0), things, said))
     if not photos:
         raise ValueError(
             f"No photo of at least {smallest} pixels on the shorter side in {', '.join(sources)}."
         )
-    texts = [text for photo in photos for text in photo.captions]
+    texts = list(chain.from_iterable(photo.captions for photo in photos))
     embeds = embed_once(texts, pipe.embed_texts, folder) if texts else torch.empty(0, 0)
     first = 0
     for photo in photos:
@@ -225,10 +230,15 @@ def describe_photos(
     return photos
 
 
+def read_photo(path: Path) -> torch.Tensor:
+    """`(1, 3, H, W)` in [0, 1]; a grey photo has three equal channels."""
+    image = read_picture(path).tensor()[:, :3]
+    return image.expand(-1, 3, -1, -1) if image.shape[1] != 3 else image
+
+
 def read_small(path: Path, largest: int) -> torch.Tensor:
     """A photo `(1, 3, H, W)` in [0, 1], reduced to at most `largest` pixels on the shorter side."""
-    image = read_picture(path).tensor()[:, :3]
-    image = image.expand(-1, 3, -1, -1) if image.shape[1] != 3 else image
+    image = read_photo(path)
     shorter = min(image.shape[-2:])
     if shorter > largest:
         size = [round(side * largest / shorter) for side in image.shape[-2:]]
@@ -256,6 +266,11 @@ def _embed_piece(photos, pipe, given, kind: str, folder: Path) -> list[tuple[tor
 # ---- where things are
 
 
+def all_things(photos: Sequence[DescribedPhoto]) -> list[str]:
+    """Names of the things of all photos, sorted."""
+    return sorted(set(chain.from_iterable(photo.things for photo in photos)))
+
+
 @torch.no_grad()
 def find_things(photos: Sequence[DescribedPhoto], pipe, folder: Path) -> None:
     """Write into photos where their things are, as far as the photo encoder can tell.
@@ -269,10 +284,10 @@ def find_things(photos: Sequence[DescribedPhoto], pipe, folder: Path) -> None:
     if not hasattr(encoder, "content_of"):
         return
     width = encoder.config.blocks[0]
-    names = sorted({thing for photo in photos for thing in photo.things})
+    names = all_things(photos)
     if not names:
         return
-    said = embed_once([_article(f"a {name}") for name in names], pipe.embed_texts, folder)
+    said = embed_once([with_article(name) for name in names], pipe.embed_texts, folder)
     said = F.normalize(said[:, :width], dim=-1)
     place = {name: number for number, name in enumerate(names)}
     for first in range(0, len(photos), PIECE):

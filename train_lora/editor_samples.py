@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from kornia.filters import guided_blur
 from torch.utils.data import Dataset
 
 from textir.data.samples import sample_generator
-from textir.degradations import draw_mask
+from textir.degradations import draw_mask, gray, lightness
 from textir.models.edit_processor import AB_UNIT, fill_harmonic, lab_from_rgb, rgb_from_lab
-from textir.models.photo_encoder import LUMINANCE
-from train_lora.described_photos import COLOURS, DescribedPhoto, SpokenWords
-from train_lora.photo_labels import light_strengths
+from train_lora.described_photos import DescribedPhoto, SpokenWords
+from train_lora.photo_labels import COLOURS, light_strengths
 
 # Hue in degrees and chroma of CIE Lab / 100 that a word stands for; none of black, white and grey.
 HUES = {
@@ -138,13 +138,12 @@ class Words:
         self, colour: str, photo: DescribedPhoto, generator: torch.Generator
     ) -> torch.Tensor:
         """A condition that names a colour, and mostly a thing of the photo."""
+        key: tuple[str, ...] = ("colour", colour)
         if photo.things and float(torch.rand((), generator=generator)) < 0.75:
-            thing = _one_of(photo.things, generator)
-            return self.of_text(self.spoken.draw("coloured", colour, thing, generator=generator))
-        if float(torch.rand((), generator=generator)) < 0.5:
-            thing = _one_of(self.spoken.things, generator)
-            return self.of_text(self.spoken.draw("coloured", colour, thing, generator=generator))
-        return self.of_text(self.spoken.draw("colour", colour, generator=generator))
+            key = ("coloured", colour, _one_of(photo.things, generator))
+        elif float(torch.rand((), generator=generator)) < 0.5:
+            key = ("coloured", colour, _one_of(self.spoken.things, generator))
+        return self.of_text(self.spoken.draw(*key, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -245,11 +244,9 @@ class EditSamples(Dataset):
         else:
             condition = self.words.draw(photo, crop, generator)
         lab = lab_from_rgb(crop[None])[0]
-        start = gray_of_lightness(lab[:1])
-        if float(torch.rand((), generator=generator)) < 0.5:
-            start = (crop * torch.tensor(LUMINANCE)[:, None, None]).sum(0, keepdim=True)
+        take_colours = gray if float(torch.rand((), generator=generator)) < 0.5 else lightness
         return {
-            "start": start.expand(3, -1, -1).contiguous(),
+            "start": take_colours(crop[None])[0],
             "target": lab[1:] / AB_UNIT,
             "truth": crop,
             "condition": condition,
@@ -302,12 +299,6 @@ class EditSamples(Dataset):
 # ---- colour
 
 
-def gray_of_lightness(lightness: torch.Tensor) -> torch.Tensor:
-    """sRGB gray in [0, 1] of the lightness of CIE Lab / 100."""
-    lab = torch.cat([lightness, torch.zeros_like(lightness).expand(2, -1, -1)])
-    return rgb_from_lab(lab[None])[0, :1].clamp(0, 1)
-
-
 def recolour(
     crop: torch.Tensor, generator: torch.Generator, weight: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, str]:
@@ -318,7 +309,7 @@ def recolour(
         weight = torch.ones_like(lab[:1])
         if float(torch.rand((), generator=generator)) < 0.5:
             weight = region_of_hue(lab, generator)
-    colour = COLOURS[int(torch.randint(len(COLOURS), (), generator=generator))]
+    colour = _one_of(tuple(COLOURS), generator)
     new = in_colour(lab[1:], weight, colour, generator)
     ab = lab[1:] + weight * (new - lab[1:])
     return rgb_from_lab(torch.cat([lab[:1], ab])[None])[0].clamp(0, 1), colour
@@ -330,28 +321,16 @@ def recolour_in(
     """A photo `(3, S, S)` whose hole `(1, S, S)` shows another colour, smoothly inside its edge:
     nothing but the words can tell which."""
     inside = F.avg_pool2d(hole[None].float(), 9, 1, padding=4, count_include_pad=False)[0]
-    weight = (2 * inside - 1).clamp(0, 1)
-    lab = lab_from_rgb(crop[None])[0]
-    colour = COLOURS[int(torch.randint(len(COLOURS), (), generator=generator))]
-    new = in_colour(lab[1:], weight, colour, generator)
-    ab = lab[1:] + weight * (new - lab[1:])
-    return rgb_from_lab(torch.cat([lab[:1], ab])[None])[0].clamp(0, 1), colour
+    return recolour(crop, generator, (2 * inside - 1).clamp(0, 1))
 
 
 def along_edges(found: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
     """A coarse map `(1, S, S)` that follows the edges of a photo `(3, S, S)` (He et al., *Guided
     Image Filtering*, ECCV 2010), and is flat within a thing."""
-    radius = max(crop.shape[-1] // 16, 2)
+    side = 2 * max(crop.shape[-1] // 16, 2) + 1
     guide = crop.mean(0, keepdim=True)
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(values[None], (radius,) * 4, mode="replicate")
-        return F.avg_pool2d(padded, 2 * radius + 1, stride=1)[0]
-
-    variance = mean(guide.square()) - mean(guide).square()
-    slope = (mean(guide * found) - mean(guide) * mean(found)) / (variance + 2e-3)
-    offset = mean(mean(found) - slope * mean(guide))
-    return (2.2 * (mean(slope) * guide + offset) - 0.4).clamp(0, 1)
+    followed = guided_blur(guide[None], found[None], side, 2e-3, border_type="replicate")[0]
+    return (2.2 * followed - 0.4).clamp(0, 1)
 
 
 def region_of_hue(lab: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -424,8 +403,12 @@ def reduce_somehow(image: torch.Tensor, side: int, generator: torch.Generator) -
     return (255 * small.clamp(0, 1)).round() / 255
 
 
-# ---- holes, which `textir.degradations` draws
-
-
 def _one_of(names: Sequence[str], generator: torch.Generator) -> str:
     return names[int(torch.randint(len(names), (), generator=generator))]
+
+
+def middle_box(height: int, width: int) -> torch.Tensor:
+    """A hole of half of each side in the middle, `(1, 1, height, width)` bool."""
+    hole = torch.zeros(1, 1, height, width, dtype=torch.bool)
+    hole[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
+    return hole

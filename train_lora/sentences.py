@@ -120,10 +120,11 @@ def _thing(words: dict, draw: random.Random) -> str:
     name = f"{adjective} {thing}" if draw.random() < 0.5 else thing
     ending = "es" if name.endswith(("s", "sh", "ch", "x")) else "s"
     several = name + ending
-    return draw.choice((_with_article(name), f"the {name}", f"two {several}", f"several {several}"))
+    return draw.choice((with_article(name), f"the {name}", f"two {several}", f"several {several}"))
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
+    """ "apple" -> "an apple"."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
@@ -279,7 +280,7 @@ def decorated(sentence: Sentence, words: dict, draw: random.Random) -> Sentence:
     draw.shuffle(before)
     if before:
         photo = draw.choice(PHOTO_NAMES)
-        text = f"{_with_article(', '.join(before))} {photo} of {lowered}"
+        text = f"{with_article(', '.join(before))} {photo} of {lowered}"
     if behind:
         text = f"{text}, {', '.join(behind)}"
     return replace(sentence, text=text)

@@ -26,23 +26,24 @@ from transformers import (
 )
 
 from pipelines import TextEditableRestorationPipeline, TextGuidedRestorationPipeline, load
-from pipelines.loading import load_editor, locate
+from pipelines.loading import class_name, load_editor, locate
+from pipelines.pipeline_text_editable_restoration import PARTS
+from textir.data.photos import parse_source
 from textir.data.samples import sample_generator
+from textir.degradations import gray
 from textir.models import EditProcessor, TextEditableRestorer
 from textir.models.edit_processor import fill_harmonic
-from textir.models.photo_encoder import LUMINANCE
 from textir.training.config import TrainingConfig, knob, run_script
 from textir.training.lora import make_trainable
 from textir.training.run import TrainingRun
 from train_lora.chain import need, publish, read_json
-from train_lora.described_photos import DescribedPhoto, SpokenWords, describe_photos
+from train_lora.described_photos import DescribedPhoto, SpokenWords, all_things, describe_photos
 from train_lora.editor_judge import judge
 from train_lora.editor_losses import EditorLosses
-from train_lora.editor_samples import EditSamples, Shares, Words
+from train_lora.editor_samples import EditSamples, Shares, Words, middle_box
 
 logger = logging.getLogger("textir.training")
 
-PARTS = {"inpaint": "inpainter", "super-resolution": "upscaler", "colorize": "colorizer"}
 ENCODERS = ("photo_encoder", "photo_processor", "photo_text_encoder", "photo_tokenizer")
 NETWORKS = {
     "inpaint": {"depths": [0, 0, 0, 2]},
@@ -82,7 +83,9 @@ class Config(TrainingConfig):
         None, "text file with names of photos that are set aside, a line each"
     )
     cache_dir: str | None = knob(None, "where embeddings are kept; OUTPUT_DIR/cache by default")
-    largest_side: int = knob(320, "photos are kept in memory with at most so many pixels a side")
+    largest_side: int = knob(
+        320, "photos are kept in memory with at most so many pixels on the shorter side"
+    )
     resolution: int = knob(160, "side of the square crops")
     least_share: float = knob(
         0.6, "of the shorter side that a crop shows; native pixels if enlarging"
@@ -127,6 +130,17 @@ class Config(TrainingConfig):
             raise ValueError(f"`--task` must be {', '.join(PARTS)}, got {self.task!r}.")
         if not self.train_data_dir:
             raise ValueError("Say what to train on: `--train_data_dir` with clean photos.")
+        weighted = [text for text in self.train_data_dir if parse_source(text)[1] is not None]
+        if weighted:
+            raise ValueError(
+                f"The editor takes all photos alike; leave out the weight of {weighted[0]}."
+            )
+        if self.validation_degradations != ["noise:25"]:
+            raise ValueError(
+                "`--validation_degradations` is for restorers; the editor is judged by its task."
+            )
+        if self.vividness and self.task != "colorize":
+            raise ValueError("`--vividness` belongs to `--task colorize`.")
         if self.network_config and not self.new_network:
             raise ValueError("`--network_config` builds a new network; add `--new_network`.")
         if self.encoders_name_or_path and not self.new_network:
@@ -222,9 +236,7 @@ def load_start(config: Config) -> TextEditableRestorationPipeline:
         return encoders_of(config.encoders_name_or_path)
     name = config.pretrained_model_name_or_path
     try:
-        index = Path(locate(name)) / "model_index.json"
-        text = index.read_text(encoding="utf-8") if index.is_file() else ""
-        if TextGuidedRestorationPipeline.__name__ not in text:
+        if class_name(Path(locate(name))) != TextGuidedRestorationPipeline.__name__:
             return load_editor(name, revision=config.revision)
         guided = load(name, device="cpu", revision=config.revision)
     except ValueError as error:
@@ -303,19 +315,12 @@ def read_words(
         config.names_as_captions,
         left_out,
     )
-    names = sorted({thing for photo in photos for thing in photo.things})
-    spoken = SpokenWords(pipe.embed_texts, folder, names)
+    spoken = SpokenWords(pipe.embed_texts, folder, all_things(photos))
     words = Words(photos, spoken, shares)
     if config.task == "super-resolution":  # of native pixels
         photos = [photo for photo in photos if min(photo.pixels.shape[:2]) >= config.resolution]
     logger.info("photos and captions agree by %.2f, noise up to %.2f", words.agreement, words.noise)
     return photos, words
-
-
-def gray(image: torch.Tensor) -> torch.Tensor:
-    """A photo `(1, 3, H, W)` without its colours."""
-    weights = torch.tensor(LUMINANCE)[None, :, None, None]
-    return (image * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
 def image(image: torch.Tensor) -> torch.Tensor:
@@ -325,10 +330,7 @@ def image(image: torch.Tensor) -> torch.Tensor:
 
 def with_hole(image: torch.Tensor) -> torch.Tensor:
     """A photo with a hole in its middle, filled from its border."""
-    height, width = image.shape[-2:]
-    hole = torch.zeros(1, 1, height, width, dtype=torch.bool)
-    hole[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
-    return fill_harmonic(image, hole)
+    return fill_harmonic(image, middle_box(*image.shape[-2:]))
 
 
 GIVEN = {"inpaint": with_hole, "super-resolution": image, "colorize": gray}

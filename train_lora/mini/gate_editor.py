@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ from pipelines import TextEditableRestorationPipeline
 from pipelines.loading import load_editor
 from textir.degradations import Recipe
 from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
-from textir.evaluation.edit_scores import edit_case, score_edits, whole_psnr
+from textir.evaluation.edit_scores import edit_case, paired_interval, score_edits, whole_psnr
 from textir.evaluation.meaning import read_captions
-from textir.images.picture import read_picture
 from textir.models.edit_processor import lab_from_rgb
-from train_lora.described_photos import caption_of_name, things_in
+from train_lora.described_photos import read_photo, thing_of_name, things_in
+from train_lora.editor_samples import middle_box
 from train_lora.mini.towers_data import name_hash
-from train_lora.sentences import load_words
+from train_lora.sentences import load_words, with_article
 
 # Hue of a word in CIE Lab, in degrees; black, white and gray have none.
 HUES = {
@@ -48,19 +49,9 @@ NEUTRAL = ("black", "white", "gray")
 LEAST_MOVE = 1.0
 
 
-def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the bounds of its 95 % interval by bootstrap over photos."""
-    values = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(0)
-    rows = generator.integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[rows].mean(1), (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
-
-
-def read_photo(path: Path) -> torch.Tensor:
-    """`(1, 3, H, W)` in [0, 1]."""
-    image = read_picture(path).tensor()[:, :3]
-    return image.expand(-1, 3, -1, -1)
+    return float(np.mean(values)), *paired_interval(values)
 
 
 def gray_of(photo: torch.Tensor) -> torch.Tensor:
@@ -68,13 +59,6 @@ def gray_of(photo: torch.Tensor) -> torch.Tensor:
     pixels = (255 * photo[0]).round().byte().permute(1, 2, 0).numpy()
     gray = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32) / 255
     return torch.from_numpy(gray)[None, None].expand(-1, 3, -1, -1)
-
-
-def box_hole(height: int, width: int) -> torch.Tensor:
-    """A box of half of each side in the middle, `(1, 1, height, width)` bool."""
-    hole = torch.zeros(1, 1, height, width, dtype=torch.bool)
-    hole[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
-    return hole
 
 
 class Table:
@@ -214,7 +198,7 @@ def gate_words_in_holes(pipe, things: Sequence[tuple[Path, str]]) -> dict:
     hits, changes = [], []
     for path, thing in things:
         photo = read_photo(path)
-        hole = box_hole(*photo.shape[-2:])
+        hole = middle_box(*photo.shape[-2:])
         prompts = [with_article(f"{word} {thing}") for word in ("red", "green", "blue")]
         options = {"task": "inpaint", "mask_image": hole[0].float()}
         plain, *results = call(pipe, photo, with_article(thing), *prompts, **options)
@@ -227,10 +211,6 @@ def gate_words_in_holes(pipe, things: Sequence[tuple[Path, str]]) -> dict:
         "moves towards the colour": float(np.mean(hits)),
         "change, of 255": float(np.mean(changes)),
     }
-
-
-def with_article(text: str) -> str:
-    return f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
 
 def described_photos(folder: Path, names: set[str]) -> list[tuple[Path, tuple[str, ...]]]:
@@ -248,11 +228,12 @@ def photos_of_things(
     things = []
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            if path.name in names and caption_of_name(path.name):
-                things.append((path, caption_of_name(path.name).split(" ", 1)[1]))
+            thing = thing_of_name(path.name)
+            if path.name in names and thing:
+                things.append((path, thing))
     words = load_words()
     for path, captions in described:
-        said = [thing for caption in captions for thing in things_in([caption], words)]
+        said = list(chain.from_iterable(things_in([caption], words) for caption in captions))
         common = max(set(said), key=said.count) if said else None
         if common is not None and said.count(common) >= 4:
             things.append((path, common))

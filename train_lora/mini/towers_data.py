@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, BertModel
 
 from textir.degradations import LABELS, Mixture, Recipe
-from textir.images import read_picture
 from textir.models.photo_encoder import (
     EfficientNetLite,
     PhotoProcessor,
     light_statistics,
     photo_statistics,
 )
+from train_lora.described_photos import read_photo, save_whole
 from train_lora.photo_labels import (
     COLOURS,
     OWN_FAULTS,
@@ -228,12 +228,6 @@ class Viewer:
         return [self.look(image, ("clean",), index, told)]
 
 
-def read_photo(path: Path) -> torch.Tensor:
-    """`(1, 3, H, W)` in [0, 1]; a grey photo has three equal channels."""
-    image = read_picture(path).tensor()[:, :3]
-    return image.expand(-1, 3, -1, -1) if image.shape[1] != 3 else image
-
-
 def cut(image: torch.Tensor, largest: int, draw: random.Random) -> torch.Tensor:
     """A random part of at most `largest` pixels a side."""
     height, width = image.shape[-2:]
@@ -258,7 +252,7 @@ def look_at_all(
             for index in range(start, min(start + PIECE, len(photos))):
                 draw = random.Random(f"{seed} {folder.name} {photos[index].path.name}")
                 looks += view(photos[index], index, draw)
-            _save_whole(vars(join(looks)), path)
+            save_whole(vars(join(looks)), path)
             log.info(
                 "%s: %d of %d photos", folder.name, min(start + PIECE, len(photos)), len(photos)
             )
@@ -292,7 +286,7 @@ def more_light(
             statistics.append(light_statistics(other))
             strengths.append(light_strengths(other, light))
     made = {"statistics": torch.cat(statistics), "light": torch.cat(strengths)}
-    _save_whole(made, path)
+    save_whole(made, path)
     return made
 
 
@@ -308,13 +302,6 @@ def other_light(image: torch.Tensor, number: int, draw: random.Random) -> torch.
         return (gray * torch.tensor([1.08, 0.95, 0.72])[None, :, None, None]).clamp(0, 1)
     image = (gray + draw.uniform(0.2, 2.0) * (image - gray)).clamp(0, 1)
     return (draw.uniform(0.3, 1.1) * image ** draw.uniform(0.4, 2.2)).clamp(0, 1)
-
-
-def _save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a file that exists only once it is whole."""
-    part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part)
-    part.rename(path)
 
 
 # ---- the teacher
@@ -371,7 +358,7 @@ class Teacher:
             name = hashlib.sha256("\n".join(some).encode()).hexdigest()[:16]
             path = folder / f"{name}.safetensors"
             if not path.exists():
-                _save_whole({"embeddings": self.embed(some).half()}, path)
+                save_whole({"embeddings": self.embed(some).half()}, path)
                 log.info("embedded %d of %d sentences", start + len(some), len(texts))
             pieces.append(load_file(path)["embeddings"].float())
         return torch.cat(pieces)
