@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -27,6 +28,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 BACKENDS = ("torch", "onnx")
+Kind = TypeVar("Kind", TextGuidedRestorationPipeline, TextEditableRestorationPipeline)
 
 
 def load(
@@ -61,13 +63,64 @@ def load(
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
+    pipe = load_kind(
+        TextGuidedRestorationPipeline, checkpoint, adapter, device, dtype=precision, **options
+    )
+    if backend == "onnx":
+        from textir.hub.onnx_files import use_onnx
+
+        use_onnx(pipe, locate(checkpoint))
+    return pipe
+
+
+def load_editor(
+    checkpoint: str | Path = "mini-textir",
+    adapter: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    **options,
+) -> TextEditableRestorationPipeline:
+    """Load a pipeline of text-editable restoration, in single precision.
+
+    Args:
+        checkpoint: `mini-textir` (embedded), a folder in diffusers format, or a Hub id of the form
+            user/name.
+        adapter: LoRA weights, as for `load`.
+        device: as for `load`.
+        options: further arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: if the checkpoint cannot be loaded, or an adapter does not fit it.
+    """
+    options.setdefault("dtype", torch.float32)
+    return load_kind(TextEditableRestorationPipeline, checkpoint, adapter, device, **options)
+
+
+KINDS = {  # what takes checkpoints of which pipeline
+    TextGuidedRestorationPipeline.__name__: "`load` and `textir restore`",
+    TextEditableRestorationPipeline.__name__: "`load_editor` and `textir edit`",
+}
+
+
+def load_kind(
+    kind: type[Kind],
+    checkpoint: str | Path,
+    adapter: str | Path | Sequence[str | Path] | None,
+    device: str,
+    **options,
+) -> Kind:
+    """Load a pipeline of a class, with adapters. Arguments as of `load`; `options` are those of
+    `from_pretrained`.
+
+    Raises:
+        ValueError: as `load`.
+    """
     device = best_device() if device == "auto" else device
     place = locate(checkpoint)
     check_files(Path(place))
-    check_kind(Path(place), TextGuidedRestorationPipeline, "`load_editor` and `textir edit`")
+    check_kind(Path(place), kind)
     try:
-        precision = {"restorer": torch.float32, "matcher": torch.float32, "default": DTYPES[dtype]}
-        pipe = TextGuidedRestorationPipeline.from_pretrained(place, dtype=precision, **options)
+        pipe = kind.from_pretrained(place, **options)
         with quiet():  # half precision on a processor is slow, and asked for
             pipe.to(device)
     except Exception as error:  # on damaged files libraries raise nearly anything
@@ -77,38 +130,6 @@ def load(
         load_adapter(pipe, source, name)
     if len(places) > 1:
         pipe.set_adapters(list(places))
-    if backend == "onnx":
-        from textir.hub.onnx_files import use_onnx
-
-        use_onnx(pipe, place)
-    return pipe
-
-
-def load_editor(
-    checkpoint: str | Path = "mini-textir", device: str = "cpu", **options
-) -> TextEditableRestorationPipeline:
-    """Load a pipeline of text-editable restoration.
-
-    Args:
-        checkpoint: `mini-textir` (embedded), a folder in diffusers format, or a Hub id of the form
-            user/name.
-        device: as for `load`.
-        options: further arguments of `from_pretrained`, such as `revision`.
-
-    Raises:
-        ValueError: if the checkpoint cannot be loaded.
-    """
-    device = best_device() if device == "auto" else device
-    place = locate(checkpoint)
-    check_files(Path(place))
-    check_kind(Path(place), TextEditableRestorationPipeline, "`load` and `textir restore`")
-    try:
-        pipe = TextEditableRestorationPipeline.from_pretrained(
-            place, dtype=torch.float32, **options
-        )
-        pipe.to(device)
-    except Exception as error:  # on damaged files libraries raise nearly anything
-        raise ValueError(f"{place} could not be loaded on {device}: {first_line(error)}") from error
     return pipe
 
 
@@ -150,22 +171,20 @@ def check_files(folder: Path) -> None:
         check_safetensors(file)
 
 
-def check_kind(folder: Path, kind: type, others: str) -> None:
+def check_kind(folder: Path, kind: type) -> None:
     """Check that a folder is not a checkpoint of our other pipeline; what is on the Hub is not
     looked at.
 
     Args:
         folder: the checkpoint, whose files can be read.
         kind: the pipeline that shall be loaded.
-        others: what takes checkpoints of the other one.
 
     Raises:
         ValueError: if it is.
     """
     name = class_name(folder)
-    kinds = (TextGuidedRestorationPipeline, TextEditableRestorationPipeline)
-    if name != kind.__name__ and name in [other.__name__ for other in kinds]:
-        raise ValueError(f"{folder} holds a {name}; that is for {others}.")
+    if name != kind.__name__ and name in KINDS:
+        raise ValueError(f"{folder} holds a {name}; that is for {KINDS[name]}.")
 
 
 def is_editor(checkpoint: str | Path) -> bool:
@@ -226,7 +245,7 @@ def find_adapters(
     return places
 
 
-def load_adapter(pipe: TextGuidedRestorationPipeline, source: str, name: str) -> None:
+def load_adapter(pipe: Kind, source: str, name: str) -> None:
     """Attach LoRA weights under a name.
 
     Raises:

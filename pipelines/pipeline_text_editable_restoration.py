@@ -450,6 +450,7 @@ class Edit:
         task: inpaint, super-resolution or colorize.
         image: `(1, 3, H, W)` in [0, 1]; enlarging begins with it.
         hole: `(1, 1, H, W)` bool, or `None`.
+        filled: the photo with its hole filled from the border, which serves all its results.
         size: height and width of the result.
         condition: `(1, D)` of the network, `None` for no words.
         words: where they came from.
@@ -467,6 +468,7 @@ class Edit:
     tile: int
     bits: int = 8
     generator: torch.Generator | None = None
+    filled: torch.Tensor | None = None
 
 
 class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, DiffusionPipeline):
@@ -643,7 +645,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         """Fill the hole from its border, and add what the network says; thick holes in a reduced
         copy."""
         image, hole, keeper = edit.image, edit.hole, self.edit_processor
-        start = keeper.fill(image, hole)
+        start = keeper.fill(image, hole) if edit.filled is None else edit.filled
         width = keeper.thickness(hole)
         reduction = max(1.0, width / self.config.hole_width)
         if reduction > 1:
@@ -658,7 +660,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             result = start + change
         else:
             result = self._run("inpainter", edit, start, hole)
-        return keeper.finish_inpainting(result.clamp(0, 1), image, hole)
+        return keeper.finish_inpainting(result.clamp(0, 1), image, hole, start)
 
     def _enlarge(self, edit: Edit) -> torch.Tensor:
         """Enlarge, add what the network says, and make it agree with the photo."""
@@ -734,6 +736,11 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             raise ValueError("`invert_mask` turns a mask round; pass `mask_image` too.")
         if reference_image is not None and prompt is not None:
             raise ValueError("Pass `prompt` or `reference_image`, not both: each says it all.")
+        if words_from is not None and (prompt is not None or reference_image is not None):
+            raise ValueError(
+                "`words_from` describes a photo in place of `prompt` and `reference_image`; leave "
+                "these out."
+            )
         photos, pictures, depths = read_photos(image)
         masks = one_each(mask_image, len(photos), "mask_image")
         references = one_each(reference_image, len(photos), "reference_image")
@@ -836,7 +843,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
                 )
             self._check_pixels(size)
             hole = keeper.read_mask(mask, size, invert_mask).to(photo.device)
-            return Edit(task, photo, hole, size, None, "none", tile), notes
+            filled = keeper.fill(photo, hole)
+            return Edit(task, photo, hole, size, None, "none", tile, filled=filled), notes
         if task == "colorize":
             if not keeper.is_gray(photo):
                 raise ValueError(
@@ -866,8 +874,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         if height * width > self.config.max_pixels:
             raise ValueError(
                 f"The result would have {width} x {height} pixels, more than the "
-                f"{self.config.max_pixels / 1e6:g} million that are allowed; take a smaller "
-                "`scale`, or set `max_pixels`."
+                f"{self.config.max_pixels / 1e6:g} million that are allowed; take a smaller photo "
+                "or a smaller `scale`, or set `max_pixels`."
             )
 
     def _read_prompts(self, prompt, count: int) -> list[list[str | None]]:
@@ -955,9 +963,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             return self.embed_photos(painted), "image", "cleaned words"
         if self.photo_encoder is None:
             return None, "image", "none"
-        given = plan.image
-        if plan.task == "inpaint":
-            given = self.edit_processor.fill(plan.image, plan.hole)
+        given = plan.image if plan.filled is None else plan.filled
         return self.embed_photos(given), "image", "photo"
 
     def _condition(self, task: str, embed, kind: str, strength: float, variant: int, generator):

@@ -237,7 +237,7 @@ def load_start(config: Config) -> TextEditableRestorationPipeline:
     name = config.pretrained_model_name_or_path
     try:
         if class_name(Path(locate(name))) != TextGuidedRestorationPipeline.__name__:
-            return load_editor(name, revision=config.revision)
+            return load_editor(name, device="cpu", revision=config.revision)
         guided = load(name, device="cpu", revision=config.revision)
     except ValueError as error:
         raise ValueError(f"`--pretrained_model_name_or_path`: {error}") from error

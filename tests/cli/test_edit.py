@@ -30,11 +30,6 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def nothing_looks_enlarged(monkeypatch):
-    monkeypatch.setattr(EditProcessor, "looks_enlarged", lambda self, image: 0)
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder to work in, with a mask."""

@@ -11,6 +11,7 @@ from pipelines import TextEditableRestorationPipeline, load_editor
 from tests.tools import tiny
 from textir.models import EditProcessor
 from textir.models.edit_processor import luma
+from textir.training.lora import make_trainable, save_adapter
 
 SIZE = (24, 40)  # height, width
 BOX = (slice(6, 16), slice(10, 26))
@@ -19,11 +20,6 @@ BOX = (slice(6, 16), slice(10, 26))
 @pytest.fixture(scope="module")
 def pipe():
     return tiny.editing_pipeline()
-
-
-@pytest.fixture(autouse=True)
-def nothing_looks_enlarged(monkeypatch):
-    monkeypatch.setattr(EditProcessor, "looks_enlarged", lambda self, image: 0)
 
 
 def pixels(*shape, kind=np.uint8, seed=0) -> np.ndarray:
@@ -454,3 +450,43 @@ def test_checkpoints_of_the_other_kind_are_told_apart(pipe, tmp_path):
         load(tmp_path / "editor")
     with pytest.raises(ValueError, match="that is for `load` and"):
         load_editor("mini")
+
+
+def test_an_adapter_that_is_asked_for_acts_or_is_refused(tmp_path):
+    pipe = tiny.editing_pipeline()
+    pipe.save_pretrained(tmp_path / "editor")
+    make_trainable(pipe, ["colorizer"], rank=2)
+    with torch.no_grad():
+        for parameter in pipe.colorizer.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2)
+    save_adapter(pipe, tmp_path / "adapter")
+    plain, adapted = (
+        load_editor(tmp_path / "editor", adapter)(gray(), "a dog", output_type="pt").images
+        for adapter in (None, tmp_path / "adapter")
+    )
+    assert not torch.equal(plain, adapted)
+    with pytest.raises(ValueError, match="cannot be loaded: there is no such folder"):
+        load_editor(tmp_path / "editor", "nothing")
+
+
+@pytest.mark.parametrize("other", [{"prompt": "a dog"}, {"reference_image": tiny.image()}])
+def test_words_from_stand_alone(pipe, other):
+    with pytest.raises(ValueError, match="in place of `prompt`"):
+        pipe(gray(), words_from=tiny.pipeline(), **other)
+
+
+def test_a_hole_is_filled_from_its_border_once(pipe, monkeypatch):
+    fills = []
+    fill = type(pipe.edit_processor).fill
+    monkeypatch.setattr(
+        type(pipe.edit_processor),
+        "fill",
+        lambda self, *inputs: fills.append(1) or fill(self, *inputs),
+    )
+    image = tiny.image(40, 56)
+    mask = torch.zeros(40, 56)
+    mask[10:20, 10:30] = 1
+    options = {"mask_image": mask, "num_images_per_prompt": 2, "return_effect": True}
+    pipe(image, ["a dog", "a street"], output_type="pt", **options)
+    assert len(fills) == 1

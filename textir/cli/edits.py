@@ -6,66 +6,76 @@ from typing import Annotated
 import typer
 
 from textir.cli.options import (
+    Adapter,
     Device,
+    EditingCheckpoint,
+    FailFast,
     Inputs,
     Output,
     Recursive,
     Seed,
+    SkipExisting,
     explained,
     load_editing_pipeline,
 )
+
+EditTask = Annotated[
+    str,
+    typer.Option(
+        help="inpaint, super-resolution, colorize, or auto: inpaint with a mask, colorize gray "
+        "photos, enlarge others."
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What the result shall show; several have a result each, '' is no words. Without "
+        "one the photo speaks for itself."
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        help="What to fill: an image of the photo's size, bright where the hole is, or a "
+        "folder with one of the same name for each photo."
+    ),
+]
+InvertMask = Annotated[bool, typer.Option(help="Dark is the hole.")]
+Factor = Annotated[
+    float | None,
+    typer.Option(help="By how much to enlarge, up to 16; the checkpoint's if not given."),
+]
+WordStrength = Annotated[
+    float, typer.Option(help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated.")
+]
+Variants = Annotated[int, typer.Option(help="Results of each prompt.", min=1, max=64)]
+Reference = Annotated[
+    Path | None, typer.Option(help="A photo that says in place of words what to show.")
+]
+EditTile = Annotated[
+    int | None,
+    typer.Option(help="Side of the tiles of an enlargement, in pixels of the result."),
+]
 
 
 def edit(
     inputs: Inputs,
     output: Output,
-    task: Annotated[
-        str,
-        typer.Option(
-            help="inpaint, super-resolution, colorize, or auto: inpaint with a mask, colorize gray "
-            "photos, enlarge others."
-        ),
-    ] = "auto",
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What the result shall show; several have a result each, '' is no words. Without "
-            "one the photo speaks for itself."
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="What to fill: an image of the photo's size, bright where the hole is, or a "
-            "folder with one of the same name for each photo."
-        ),
-    ] = None,
-    invert_mask: Annotated[bool, typer.Option(help="Dark is the hole.")] = False,
-    scale: Annotated[
-        float | None,
-        typer.Option(help="By how much to enlarge, up to 16; the checkpoint's if not given."),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated.")
-    ] = 1.0,
-    variants: Annotated[int, typer.Option(help="Results of each prompt.", min=1, max=64)] = 1,
-    reference: Annotated[
-        Path | None, typer.Option(help="A photo that says in place of words what to show.")
-    ] = None,
+    task: EditTask = "auto",
+    prompt: Words = None,
+    mask: Mask = None,
+    invert_mask: InvertMask = False,
+    scale: Factor = None,
+    strength: WordStrength = 1.0,
+    variants: Variants = 1,
+    reference: Reference = None,
     seed: Seed = 0,
-    checkpoint: Annotated[
-        str,
-        typer.Option(help="mini-textir (embedded), a folder in diffusers format, or a Hub id."),
-    ] = "mini-textir",
-    tile: Annotated[
-        int | None,
-        typer.Option(help="Side of the tiles of an enlargement, in pixels of the result."),
-    ] = None,
+    checkpoint: EditingCheckpoint = "mini-textir",
+    adapter: Adapter = None,
+    tile: EditTile = None,
     recursive: Recursive = False,
-    skip_existing: Annotated[
-        bool, typer.Option(help="Leave alone what an earlier run has written.")
-    ] = False,
-    fail_fast: Annotated[bool, typer.Option(help="Stop at the first bad file.")] = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
     device: Device = "auto",
 ) -> None:
     """Fill holes, enlarge or colour photos by words.
@@ -96,7 +106,7 @@ def edit(
         given = None if mask is None or mask.is_dir() else read_mask_file(mask)
         shown = reference and read_picture(reference.expanduser()).tensor()
         typer.echo(f"{len(jobs)} to edit; loading {checkpoint} ...", err=True)
-        pipe = load_editing_pipeline(checkpoint, device)
+        pipe = load_editing_pipeline(checkpoint, adapter, device)
         wishes = {
             "task": task,
             "scale": scale,

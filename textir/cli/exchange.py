@@ -109,7 +109,7 @@ def onnx(
         if is_editor(checkpoint):
             if adapter is not None:
                 raise ValueError("Networks of `edit` take no `--adapter`; leave it out.")
-            for file in export_editors(load_editing_pipeline(checkpoint, "cpu"), output):
+            for file in export_editors(load_editing_pipeline(checkpoint, None, "cpu"), output):
                 typer.echo(file)
             return
         pipe = load_pipeline(checkpoint, adapter, "cpu", "float32")

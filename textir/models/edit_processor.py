@@ -790,7 +790,11 @@ class EditProcessor(FeatureExtractionMixin):
         return rgb_from_lab(torch.cat([lightness, AB_UNIT * full], dim=1))
 
     def finish_inpainting(
-        self, result: torch.Tensor, image: torch.Tensor, hole: torch.Tensor
+        self,
+        result: torch.Tensor,
+        image: torch.Tensor,
+        hole: torch.Tensor,
+        filled: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What was made for a hole, faded into its surroundings; known pixels equal to the bit.
 
@@ -798,9 +802,11 @@ class EditProcessor(FeatureExtractionMixin):
             result: `(B, C, H, W)` in [0, 1].
             image: the photo, of the same shape and type.
             hole: `(B, 1, H, W)` bool.
+            filled: what `fill` makes of them, where that is known already.
         """
         if self.feather:
-            result = feather_into(result, fill_harmonic(image, hole), hole, self.feather)
+            filled = self.fill(image, hole) if filled is None else filled
+            result = feather_into(result, filled, hole, self.feather)
         return keep_known(result, image, hole)
 
     def finish_super_resolution(self, result: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
