@@ -208,6 +208,8 @@ def load_pipeline(config: Config) -> TextEditableRestorationPipeline:
     """
     pipe = load_start(config)
     pipe.set_progress_bar_config(disable=True)
+    if pipe.edit_processor is None:  # it has no weights, and older checkpoints no such file
+        pipe.register_modules(edit_processor=EditProcessor())
     part = config.part
     if config.new_network:
         torch.manual_seed(config.seed)

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import spsolve
 
-from tests.tools.tiny import image
+from tests.tools.tiny import image, natural_photo
 from textir.models import EditProcessor
 from textir.models import edit_processor as source
 from textir.models.edit_processor import (
@@ -388,12 +388,7 @@ def enlarged_twin(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def test_enlarged_photos_are_told_from_native_ones():
-    """A photo has about 1 / f of amplitude at a frequency f."""
-    waves = torch.fft.rfft2(torch.randn(3, 192, 256, generator=seeded()))
-    down, across = torch.fft.fftfreq(192)[:, None], torch.fft.rfftfreq(256)[None]
-    photo = torch.fft.irfft2(waves / (down.square() + across.square()).sqrt().clamp(min=0.01))
-    photo = (photo / photo.std() * 50 + 128).clamp(0, 255).permute(1, 2, 0).numpy()
-    pixels = photo.astype(np.uint8)
+    pixels = natural_photo()
     assert looks_enlarged(pixels) == 1
     assert looks_enlarged(enlarged_twin(pixels, 2)) == 2
     assert looks_enlarged(enlarged_twin(pixels, 4)) == 4

@@ -187,19 +187,6 @@ def test_no_words_are_a_condition_of_their_own():
     assert torch.equal(run(network, given, condition=None), run(network, given, condition=nothing))
 
 
-def test_layers_of_words_are_those_of_style_and_share():
-    network = tiny.editor()
-    chosen = {id(parameter) for parameter in network.layers_of_words()}
-    names = {name for name, parameter in network.named_parameters() if id(parameter) in chosen}
-    assert {
-        "no_words",
-        "style.weight",
-        "levels.0.share.bias",
-        "levels.1.conv1.style.weight",
-    } <= names
-    assert not any("lateral" in name or "encoder" in name for name in names)
-
-
 def test_conditions_are_unit_vectors_without_the_mean_of_their_kind():
     network, embeds = tiny.editor(), 7 * torch.randn(3, 20)
     network.text_mean.copy_(torch.linspace(-0.1, 0.1, 20))

@@ -9,7 +9,6 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from pipelines import TextEditableRestorationPipeline, load_editor
 from tests.tools import tiny
-from textir.models import EditProcessor
 from textir.models.edit_processor import luma
 from textir.training.lora import make_trainable, save_adapter
 
@@ -164,12 +163,19 @@ def test_auto_takes_the_task_that_suits(pipe):
     assert pipe([photo(), gray()]).tasks == ["super-resolution", "colorize"]
 
 
-def test_a_photo_that_was_enlarged_before_is_enlarged_anew(pipe, monkeypatch):
-    monkeypatch.setattr(EditProcessor, "looks_enlarged", lambda self, image: 2)
-    size = (48, 80)
-    output = pipe(photo(size=size))
-    assert output.images[0].size == size[::-1] and "enlarged by 2" in output.notes[0]
-    assert pipe(photo(size=size), task="super-resolution").notes == ()
+def test_a_photo_that_was_enlarged_before_is_enlarged_anew(pipe):
+    native = Image.fromarray(tiny.natural_photo())
+    small = native.resize((128, 96), Image.Resampling.BICUBIC)
+    enlarged = small.resize(native.size, Image.Resampling.BICUBIC)
+    output = pipe(enlarged)
+    assert output.images[0].size == enlarged.size and "enlarged by 2" in output.notes[0]
+    assert pipe(enlarged, task="super-resolution", scale=1.5).notes == ()
+
+
+def test_tiles_belong_to_enlargement(pipe):
+    for options in ({"mask_image": hole()}, {"task": "colorize"}, {}):
+        with pytest.raises(ValueError, match="`tile` belongs to super-resolution"):
+            pipe(gray() if "mask_image" not in options else photo(), tile=256, **options)
 
 
 def test_masks_of_every_kind_mean_the_same(pipe):

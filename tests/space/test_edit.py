@@ -21,6 +21,7 @@ from PIL import Image, ImageCms
 from tests.tools import tiny
 from tests.tools.space import MAX_PIXELS, ROOT, tiny_space
 from textir.images.picture import Picture, read_picture, resize, to_pixels, write_picture
+from textir.models import EditProcessor
 from textir.models.edit_processor import luma, reduce
 from textir.space.edit_settings import EditSettings, in_gray
 from textir.space.edit_view import about, size_line
@@ -154,7 +155,7 @@ def masks_that_cannot_be():
     full = np.ones((HEIGHT, WIDTH), dtype=bool)
     return {
         "none": (None, "Paint over what shall be filled"),
-        "small": (hole()[::2, ::2], "the size of the photo, 80 x 48, but has 40 x 24"),
+        "small": (hole()[::2, ::2], "the size of the photo, 80 x 48, got 40 x 24"),
         "empty": (~full, "The mask is empty"),
         "full": (full, "covers the whole photo"),
     }
@@ -178,14 +179,14 @@ def test_a_file_that_is_no_mask_is_a_message(space, photo, tmp_path):
 def test_strokes_and_a_file_act_together(mask):
     layer = Image.new("RGBA", (WIDTH, HEIGHT))
     layer.paste((255, 0, 90, 153), (0, 40, 10, 48))
-    inside = read_hole({"layers": [layer]}, str(mask), (HEIGHT, WIDTH))
+    inside = read_hole({"layers": [layer]}, str(mask), (HEIGHT, WIDTH), False, EditProcessor())
     assert inside.sum() == hole().sum() + 80 and inside[44, 4]
 
 
 def test_strokes_on_another_photo_are_refused():
     layer = Image.new("RGBA", (40, 80), (255, 0, 90, 153))
     with pytest.raises(ValueError, match="another photo"):
-        read_hole({"layers": [layer]}, None, (HEIGHT, WIDTH))
+        read_hole({"layers": [layer]}, None, (HEIGHT, WIDTH), False, EditProcessor())
 
 
 # ---- enlarge

@@ -1,5 +1,6 @@
 """Real components, tiny: what every test builds its pipelines from. No downloads, no mocks."""
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import (
@@ -289,3 +290,14 @@ def editing_pipeline(**overrides) -> TextEditableRestorationPipeline:
 def image(height: int = 24, width: int = 40, seed: int = 0, batch: int = 1) -> torch.Tensor:
     """Random images `(B, 3, height, width)` in [0, 1], never square unless asked for."""
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def natural_photo(height: int = 192, width: int = 256) -> np.ndarray:
+    """Noise with the spectrum of photographs, about 1 / f of amplitude at a frequency f:
+    `(H, W, 3)`, 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    waves = torch.fft.rfft2(torch.randn(3, height, width, generator=generator))
+    down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    photo = torch.fft.irfft2(waves / (down.square() + across.square()).sqrt().clamp(min=0.01))
+    photo = (photo / photo.std() * 50 + 128).clamp(0, 255).permute(1, 2, 0)
+    return photo.numpy().astype(np.uint8)

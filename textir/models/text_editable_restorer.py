@@ -15,7 +15,7 @@ shared convolution and its output, which gives the same numbers as scaled weight
 network is a plain U-Net and words grow in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -393,13 +393,6 @@ class TextEditableRestorer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x = self._run(level, x, side, style, noise)
         change = F.pixel_shuffle(self.head(x), 2)[..., :height, :width]
         return change if self.config.task == "colorize" else image + change
-
-    def layers_of_words(self) -> Iterator[nn.Parameter]:
-        """The parameters through which words enter."""
-        yield self.no_words
-        for name, parameter in self.named_parameters():
-            if name.split(".")[-2:][0] in ("style", "share"):
-                yield parameter
 
     def _style(self, count: int, condition, scale, like: torch.Tensor) -> torch.Tensor:
         if condition is None:

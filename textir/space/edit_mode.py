@@ -83,8 +83,7 @@ class EditMode:
             raise ValueError("This checkpoint cannot read words; leave them out.")
         return EditSettings(
             task=self.task,
-            # An empty hole is filled with more of its surroundings, by no words at all.
-            prompt=prompt or ("" if self.task == "inpaint" else None),
+            prompt=prompt or None,
             strength=float(strength),
             variants=int(variants),
             seed=whole(seed),

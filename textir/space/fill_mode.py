@@ -27,7 +27,9 @@ class FillMode(EditMode):
     def lay_out(self) -> None:
         """Make the inputs, but for photo and canvas."""
         gr.Markdown("Paint over what shall be filled. The rest stays unchanged to the bit.")
-        prompt = prompt_input(self.editor, "What should be there?", "empty: more of what is around")
+        prompt = prompt_input(
+            self.editor, "What should be there?", "empty: what the rest of the photo says"
+        )
         self.buttons("Fill")
         self.words = word_inputs(self.editor, prompt)
         with gr.Accordion("Mask: from a file, or inverted", open=False):
@@ -62,7 +64,7 @@ class FillMode(EditMode):
         Args:
             image: the photo.
             mask: a file of the photo's size, bright where to fill.
-            prompt: what should be there; empty: more of what is around.
+            prompt: what should be there; empty: what the rest of the photo says.
             strength: of the words, from 0 (not heeded) over 1 (as learnt) to 2 (exaggerated).
             variants: how many results, 1 to 4.
             seed: of what differs between them.
@@ -76,7 +78,8 @@ class FillMode(EditMode):
         with messages():
             progress(0.02, desc="Reading the photo")
             picture = read_upload(image)
-            hole = read_hole(drawing, mask, picture.pixels.shape[:2], invert)
+            keeper = self.editor.pipe.edit_processor
+            hole = read_hole(drawing, mask, picture.pixels.shape[:2], invert, keeper)
             settings = self.settings(prompt, strength, variants, seed, hole=hole)
         name = f"{Path(image).stem}-mask.png"
         code = self.code(settings, mask=name)

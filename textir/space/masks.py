@@ -1,17 +1,22 @@
 """What to fill: strokes of the brush, or a mask file, at the size of the photo."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image
 
+from textir.images.editing import read_mask_file
 from textir.images.picture import resize
+from textir.models import EditProcessor
 from textir.models.edit_processor import read_mask
-
-THRESHOLD = 128  # least brightness of a hole in a file, of 255
 
 
 def read_hole(
-    drawing: dict | None, file: str | None, size: tuple[int, int], invert: bool = False
+    drawing: dict | None,
+    file: str | None,
+    size: tuple[int, int],
+    invert: bool,
+    processor: EditProcessor,
 ) -> np.ndarray:
     """The pixels to fill, `(H, W)` bool: where there is a stroke, or where the file is bright.
 
@@ -20,38 +25,19 @@ def read_hole(
         file: path of a mask of the photo's size.
         size: height and width of the photo.
         invert: fill everything else instead.
+        processor: of the pipeline, which says what is bright.
 
     Raises:
         ValueError: if there is no mask, it is empty or full, or it does not fit the photo.
     """
-    hole = np.zeros(size, dtype=bool)
     strokes = read_strokes(drawing, size)
-    if strokes is not None:
-        hole |= strokes
-    if file:
-        hole |= read_mask_file(file, size)
     if strokes is None and not file:
         raise ValueError("Paint over what shall be filled, or upload a mask.")
-    return read_mask(hole, size, THRESHOLD, invert)[0, 0].numpy()
-
-
-def read_mask_file(file: str, size: tuple[int, int]) -> np.ndarray:
-    """`(H, W)` bool, where a mask file is bright.
-
-    Raises:
-        ValueError: if it is no image, has another size, or is empty or full.
-    """
-    try:
-        with Image.open(file) as image:
-            if image.size != (size[1], size[0]):
-                raise ValueError(
-                    f"The mask must have the size of the photo, {size[1]} x {size[0]}, but has "
-                    f"{image.width} x {image.height}."
-                )
-            image.load()
-            return read_mask(image, size, THRESHOLD)[0, 0].numpy()
-    except OSError:
-        raise ValueError("The mask is not an image that can be read.") from None
+    hole = np.zeros(size, dtype=bool) if strokes is None else strokes
+    if file:
+        mask = read_mask_file(Path(file))
+        hole |= read_mask(mask, size, processor.mask_threshold)[0, 0].numpy()
+    return read_mask(hole, size, processor.mask_threshold, invert)[0, 0].numpy()
 
 
 def read_strokes(drawing: dict | None, size: tuple[int, int]) -> np.ndarray | None:

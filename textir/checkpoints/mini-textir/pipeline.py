@@ -10,6 +10,7 @@ peft, torch, numpy and Pillow.
 """
 
 import functools
+import importlib
 import inspect
 import io
 import json
@@ -53,6 +54,7 @@ UNFINISHED = "-unfinished-"  # in the name of a folder that a save has begun
 LORA_SIDES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 MIN_TILE = 128
+TILE = 768  # side of tiles in pixels of the result, where a call says nothing
 MAX_SCALE = 16
 MAX_STRENGTH = 3
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -178,7 +180,9 @@ class CarriesCodeMixin:
                 and len(value) == 2
                 and value[1] in cls._own_components
             ):
-                config[name] = [cls._own_components[value[1]], value[1]]
+                module = cls._own_components[value[1]]
+                importlib.import_module(module)  # diffusers takes only what is imported already
+                config[name] = [module, value[1]]
         return loaded
 
 
@@ -463,9 +467,9 @@ class Edit:
     image: torch.Tensor
     hole: torch.Tensor | None
     size: tuple[int, int]
-    condition: torch.Tensor | None
-    words: str
-    tile: int
+    condition: torch.Tensor | None = None
+    words: str = "none"
+    tile: int = TILE
     bits: int = 8
     generator: torch.Generator | None = None
     filled: torch.Tensor | None = None
@@ -558,7 +562,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         reference_image=None,
         words_from: DiffusionPipeline | None = None,
         invert_mask: bool = False,
-        tile: int = 768,
+        tile: int | None = None,
         output_type: str = "pil",
         return_effect: bool = False,
         return_dict: bool = True,
@@ -570,8 +574,9 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             image: PIL image, array `(H, W, C)` of 8 or 16 bits or in [0, 1], tensor `(3, H, W)` or
                 `(B, 3, H, W)` in [0, 1], or a list of single images.
             prompt: what the result shall show. A list holds one for each image or, for a single
-                image, several, each of which has a result. `None` takes the photo's own embedding;
-                an empty prompt is no words, which in a hole means more of what is around.
+                image, several, each of which has a result. `None` takes the photo's own embedding,
+                of a photo with a hole after filling it from its border; an empty prompt is no
+                words.
             task: inpaint, super-resolution, colorize, or auto: inpaint where there is a mask,
                 colorize where a photo has no colours, super-resolution otherwise. With auto a photo
                 that was enlarged before is enlarged anew, at its size.
@@ -588,7 +593,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
                 by the picture that it paints of the photo's cleaned words.
             invert_mask: dark is the hole.
             tile: side of the tiles in which photos are enlarged, in pixels of the result; at least
-                128.
+                128, 768 by default.
             output_type: pil, np or pt.
             return_effect: tell how far the words moved each result; every result is made twice.
             return_dict: return an `EditOutput`, else a tuple of its fields.
@@ -711,7 +716,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         reference_image=None,
         words_from: DiffusionPipeline | None = None,
         invert_mask: bool = False,
-        tile: int = 768,
+        tile: int | None = None,
         output_type: str = "pil",
     ) -> tuple[list[Edit], list, tuple[str, ...]]:
         """Check the arguments of a call and complete them, see `__call__`.
@@ -760,6 +765,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
                     )
                     edits.append(replace(plan, condition=condition, words=words))
                     dresses.append(dress)
+        if tile is not None and all(edit.task != "super-resolution" for edit in edits):
+            raise ValueError("`tile` belongs to super-resolution, and no photo is enlarged here.")
         return edits, dresses, tuple(dict.fromkeys(notes))
 
     def check_settings(
@@ -769,7 +776,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         scale: float | None = None,
         strength: float = 1.0,
         num_images_per_prompt: int = 1,
-        tile: int = 768,
+        tile: int | None = None,
         output_type: str = "pil",
     ) -> None:
         """Check what of a call needs no photo, see `__call__`.
@@ -790,7 +797,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             raise ValueError(
                 f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt!r}."
             )
-        if not is_count(tile) or tile < MIN_TILE:
+        if tile is not None and (not is_count(tile) or tile < MIN_TILE):
             raise ValueError(f"`tile` must be at least {MIN_TILE} pixels, got {tile!r}.")
         if self.edit_processor is None:
             raise ValueError(
@@ -805,16 +812,15 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             raise ValueError(
                 "Inpainting needs `mask_image`: bright where to fill, of the photo's size."
             )
-        if scale is None:
-            return
-        if task not in ("auto", "super-resolution") or has_mask:
-            other = "inpainting" if has_mask else task
-            raise ValueError(f"`scale` belongs to super-resolution; leave it out of {other}.")
-        if not is_number(scale) or not 1 < scale <= MAX_SCALE:
+        for name, value in (("scale", scale), ("tile", tile)):
+            if value is not None and (task not in ("auto", "super-resolution") or has_mask):
+                other = "inpainting" if has_mask else task
+                raise ValueError(f"`{name}` belongs to super-resolution; leave it out of {other}.")
+        if scale is not None and (not is_number(scale) or not 1 < scale <= MAX_SCALE):
             raise ValueError(f"`scale` must lie above 1 and up to {MAX_SCALE}, got {scale!r}.")
 
     def _plan(
-        self, photo: torch.Tensor, task: str, mask, scale, invert_mask: bool, tile: int
+        self, photo: torch.Tensor, task: str, mask, scale, invert_mask: bool, tile: int | None
     ) -> tuple[Edit, list[str]]:
         """What to do with one photo, without words yet; and notes."""
         keeper, notes = self.edit_processor, []
@@ -844,7 +850,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             self._check_pixels(size)
             hole = keeper.read_mask(mask, size, invert_mask).to(photo.device)
             filled = keeper.fill(photo, hole)
-            return Edit(task, photo, hole, size, None, "none", tile, filled=filled), notes
+            return Edit(task, photo, hole, size, filled=filled), notes
         if task == "colorize":
             if not keeper.is_gray(photo):
                 raise ValueError(
@@ -852,15 +858,15 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
                     "first, such as by `image.convert('L')`, to give it new colours."
                 )
             self._check_pixels(size)
-            return Edit(task, photo, None, size, None, "none", tile), notes
+            return Edit(task, photo, None, size), notes
         scale = self.config.default_scale if scale is None else scale
         size = tuple(round(side * scale) for side in size)
         return self._enlarging(photo, size, tile), notes
 
-    def _enlarging(self, photo: torch.Tensor, size: tuple[int, int], tile: int) -> Edit:
+    def _enlarging(self, photo: torch.Tensor, size: tuple[int, int], tile: int | None) -> Edit:
         self._need("upscaler", "for `task='super-resolution'`")
         self._check_pixels(size)
-        return Edit("super-resolution", photo, None, size, None, "none", tile)
+        return Edit("super-resolution", photo, None, size, tile=tile or TILE)
 
     def propose(self, photo: torch.Tensor, mask=None) -> str:
         """The task that suits a photo `(1, 3, H, W)` in [0, 1]: inpaint where there is a mask,

@@ -11,6 +11,7 @@ peft, torch, numpy and Pillow.
 
 import contextlib
 import functools
+import importlib
 import inspect
 import io
 import json
@@ -349,7 +350,9 @@ class CarriesCodeMixin:
                 and len(value) == 2
                 and value[1] in cls._own_components
             ):
-                config[name] = [cls._own_components[value[1]], value[1]]
+                module = cls._own_components[value[1]]
+                importlib.import_module(module)  # diffusers takes only what is imported already
+                config[name] = [module, value[1]]
         return loaded
 
 
@@ -762,6 +765,28 @@ class ChainLoraLoaderMixin(LoraBaseMixin):
 
     def unfuse_lora(self, components=None, **kwargs):
         super().unfuse_lora(components=components or list(self.get_list_adapters()), **kwargs)
+
+
+def _check_settings(guidance: str, init: str, strength: float, steps: int, scale: float) -> None:
+    """Check what guidance is painted with.
+
+    Raises:
+        ValueError: if one is unknown or out of range.
+    """
+    if guidance not in GUIDANCE_MODES:
+        raise ValueError(
+            f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}."
+        )
+    if init not in ("noise", "image"):
+        raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
+    if not lies_in(strength, 0, 1) or strength == 0:
+        raise ValueError(f"`init_strength` must lie in (0, 1], got {strength!r}.")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(
+            f"`num_inference_steps` must be a whole number of at least 1, got {steps!r}."
+        )
+    if not lies_in(scale, 0, MAX_SCALE):
+        raise ValueError(f"`guidance_scale` must lie in [0, {MAX_SCALE}], got {scale!r}.")
 
 
 class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, DiffusionPipeline):
@@ -1947,20 +1972,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         init = guidance_init or self.config.default_guidance_init
         strength = self.config.default_init_strength if init_strength is None else init_strength
-        if guidance not in GUIDANCE_MODES:
-            raise ValueError(
-                f"`guidance` must be one of {', '.join(GUIDANCE_MODES)}, got {guidance!r}."
-            )
-        if init not in ("noise", "image"):
-            raise ValueError(f"`guidance_init` must be noise or image, got {init!r}.")
-        if not lies_in(strength, 0, 1) or strength == 0:
-            raise ValueError(f"`init_strength` must lie in (0, 1], got {strength!r}.")
-        if not isinstance(steps, Integral) or steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` must be a whole number of at least 1, got {steps!r}."
-            )
-        if not lies_in(scale, 0, MAX_SCALE):
-            raise ValueError(f"`guidance_scale` must lie in [0, {MAX_SCALE}], got {scale!r}.")
+        _check_settings(guidance, init, strength, steps, scale)
         if negative_prompt is not None and scale <= 1:
             raise ValueError(
                 "`negative_prompt` acts through classifier-free guidance, which `guidance_scale` "
