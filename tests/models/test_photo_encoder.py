@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from tests.tools import tiny
 from textir.models.photo_encoder import (
     LIGHT_STATISTICS,
     TEXTURE_STATISTICS,
@@ -80,17 +80,7 @@ def test_features_computed_once_give_the_same_vectors():
 
 
 def test_the_call_fits_clip_too():
-    clip = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=16,
-            projection_dim=20,
-        )
-    )
+    clip = tiny.clip_photo_tower()
     pixels = PhotoProcessor(32)(photos())["pixel_values"]
     for model in (clip, encoder()):
         assert model(pixel_values=pixels).image_embeds.shape == (2, 20)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil
 
 from pipelines import TextEditableRestorationPipeline, load_editor
 from tests.tools import tiny
@@ -302,20 +302,10 @@ def test_a_prompt_that_is_too_long_is_told(pipe):
 
 @pytest.mark.parametrize("size", [(24, 40), (90, 20)])
 def test_a_clip_of_the_hub_stands_in_for_the_towers(size):
-    torch.manual_seed(2)
-    vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=20,
-    )
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False
     )
-    encoder = CLIPVisionModelWithProjection(vision).eval()
+    encoder = tiny.clip_photo_tower()
     pipe = tiny.editing_pipeline(photo_encoder=encoder, photo_processor=processor)
     image = tiny.image(*size)
     assert pipe(image, scale=2).words == ["photo"]

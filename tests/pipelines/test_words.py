@@ -8,10 +8,6 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
 )
 
 from pipelines import TextGuidedRestorationPipeline
@@ -23,31 +19,13 @@ from textir.models import InstructionReader, PhotoProcessor
 IMAGE = tiny.image()
 
 
-def text_tower(dim: int) -> CLIPTextModelWithProjection:
-    torch.manual_seed(5)
-    words = tiny.tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        projection_dim=dim,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    return CLIPTextModelWithProjection(config).eval()
-
-
 def seeing() -> TextGuidedRestorationPipeline:
     """A tiny chain with towers whose every tag is shown."""
     pipe = tiny.pipeline()
     pipe.register_modules(
         photo_encoder=encoder(tags=tags(threshold=0.0, sure=1.0)),
         photo_processor=PhotoProcessor(32),
-        photo_text_encoder=text_tower(sum(BLOCKS)),
+        photo_text_encoder=tiny.text_tower(sum(BLOCKS)),
         photo_tokenizer=tiny.tokenizer(),
     )
     return pipe
@@ -157,24 +135,14 @@ def test_tags_are_said_only_where_they_are_asked_for():
 
 
 def test_a_clip_of_the_hub_takes_the_place_of_the_towers():
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=12,
-    )
     size = {"shortest_edge": 32}
     pipe = tiny.pipeline()
     pipe.register_modules(
-        photo_encoder=CLIPVisionModelWithProjection(config).eval(),
+        photo_encoder=tiny.clip_photo_tower(12),
         photo_processor=CLIPImageProcessor(
             size=size, crop_size={"height": 32, "width": 32}, do_rescale=False
         ),
-        photo_text_encoder=text_tower(12),
+        photo_text_encoder=tiny.text_tower(12),
         photo_tokenizer=tiny.tokenizer(),
     )
     photos, texts = pipe.embed_photos(IMAGE), pipe.embed_texts(["a dog", "a street"])

@@ -11,6 +11,7 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
 )
 
 from pipelines import TextEditableRestorationPipeline, TextGuidedRestorationPipeline
@@ -240,6 +241,21 @@ def text_tower(dim: int = 20, length: int = 24) -> CLIPTextModelWithProjection:
         pad_token_id=words.pad_token_id,
     )
     return CLIPTextModelWithProjection(config).eval()
+
+
+def clip_photo_tower(dim: int = 20) -> CLIPVisionModelWithProjection:
+    """An image tower of CLIP whose embeddings have `dim` numbers, for 32 x 32 pixels."""
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=dim,
+    )
+    return CLIPVisionModelWithProjection(config).eval()
 
 
 def photo_encoder() -> PhotoEncoder:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from pipelines.loading import load_editor
 from tests.tools import tiny
@@ -352,15 +352,7 @@ def clip(tmp_path_factory) -> Path:
     """A whole tiny CLIP, as the Hub has them."""
     place = tmp_path_factory.mktemp("clip")
     text = tiny.text_tower(12).config
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=12,
-    )
+    vision = tiny.clip_photo_tower(12).config
     torch.manual_seed(0)
     both = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
     CLIPModel(CLIPConfig(projection_dim=12, **both)).save_pretrained(place)
