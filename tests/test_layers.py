@@ -84,6 +84,7 @@ COPIES = [
     "Tile",
     "check_degraded",
     "check_levels",
+    "count_pieces",
     "cut_side",
     "fit",
     "fuse",

@@ -14,6 +14,7 @@ from textir.models.nafnet import (
     GuidanceFusion,
     LayerNorm2d,
     NAFBlock,
+    Wish,
     fit,
     gate,
     local_mean,
@@ -349,12 +350,13 @@ def test_an_expert_adds_its_low_rank_product_to_the_weights():
     layer = ExpertConv2d(4, 6, labels=3, rank=2)
     torch.nn.init.normal_(layer.expert_up)
     x, weights = torch.randn(2, 4, 5, 7), torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
+    wanted = Wish(torch.zeros(2, 1), weights)
     for i, row in enumerate(weights):
         kernel = layer.weight[..., 0, 0] + sum(
             w * layer.expert_up[k] @ layer.expert_down[k] for k, w in enumerate(row)
         )
         expected = torch.nn.functional.conv2d(x[i : i + 1], kernel[..., None, None], layer.bias)
-        assert torch.allclose(layer(x, weights)[i], expected[0], atol=1e-5)
+        assert torch.allclose(layer(x, wanted)[i], expected[0], atol=1e-5)
 
 
 def test_told_networks_run_tile_by_tile_like_at_once():

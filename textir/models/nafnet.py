@@ -11,7 +11,7 @@ normalised features of each block (Perez et al., *FiLM*, AAAI 2018). It also wei
 on the 1 x 1 convolutions, one a label (Hu et al., *LoRA*, ICLR 2022).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
+MOST_PRODUCTS = 256  # places of a window up to which means are made by a product
 
 
 class LayerNorm2d(nn.Module):
@@ -53,9 +54,13 @@ class Tile(NamedTuple):
     place: slice | tuple
 
 
-def cut_side(size: int, channels: int, border: int) -> list[Tile]:
-    """Slices that cut a side of `size` pixels, at least 16 each."""
-    count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+def count_pieces(size: int, wanted: float) -> int:
+    """About as many pieces of a side as `wanted`, each of about 16 pixels or more."""
+    return max(1, min(round(wanted), round(size / 16)))
+
+
+def cut_side(size: int, count: int, border: int) -> list[Tile]:
+    """Slices that cut a side of `size` pixels into `count` pieces."""
     ends = [size * i // count for i in range(count + 1)]
     pieces = []
     for start, end in pairwise(ends):
@@ -68,11 +73,15 @@ def cut_side(size: int, channels: int, border: int) -> list[Tile]:
 def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[Tile]:
     """Cut `(B, C, H, W)` into tiles with a border of `border` pixels.
 
-    They are so small that `channels` maps of one stay in the cache of a processor.
+    They are so small that `channels` maps of one stay in the cache of a processor. Whole rows are
+    taken where 32 of them are about as small: in channels_last memory these need no copies.
     """
     height, width = x.shape[-2:]
-    columns = cut_side(width, channels, border)
-    for row in cut_side(height, channels, border):
+    pixels = max(1, TILE // channels)
+    across = count_pieces(width, 32 * width / pixels)
+    down = count_pieces(height, height * width / (across * pixels))
+    columns = cut_side(width, across, border)
+    for row in cut_side(height, down, border):
         for column in columns:
             yield Tile(
                 bordered=(..., row.bordered, column.bordered),
@@ -101,28 +110,52 @@ def local_mean(x: torch.Tensor, window: int | None, share: float = 0.0) -> torch
     The window grows to `share` of the longer side if that is more. At the border it moves inwards.
     The mean is over the whole image where the window is larger, or `None`.
     """
-    if window is not None and share:
+    if window is not None and torch.onnx.is_in_onnx_export():  # there sizes are tensors
         height, width = x.shape[-2:]
-        if torch.onnx.is_in_onnx_export():  # there sizes are tensors
+        if share:
             window = (torch.maximum(height, width) * round(share * 1000) // 1000).clamp(min=window)
-        else:
-            window = max(window, max(height, width) * round(share * 1000) // 1000)
-    if window is not None and torch.onnx.is_in_onnx_export():
         return banded_mean(banded_mean(x, window, -1), window, -2)
-    if window is None or window >= max(x.shape[-2:]):
-        return x.mean((2, 3), keepdim=True)
-    return sliding_mean(sliding_mean(x.float(), window, -1), window, -2).to(x)
+    means, border = window_means(x, window, share)
+    return means if border is None else F.pad(means, border, mode="replicate")
 
 
-def sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    size = x.shape[dim]
-    if window >= size:
-        return x.mean(dim, keepdim=True)
-    sums = x.cumsum(dim)
-    first = sums.narrow(dim, window - 1, 1)
-    others = sums.narrow(dim, window, size - window) - sums.narrow(dim, 0, size - window)
-    centers = (torch.arange(size, device=x.device) - window // 2).clamp(0, size - window)
-    return torch.cat([first, others], dim).index_select(dim, centers) / window
+def window_means(
+    x: torch.Tensor, window: int | None, share: float = 0.0
+) -> tuple[torch.Tensor, tuple[int, int, int, int] | None]:
+    """The means of `local_mean` without repetitions: near a border pixels have the same window.
+
+    Returns:
+        the mean of each window within `(B, C, H, W)`, and how often the outermost ones are repeated
+        at the left, right, top and bottom; `None` where there is one window, `(B, C, 1, 1)`.
+    """
+    height, width = x.shape[-2:]
+    if window is not None:
+        window = max(window, max(height, width) * round(share * 1000) // 1000)
+    if window is None or window >= max(height, width):
+        return x.mean((2, 3), keepdim=True), None
+    rows, columns = min(window, height), min(window, width)
+    means = mean_along(mean_along(x.float(), rows, -2), columns, -1).to(x)
+    (left, right), (top, bottom) = (
+        (half := side // 2, side - 1 - half) for side in (columns, rows)
+    )
+    return means, (left, right, top, bottom)
+
+
+def mean_along(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """The mean of each run of `window` pixels along a side of `(B, C, H, W)`, in single
+    precision."""
+    count = x.shape[dim] - window + 1
+    if count <= MOST_PRODUCTS:  # a product with a band is faster than sums that move on
+        places = torch.arange(x.shape[dim], device=x.device)
+        starts = torch.arange(count, device=x.device)[:, None]
+        band = ((places >= starts) & (places < starts + window)).to(x) / window
+        moved = x.permute(0, 2, 3, 1) if dim == -1 else x.permute(0, 2, 3, 1).flatten(2)
+        means = band @ moved
+        means = means if dim == -1 else means.unflatten(2, (x.shape[-1], x.shape[1]))
+        return means.permute(0, 3, 1, 2)
+    first = x.narrow(dim, 0, window).sum(dim, keepdim=True)
+    change = x.narrow(dim, window, count - 1) - x.narrow(dim, 0, count - 1)
+    return torch.cat([first, first + change.cumsum(dim)], dim) / window
 
 
 def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
@@ -165,13 +198,16 @@ class ExpertConv2d(nn.Conv2d):
             )
             self.expert_up = nn.Parameter(torch.zeros(labels, out_channels, rank))
 
-    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve `(B, C, H, W)`; `weights` `(1 or B, labels)` are those of the experts, `None`
-        leaves them out."""
-        if weights is None or not self.has_experts:
-            return super().forward(x)
+    def kernels(self, weights: torch.Tensor) -> torch.Tensor:
+        """`(1 or B, O, C)`, with experts of the given weights `(1 or B, labels)`."""
         experts = torch.einsum("bl,lor,lri->boi", weights, self.expert_up, self.expert_down)
-        kernels = self.weight[..., 0, 0] + experts
+        return self.weight[..., 0, 0] + experts
+
+    def forward(self, x: torch.Tensor, wish: "Wish | None" = None) -> torch.Tensor:
+        """Convolve `(B, C, H, W)`; without a wish the experts are left out."""
+        if wish is None or not self.has_experts:
+            return super().forward(x)
+        kernels = wish.once(self, self.kernels)
         pixels = x.permute(0, 2, 3, 1)
         if len(kernels) == 1:
             mapped = F.linear(pixels, kernels[0], self.bias)
@@ -184,16 +220,27 @@ class ExpertConv2d(nn.Conv2d):
         return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-class Wish(NamedTuple):
-    """What a condition means to the blocks.
+class Wish:
+    """What a condition means to the blocks, in one call of a network.
 
     Attributes:
         embedding: `(1 or B, condition_width)`, from which blocks draw scales and shifts.
         weights: `(1 or B, labels)` of the experts.
     """
 
-    embedding: torch.Tensor
-    weights: torch.Tensor
+    def __init__(self, embedding: torch.Tensor, weights: torch.Tensor):
+        self.embedding, self.weights = embedding, weights
+        self.kept: dict[nn.Module, torch.Tensor] = {}
+
+    def once(
+        self, module: nn.Module, kernels: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """The kernels of a module; outside training made once for all tiles."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return kernels(self.weights)
+        if module not in self.kept:
+            self.kept[module] = kernels(self.weights)
+        return self.kept[module]
 
 
 class NAFBlock(nn.Module):
@@ -245,25 +292,27 @@ class NAFBlock(nn.Module):
     def mix(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         """Neighbouring pixels mixed."""
         x = self.norm1(x)
-        if wish is None:
-            return gate(self.depthwise(self.expand1(x)))
-        scale, shift = self.modulate(wish.embedding)[:, :, None, None].chunk(2, dim=1)
-        x = x * (1 + scale) + shift
-        return gate(self.depthwise(self.expand1(x, wish.weights)))
+        if wish is not None:
+            scale, shift = self.modulate(wish.embedding)[:, :, None, None].chunk(2, dim=1)
+            x = torch.addcmul(shift, x, 1 + scale)
+        return gate(self.depthwise(self.expand1(x, wish)))
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
         window = None if self.training else self.window
-        return self.channel_attention(local_mean(mixed, window, self.share))
+        if torch.onnx.is_in_onnx_export():
+            return self.channel_attention(local_mean(mixed, window, self.share))
+        means, border = window_means(mixed, window, self.share)
+        attention = self.channel_attention(means)
+        return attention if border is None else F.pad(attention, border, mode="replicate")
 
     def feed_forward(
         self, x: torch.Tensor, mixed: torch.Tensor, wish: Wish | None = None
     ) -> torch.Tensor:
         """What follows pixel by pixel."""
-        weights = None if wish is None else wish.weights
-        x = x + self.project1(mixed, weights) * self.scale1.to(mixed)
-        y = gate(self.expand2(self.norm2(x), weights))
-        return x + self.project2(y, weights) * self.scale2.to(y)
+        x = torch.addcmul(x, self.project1(mixed, wish), self.scale1.to(mixed))
+        y = gate(self.expand2(self.norm2(x), wish))
+        return torch.addcmul(x, self.project2(y, wish), self.scale2.to(y))
 
     def forward_in_tiles(self, x: torch.Tensor, wish: Wish | None = None) -> torch.Tensor:
         mixed = torch.empty_like(x)

@@ -67,9 +67,13 @@ class Tile(NamedTuple):
     place: slice | tuple
 
 
-def cut_side(size: int, channels: int, border: int) -> list[Tile]:
-    """Slices that cut a side of `size` pixels, at least 16 each."""
-    count = max(1, round(size / max(16, (TILE / channels) ** 0.5)))
+def count_pieces(size: int, wanted: float) -> int:
+    """About as many pieces of a side as `wanted`, each of about 16 pixels or more."""
+    return max(1, min(round(wanted), round(size / 16)))
+
+
+def cut_side(size: int, count: int, border: int) -> list[Tile]:
+    """Slices that cut a side of `size` pixels into `count` pieces."""
     ends = [size * i // count for i in range(count + 1)]
     pieces = []
     for start, end in pairwise(ends):
@@ -82,11 +86,15 @@ def cut_side(size: int, channels: int, border: int) -> list[Tile]:
 def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[Tile]:
     """Cut `(B, C, H, W)` into tiles with a border of `border` pixels.
 
-    They are so small that `channels` maps of one stay in the cache of a processor.
+    They are so small that `channels` maps of one stay in the cache of a processor. Whole rows are
+    taken where 32 of them are about as small: in channels_last memory these need no copies.
     """
     height, width = x.shape[-2:]
-    columns = cut_side(width, channels, border)
-    for row in cut_side(height, channels, border):
+    pixels = max(1, TILE // channels)
+    across = count_pieces(width, 32 * width / pixels)
+    down = count_pieces(height, height * width / (across * pixels))
+    columns = cut_side(width, across, border)
+    for row in cut_side(height, down, border):
         for column in columns:
             yield Tile(
                 bordered=(..., row.bordered, column.bordered),
