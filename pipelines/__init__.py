@@ -17,6 +17,7 @@ try:
         TextGuidedRestorationPipeline,
     )
     from textir import models
+    from textir.tiling import choose_tile
 finally:
     if was_collecting:
         gc.enable()
@@ -28,6 +29,7 @@ for kind in (TextGuidedRestorationPipeline, TextEditableRestorationPipeline):
     }
 TextGuidedRestorationPipeline._embedded = {"mini": MINI}
 TextEditableRestorationPipeline._embedded = {"mini-textir": MINI_TEXTIR}
+TextGuidedRestorationPipeline._choose_tile = staticmethod(choose_tile)
 TextGuidedRestorationPipeline._default_instruction_reader = models.InstructionReader()
 
 __all__ = [

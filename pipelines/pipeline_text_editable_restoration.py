@@ -9,6 +9,7 @@ This one file travels inside every saved checkpoint; it needs nothing but diffus
 peft, torch, numpy and Pillow.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -22,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -54,6 +56,7 @@ UNFINISHED = "-unfinished-"  # in the name of a folder that a save has begun
 LORA_SIDES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 MIN_TILE = 128
+Box = tuple[int, int, int, int]  # first and last row, first and last column, of a tile
 TILE = 768  # side of tiles in pixels of the result, where a call says nothing
 MAX_SCALE = 16
 MAX_STRENGTH = 3
@@ -1457,6 +1460,7 @@ def apply_tiled(
     tile: int,
     overlap: int,
     on_tile: Callable[[], None] = lambda: None,
+    at: Callable[[Box], AbstractContextManager] = contextlib.nullcontext,
 ) -> torch.Tensor:
     """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and
     blend the results.
@@ -1464,6 +1468,14 @@ def apply_tiled(
     The outer quarter of an overlap is thrown away and its middle half blended linearly, so a
     function that sees no further than `overlap // 4` pixels gives the same result as on the whole
     image.
+
+    Args:
+        function: takes a tile and that of the reference.
+        image: and the reference.
+        tile: side in pixels.
+        overlap: of neighbouring tiles in pixels.
+        on_tile: called after each.
+        at: told where a tile lies, returns the context in which `function` works on it.
     """
     height, width = image.shape[-2:]
     total, weight = None, torch.zeros(1, 1, height, width, device=image.device)
@@ -1471,7 +1483,8 @@ def apply_tiled(
         for left in tile_starts(width, tile, overlap):
             bottom, right = min(top + tile, height), min(left + tile, width)
             region = (..., slice(top, bottom), slice(left, right))
-            result = function(image[region], None if reference is None else reference[region])
+            with at((top, bottom, left, right)):
+                result = function(image[region], None if reference is None else reference[region])
             rows = blend_window(bottom - top, overlap, fade_in=top > 0, fade_out=bottom < height)
             columns = blend_window(right - left, overlap, fade_in=left > 0, fade_out=right < width)
             window = (rows[:, None] * columns[None]).to(image.device)

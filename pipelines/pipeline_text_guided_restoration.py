@@ -24,6 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 from numbers import Integral, Real
@@ -67,6 +68,11 @@ from transformers import (
 logger = logging.get_logger(__name__)
 
 MIN_SIDE = 16
+PATCH = 128  # side in pixels of the patches on which averages of a whole photo are measured
+LEAST_PATCHES, MOST_PATCHES = 16, 64
+MOST_WHOLE = 2048 * 2048  # pixels of an image that is restored at once unless tiles are asked for
+TILE, LEAST_TILE = 1024, 256
+Box = tuple[int, int, int, int]  # first and last row, first and last column, of a tile
 GUIDANCE_MODES = ("cleaned", "degraded", "prompt", "none")
 WORDS = ("cleaned", "degraded")  # of them, those that put the photo in words
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -180,7 +186,7 @@ class Request:
         references: a reference `(1, 3, h, w)` for each image in place of a painted guidance, or
             `None`.
         strength: of the guidance; `None` where the checkpoint decides.
-        tile: side of the restorer's tiles in pixels, or `None`.
+        tile: side of the restorer's tiles in pixels, `auto`, or `None`.
         overlap: of tiles in pixels.
         output_type: form of the results.
         return_influence: whether to restore without guidance too.
@@ -194,7 +200,7 @@ class Request:
     painting: Painting | None
     references: list[torch.Tensor] | None
     strength: float | None
-    tile: int | None
+    tile: int | str | None
     overlap: int
     output_type: str
     return_influence: bool
@@ -354,6 +360,18 @@ class CarriesCodeMixin:
                 importlib.import_module(module)  # diffusers takes only what is imported already
                 config[name] = [module, value[1]]
         return loaded
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)
+    )
+
+
+def tile_of(height: int, width: int, restorer: torch.nn.Module) -> int | None:
+    """Side of tiles where the package, which looks at the memory too, is not installed."""
+    return None if height * width <= MOST_WHOLE else TILE
 
 
 def is_compiled(part) -> bool:
@@ -874,6 +892,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     ]
     # Reads instructions where a checkpoint brings no reader; set where the package is installed.
     _default_instruction_reader = None
+    _choose_tile = staticmethod(tile_of)  # looks at the memory too where the package is installed
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
@@ -995,7 +1014,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        tile: int | None = None,
+        tile: int | str | None = "auto",
         overlap: int = 32,
         output_type: str = "pil",
         return_influence: bool = True,
@@ -1037,7 +1056,9 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             generator: source of randomness, or one for each image; by default one with seed 0, so
                 that a call gives the same pixels again.
             tile: side in pixels of the tiles that the restorer works on; `None` does the image at
-                once. All tiles share one guidance.
+                once; auto takes tiles above 4 megapixels, or where memory asks for them, and
+                smaller ones when it runs out. All tiles share one guidance, and what the restorer
+                averages over the whole image.
             overlap: pixels that neighbouring tiles share and blend over.
             output_type: `pil` (same mode, profile and alpha as the input), `np` `(B, H, W, 3)`,
                 `pt` `(B, 3, H, W)`, or `latent`: stop before decoding and return the latents of the
@@ -1757,7 +1778,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         degraded: torch.Tensor,
         guidance: torch.Tensor | None = None,
         strength: float | list[float] = 1.0,
-        tile: int | None = None,
+        tile: int | str | None = "auto",
         overlap: int = 32,
         removed: list[list[str] | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -1768,7 +1789,46 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         Returns:
             restored images in [0, 1], and the confidence of the match `(B, 1, H, W)` or `None`.
         """
+        height, width = degraded.shape[-2:]
+        is_free = tile == "auto"
+        if is_free:
+            tile = self._choose_tile(height, width, self.restorer)
+        if len(degraded) > 1 and tile is not None and tile < max(height, width):
+            # What tiles have in common belongs to one image.
+            strengths = strength if isinstance(strength, list) else [strength] * len(degraded)
+            pairs = [
+                self.restore(
+                    degraded[i : i + 1],
+                    None if guidance is None else guidance[i : i + 1],
+                    strengths[i],
+                    "auto" if is_free else tile,
+                    overlap,
+                    None if removed is None else removed[i : i + 1],
+                )
+                for i in range(len(degraded))
+            ]
+            restored, confidence = zip(*pairs)
+            return torch.cat(restored), None if guidance is None else torch.cat(confidence)
+        while True:
+            try:
+                return self._restore_tiled(degraded, guidance, strength, tile, overlap, removed)
+            except (RuntimeError, MemoryError) as error:
+                side = max(height, width) if tile is None else tile
+                if not (is_free and is_out_of_memory(error)) or side <= LEAST_TILE:
+                    raise
+            tile = max(min(side // 2, TILE), LEAST_TILE)
+            logger.warning("Out of memory; going on with tiles of %d pixels.", tile)
 
+    def _restore_tiled(
+        self,
+        degraded: torch.Tensor,
+        guidance: torch.Tensor | None,
+        strength: float | list[float],
+        tile: int | None,
+        overlap: int,
+        removed: list[list[str] | None] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`restore` in tiles of a side, or at once."""
         wishes = self.condition_of(self.restorer, removed, degraded)
 
         def run(region: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
@@ -1792,9 +1852,28 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             result = run(degraded, guidance)
         else:
             with self.progress_bar(total=count_tiles(*degraded.shape[-2:], tile, overlap)) as bar:
-                result = apply_tiled(run, degraded, guidance, tile, overlap, on_tile=bar.update)
+                at = self._tell_tiles(run, degraded, guidance, tile)
+                result = apply_tiled(run, degraded, guidance, tile, overlap, bar.update, at)
         restored, confidence = result[:, :3].clamp(0, 1), result[:, 3:]
         return restored, confidence if guidance is not None else None
+
+    def _tell_tiles(
+        self, run: Callable, degraded: torch.Tensor, guidance: torch.Tensor | None, tile: int
+    ) -> Callable[[Box], AbstractContextManager]:
+        """The context for each tile of an image `(1, 3, H, W)`, in which the restorer knows what it
+        averages over the whole image; measured on patches of it, all together no larger than a
+        tile. Restorers that cannot be told, and compiled ones, see their tile alone."""
+        if is_compiled(self.restorer) or not hasattr(self.restorer, "share_averages"):
+            return contextlib.nullcontext
+        size, patch = tuple(degraded.shape[-2:]), min(PATCH, tile)
+        grid = patch_grid(size, patch, min(max(LEAST_PATCHES, tile**2 // patch**2), MOST_PATCHES))
+        averages = self.restorer.share_averages(size, patch, grid)
+        with averages.measuring():
+            run(
+                cut_patches(degraded, patch, grid),
+                None if guidance is None else cut_patches(guidance, patch, grid),
+            )
+        return averages.at
 
     @property
     def _channels(self) -> int:
@@ -1844,7 +1923,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        tile: int | None = None,
+        tile: int | str | None = "auto",
         overlap: int = 32,
         output_type: str = "pil",
         return_influence: bool = True,
@@ -1876,11 +1955,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             raise ValueError(
                 f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
             )
-        if tile is not None and not (isinstance(tile, Integral) and tile >= 64):
-            raise ValueError(f"`tile` must be at least 64 pixels, a whole number, got {tile!r}.")
-        if tile is not None and not 0 <= overlap <= tile // 2:
+        if tile not in (None, "auto") and not (isinstance(tile, Integral) and tile >= 64):
             raise ValueError(
-                f"`overlap` must lie between 0 and half of `tile` ({tile // 2}), got {overlap}."
+                f"`tile` must be auto, None or a whole number of at least 64 pixels, got {tile!r}."
+            )
+        least = 256 if tile == "auto" else tile
+        if tile is not None and not 0 <= overlap <= least // 2:
+            raise ValueError(
+                f"`overlap` must lie between 0 and half of `tile` ({least // 2}), got {overlap}."
             )
 
         source = self._guidance_source(
@@ -2280,6 +2362,34 @@ def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (side - tile) / steps) for i in range(steps + 1)]
 
 
+def patch_grid(size: tuple[int, int], patch: int, most: int) -> tuple[int, int]:
+    """Rows and columns of square patches of an image: about as far apart in both directions, no
+    more than `most`, and no more than cover it."""
+    height, width = size
+    columns = min(math.ceil(width / patch), max(1, round(math.sqrt(most * width / height))), most)
+    return min(math.ceil(height / patch), max(1, most // columns)), columns
+
+
+def cut_patches(image: torch.Tensor, patch: int, grid: tuple[int, int]) -> torch.Tensor:
+    """The patches around the middles of the cells of a grid over an image `(1, C, H, W)`, row by
+    row and smaller where the image is: `(cells, C, patch, patch)`. Where cells are larger than a
+    patch, each of them reduced to a patch follows."""
+    starts = []
+    for side, cells in zip(image.shape[-2:], grid):
+        middles = [(cell + 0.5) / cells * side for cell in range(cells)]
+        starts.append([max(0, min(round(m - patch / 2), side - patch)) for m in middles])
+    patches = []
+    for top in starts[0]:
+        for left in starts[1]:
+            patches.append(image[..., top : top + patch, left : left + patch])
+    if all(side <= cells * patch for side, cells in zip(image.shape[-2:], grid)):
+        return torch.cat(patches)
+    sides = patches[0].shape[-2:]
+    reduced = resize(image, [cells * side for cells, side in zip(grid, sides)])
+    rows = reduced.unflatten(3, (grid[1], sides[1])).unflatten(2, (grid[0], sides[0]))
+    return torch.cat([*patches, *rows.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)])
+
+
 def count_tiles(height: int, width: int, tile: int, overlap: int) -> int:
     return len(tile_starts(height, tile, overlap)) * len(tile_starts(width, tile, overlap))
 
@@ -2291,6 +2401,7 @@ def apply_tiled(
     tile: int,
     overlap: int,
     on_tile: Callable[[], None] = lambda: None,
+    at: Callable[[Box], AbstractContextManager] = contextlib.nullcontext,
 ) -> torch.Tensor:
     """Apply `function` to overlapping tiles of `image` (and of `reference`) `(B, C, H, W)` and
     blend the results.
@@ -2298,6 +2409,14 @@ def apply_tiled(
     The outer quarter of an overlap is thrown away and its middle half blended linearly, so a
     function that sees no further than `overlap // 4` pixels gives the same result as on the whole
     image.
+
+    Args:
+        function: takes a tile and that of the reference.
+        image: and the reference.
+        tile: side in pixels.
+        overlap: of neighbouring tiles in pixels.
+        on_tile: called after each.
+        at: told where a tile lies, returns the context in which `function` works on it.
     """
     height, width = image.shape[-2:]
     total, weight = None, torch.zeros(1, 1, height, width, device=image.device)
@@ -2305,7 +2424,8 @@ def apply_tiled(
         for left in tile_starts(width, tile, overlap):
             bottom, right = min(top + tile, height), min(left + tile, width)
             region = (..., slice(top, bottom), slice(left, right))
-            result = function(image[region], None if reference is None else reference[region])
+            with at((top, bottom, left, right)):
+                result = function(image[region], None if reference is None else reference[region])
             rows = blend_window(bottom - top, overlap, fade_in=top > 0, fade_out=bottom < height)
             columns = blend_window(right - left, overlap, fade_in=left > 0, fade_out=right < width)
             window = (rows[:, None] * columns[None]).to(image.device)

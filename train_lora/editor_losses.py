@@ -15,17 +15,23 @@ R1_INTERVAL = 16
 
 
 def hole_loss(
-    edited: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, outside: float = 0.05
+    edited: torch.Tensor,
+    truth: torch.Tensor,
+    mask: torch.Tensor,
+    squared: float = 0.0,
+    outside: float = 0.05,
 ) -> torch.Tensor:
-    """Mean absolute distance per pixel of the hole; what lies outside is replaced afterwards and
-    counts little.
+    """Mean distance per pixel of the hole; what lies outside is replaced afterwards and counts
+    little.
 
     Args:
         edited, truth: `(B, 3, H, W)`.
         mask: `(B, 1, H, W)`, 1 in the hole.
+        squared: weight of the squared distance beside the absolute one.
         outside: weight of a pixel outside.
     """
-    error = (edited.float() - truth.float()).abs().mean(1, keepdim=True)
+    distance = (edited.float() - truth.float()).abs()
+    error = (distance + squared * distance.square()).mean(1, keepdim=True)
     inside = (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
     return inside.mean() + outside * (error * (1 - mask)).mean()
 
@@ -207,7 +213,8 @@ class EditorLosses:
         if self.config.task == "colorize":
             return colour_loss(edited, batch["target"], self.config.vividness)
         if self.config.task == "inpaint":
-            return hole_loss(edited, batch["target"], batch["mask"])
+            squared = self.config.squared_weight
+            return hole_loss(edited, batch["target"], batch["mask"], squared)
         return F.l1_loss(edited.float(), batch["target"])
 
     def _words(self, photo: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

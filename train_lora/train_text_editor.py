@@ -102,6 +102,9 @@ class Config(TrainingConfig):
     recoloured_share: float = knob(0.4, "of photos in another colour, which the words name")
     frozen_encoder: bool = knob(False, "the encoder keeps its weights")
     pixel_weight: float = knob(1.0, "of the L1 distance, in holes per pixel of the hole")
+    squared_weight: float = knob(
+        0.0, "of the squared distance beside the L1 distance (inpaint); towards PSNR"
+    )
     colour_weight: float = knob(0.05, "of missing colourfulness (colorize)")
     perceptual_weight: float = knob(0.0, "of the distance of features; 0.01 for holes")
     text_weight: float = knob(0.0, "of the distance of the result from its words (CLIP loss)")
@@ -141,6 +144,8 @@ class Config(TrainingConfig):
             )
         if self.vividness and self.task != "colorize":
             raise ValueError("`--vividness` belongs to `--task colorize`.")
+        if self.squared_weight and self.task != "inpaint":
+            raise ValueError("`--squared_weight` belongs to `--task inpaint`.")
         if self.network_config and not self.new_network:
             raise ValueError("`--network_config` builds a new network; add `--new_network`.")
         if self.encoders_name_or_path and not self.new_network:

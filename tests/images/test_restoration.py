@@ -8,7 +8,7 @@ from tests.tools import tiny
 from textir.images.jobs import plan_jobs, restore_files
 from textir.images.picture import Picture, read_picture, write_picture
 from textir.images.restoration import restore_picture
-from textir.images.tiling import bytes_per_pixel, choose_tile
+from textir.tiling import bytes_per_pixel, choose_tile
 
 
 @pytest.fixture(scope="module")

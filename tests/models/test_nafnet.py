@@ -15,9 +15,11 @@ from textir.models.nafnet import (
     LayerNorm2d,
     NAFBlock,
     Wish,
+    between_cells,
     fit,
     gate,
     local_mean,
+    windows_of_cells,
 )
 
 CHANNELS = (4, 6, 8)
@@ -74,6 +76,45 @@ def test_blocks_in_tiles_do_the_same_as_on_whole_maps(window, monkeypatch):
     whole = block(x).detach()  # with gradients
     with torch.no_grad():
         torch.testing.assert_close(block(x), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.64, 1.0])
+def test_windows_of_cells_are_means_that_move_inwards(share):
+    weights = windows_of_cells(share, 7)
+    torch.testing.assert_close(weights.sum(1), torch.ones(7))
+    assert (weights >= 0).all() and torch.equal(weights > 0, (weights > 0).flip(0, 1))
+    if share == 1:
+        torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))
+
+
+def test_steps_between_cells_interpolate_linearly():
+    weights = between_cells(0.0, 1.0, 40, 4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(40))
+    places = ((torch.arange(40) + 0.5) / 10 - 0.5).clamp(0, 3)
+    torch.testing.assert_close(weights @ torch.arange(4.0), places)
+
+
+@pytest.mark.parametrize("window", [None, 96])
+def test_a_tile_with_shared_averages_is_a_part_of_the_whole(window):
+    """Patches that cover the photo measure what the whole photo has."""
+    model = NAFNet(**SMALL, pooling_window=window).eval()
+    for block in model.modules():
+        if isinstance(block, NAFBlock):
+            open_gates(block).channel_attention.weight.data *= 10
+    photo = image(128, 128)
+    photo[..., 64:] = torch.linspace(0, 1, 64) * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
+    whole, left = model(photo), photo[..., :64]
+    averages = model.share_averages((128, 128), 32, (4, 4))
+    cells = photo.unfold(2, 32, 32).unfold(3, 32, 32).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+    with torch.no_grad():
+        with averages.measuring():
+            model(cells)
+        with averages.at((0, 128, 0, 64)):
+            shared = model(left)
+        alone = model(left)
+    inside = (..., slice(None), slice(None, 48))
+    error = (shared - whole[..., :64])[inside].abs().mean()
+    assert error < 0.4 * (alone - whole[..., :64])[inside].abs().mean()
 
 
 @pytest.mark.parametrize(("downscale", "multiple"), [(1, 4), (2, 8)])

@@ -15,7 +15,9 @@ from pipelines import TextGuidedRestorationPipeline
 from pipelines.pipeline_text_guided_restoration import (
     apply_tiled,
     blend_window,
+    cut_patches,
     inject_words,
+    patch_grid,
     resize,
     tile_starts,
 )
@@ -652,6 +654,48 @@ def test_tiles_share_one_guidance(pipe):
     handle.remove()
     assert len(calls) == 2  # two steps, however many tiles
     assert out.images.shape == (1, 3, 70, 130) and out.influence.shape == (1, 1, 70, 130)
+
+
+def test_images_in_tiles_are_those_restored_alone(pipe):
+    images = torch.cat([tiny.image(70, 130), tiny.image(70, 130, seed=3) * 0.3])
+    options = {"guidance": "none", "tile": 64}
+    together = run(pipe, images, **options).images
+    for number, result in enumerate(together):
+        alone = run(pipe, images[number : number + 1], **options).images[0]
+        torch.testing.assert_close(result, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 7")])
+def test_tiles_get_smaller_when_memory_runs_out(pipe, monkeypatch, error):
+    restorer, sides = tiny.restorer(guided=False), []
+
+    def forward(image, *args, **kwargs):
+        sides.append(max(image.shape[-2:]))
+        if max(image.shape[-2:]) > 256:
+            raise error
+        return image
+
+    monkeypatch.setattr(restorer, "forward", forward)
+    alone = TextGuidedRestorationPipeline(restorer=restorer)
+    image = tiny.image(600, 300)
+    torch.testing.assert_close(alone(image, output_type="pt").images, image)
+    assert 600 in sides and sides[-1] == 256
+    with pytest.raises(type(error)):
+        alone(image, tile=512)
+    with pytest.raises(type(error)):
+        alone(image, tile=None)
+
+
+@pytest.mark.parametrize("size", [(70, 130), (300, 64), (64, 64), (2000, 40)])
+def test_patches_lie_within_the_photo(size):
+    image = tiny.image(*size)
+    for patch, most in ((64, 1), (32, 16), (128, 100)):
+        grid = patch_grid(size, patch, most)
+        assert 1 <= grid[0] * grid[1] <= most
+        patches = cut_patches(image, patch, grid)
+        is_covered = all(side <= patch * cells for side, cells in zip(size, grid))
+        assert len(patches) == grid[0] * grid[1] * (2 - is_covered)
+        assert patches.shape[2:] == (min(patch, size[0]), min(patch, size[1]))
 
 
 def test_a_tile_larger_than_the_image_changes_nothing(pipe):

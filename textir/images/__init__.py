@@ -18,7 +18,6 @@ from textir.images.picture import (
     write_picture,
 )
 from textir.images.restoration import restore_picture, stage_clock
-from textir.images.tiling import choose_tile
 
 __all__ = [
     "EXTENSIONS",
@@ -27,7 +26,6 @@ __all__ = [
     "Job",
     "Picture",
     "UnusableImageError",
-    "choose_tile",
     "encode_picture",
     "is_image",
     "list_images",

@@ -7,19 +7,14 @@ from contextlib import contextmanager
 import torch
 
 from textir.images.picture import Picture, to_pixels
-from textir.images.tiling import choose_tile
 
 
-def restore_picture(
-    pipe, picture: Picture, tile: int | str | None = "auto", **options
-) -> tuple[Picture, object]:
+def restore_picture(pipe, picture: Picture, **options) -> tuple[Picture, object]:
     """Restore a picture at its own depth; alpha, profile and EXIF stay.
 
     Args:
         pipe: a restoration pipeline.
         picture: what to restore.
-        tile: side of the tiles in pixels, `None` for the whole image at once, or `auto`: tiles only
-            where memory asks for them.
         options: further arguments of the pipeline.
 
     Returns:
@@ -28,11 +23,7 @@ def restore_picture(
     Raises:
         ValueError: what the pipeline raises.
     """
-    image = picture.tensor()
-    if tile == "auto":
-        height, width = image.shape[-2:]
-        tile = None if pipe.restorer is None else choose_tile(height, width, pipe.restorer)
-    output = pipe(image, tile=tile, output_type="pt", **options)
+    output = pipe(picture.tensor(), output_type="pt", **options)
     restored = to_pixels(output.images[0])
     if restored.shape != picture.pixels.shape:
         # A pipeline without restorer returns the guidance itself, in its own size.

@@ -12,6 +12,8 @@ on the 1 x 1 convolutions, one a label (Hu et al., *LoRA*, ICLR 2022).
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -243,6 +245,117 @@ class Wish:
         return self.kept[module]
 
 
+class Averages:
+    """What blocks average over a photo that is restored in tiles: measured on patches of it, which
+    go through the network together, and then the same for all tiles.
+
+    In each cell of a grid over the photo lies a patch of its own pixels. Where cells are larger
+    than that, a reduced copy of the whole cell says what the patch has missed: its mean counts, and
+    the patch corrects it by what reduction has changed (a control variate).
+
+    Args:
+        size: height and width of the photo in pixels.
+        patch: side of the patches in pixels.
+        grid: rows and columns of the cells. A batch holds the patches from the middles of the cells
+            row by row and then, where cells are larger than a patch, the reduced cells.
+    """
+
+    def __init__(self, size: tuple[int, int], patch: int, grid: tuple[int, int]):
+        self.size, self.patch, self.grid = size, patch, grid
+        self.attention: dict[nn.Module, torch.Tensor] = {}
+        self.box: tuple[int, int, int, int] | None = None
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """What runs within is the batch of patches."""
+        self.attention.clear()
+        with self.at(None):
+            yield
+
+    @contextmanager
+    def at(self, box: tuple[int, int, int, int] | None) -> Iterator[None]:
+        """What runs within is the tile with these first and last rows, first and last columns."""
+        before = AVERAGES.set(self)
+        self.box = box
+        try:
+            yield
+        finally:
+            AVERAGES.reset(before)
+
+    def attend(self, block: "NAFBlock", mixed: torch.Tensor) -> torch.Tensor:
+        """The attention of a block for patches `(B, C, 1, 1)`, or for a tile `(B, C, H, W)`."""
+        if self.box is None:
+            means = self.of_cells(mixed).T.unflatten(1, self.grid)[None]
+            scale = mixed.shape[-1] / self.patch
+            attention = block.channel_attention(self.of_windows(block, means, scale))
+            self.attention[block] = attention
+            patches = attention[0].flatten(1).T[..., None, None]
+            return patches.repeat(len(mixed) // len(patches), 1, 1, 1)
+        rows, columns = (
+            between_cells(first / size, last / size, steps, cells).to(mixed)
+            for first, last, size, steps, cells in zip(
+                self.box[::2], self.box[1::2], self.size, mixed.shape[-2:], self.grid
+            )
+        )
+        return rows @ self.attention[block] @ columns.T
+
+    def of_cells(self, mixed: torch.Tensor) -> torch.Tensor:
+        """The mean of each cell `(cells, C)`, by what lies inside the patches: near their borders
+        they do not know the photo."""
+        count = self.grid[0] * self.grid[1]
+        native, reduced = mixed[:count], mixed[count:]
+        means = middle_mean(native, 0.75, 0.75)
+        if not len(reduced):
+            return means
+        sides = zip(self.size, self.grid)
+        shares = [0.75 * min(1.0, self.patch * cells / side) for side, cells in sides]
+        return middle_mean(reduced, 0.75, 0.75) + means - middle_mean(reduced, *shares)
+
+    def of_windows(self, block: "NAFBlock", means: torch.Tensor, scale: float) -> torch.Tensor:
+        """Means over the window of a block around each cell `(1, C, rows, columns)`; the block sees
+        the photo scaled."""
+        if block.window is None:
+            return means.mean((2, 3), keepdim=True).expand_as(means)
+        sides = [side * scale for side in self.size]
+        window = max(block.window, block.share * max(sides))
+        rows, columns = (
+            windows_of_cells(min(1.0, window / side), cells).to(means)
+            for side, cells in zip(sides, self.grid)
+        )
+        return rows @ means @ columns.T
+
+
+def middle_mean(x: torch.Tensor, share_down: float, share_across: float) -> torch.Tensor:
+    """Mean `(B, C)` of the middle of `(B, C, H, W)`, these shares of its sides."""
+    weights = []
+    for side, share in zip(x.shape[-2:], (share_down, share_across)):
+        edges = torch.arange(side + 1, device=x.device) / side - 0.5
+        covered = edges[1:].clamp(max=share / 2) - edges[:-1].clamp(min=-share / 2)
+        weights.append(covered.clamp(min=0).to(x) / share)
+    return torch.einsum("bchw,h,w->bc", x, *weights)
+
+
+AVERAGES: ContextVar[Averages | None] = ContextVar("averages", default=None)
+
+
+def windows_of_cells(share: float, cells: int) -> torch.Tensor:
+    """Weights `(cells, cells)` of the mean over a window around the middle of each cell of a side;
+    it takes a share of the side and moves inwards at its ends."""
+    starts = ((torch.arange(cells) + 0.5) / cells - share / 2).clamp(0, 1 - share)[:, None]
+    edges = torch.arange(cells + 1) / cells
+    covered = torch.minimum(starts + share, edges[1:]) - torch.maximum(starts, edges[:-1])
+    covered = covered.clamp(min=0)
+    return covered / covered.sum(1, keepdim=True)
+
+
+def between_cells(first: float, last: float, steps: int, cells: int) -> torch.Tensor:
+    """Weights `(steps, cells)` that interpolate between the middles of the cells of a side, for
+    steps from a share `first` of the side to `last`."""
+    places = first + (last - first) * (torch.arange(steps) + 0.5) / steps
+    places = (places * cells - 0.5).clamp(0, cells - 1)[:, None]
+    return (1 - (places - torch.arange(cells)).abs()).clamp(min=0)
+
+
 class NAFBlock(nn.Module):
     """Two gated residual branches, `(B, C, H, W)` -> the same: spatial mixing with channel
     attention, then feed-forward.
@@ -299,6 +412,9 @@ class NAFBlock(nn.Module):
 
     def attend(self, mixed: torch.Tensor) -> torch.Tensor:
         """The weight of each channel, of the whole image or around each pixel."""
+        averages = None if torch.compiler.is_compiling() else AVERAGES.get()
+        if averages is not None:
+            return averages.attend(self, mixed)
         window = None if self.training else self.window
         if torch.onnx.is_in_onnx_export():
             return self.channel_attention(local_mean(mixed, window, self.share))
@@ -591,6 +707,11 @@ class NAFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def size_multiple(self) -> int:
         """Sides are padded to a multiple of this many pixels."""
         return self.config.downscale * 2 ** len(self.config.encoder_depths)
+
+    @staticmethod
+    def share_averages(size: tuple[int, int], patch: int, grid: tuple[int, int]) -> Averages:
+        """What tiles of a photo have in common, see `Averages`."""
+        return Averages(size, patch, grid)
 
     def forward(
         self,

@@ -10,6 +10,8 @@ from textir.machine import free_memory
 
 # Feature maps of the largest kind alive at once in a residual block: input, norm, branch, gate.
 LIVE_TENSORS = 8
+MOST_WHOLE = 2048 * 2048
+LEAST_TILE, LARGEST_TILE = 256, 1024
 
 measured: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()
 
@@ -43,14 +45,15 @@ def measure(restorer: torch.nn.Module) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return LIVE_TENSORS * largest / side**2
+    return LIVE_TENSORS * max(largest, 1) / side**2
 
 
 def choose_tile(
     height: int, width: int, restorer: torch.nn.Module, available: int | None = None
 ) -> int | None:
-    """Side of the tiles that fit into half of the memory, a multiple of 64; `None` if the image
-    fits as a whole.
+    """Side of the tiles that fit into half of the memory, a multiple of 64, at most `LARGEST_TILE`;
+    `None` if the image fits as a whole and is no larger than `MOST_WHOLE` pixels. Larger ones go in
+    tiles however much memory there is: nothing is gained by more.
 
     Args:
         height: of the image in pixels.
@@ -61,6 +64,6 @@ def choose_tile(
     if available is None:
         available = free_memory(next(restorer.parameters()).device)
     pixels = available / 2 / bytes_per_pixel(restorer)
-    if height * width <= pixels:
+    if height * width <= min(pixels, MOST_WHOLE):
         return None
-    return max(256, int(math.sqrt(pixels)) // 64 * 64)
+    return min(max(LEAST_TILE, int(math.sqrt(pixels)) // 64 * 64), LARGEST_TILE)
