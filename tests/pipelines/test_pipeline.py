@@ -884,7 +884,7 @@ def test_progress_is_shown_only_when_wanted(pipe, capsys):
         ({"negative_prompt": "rainy", "guidance_scale": 1.0}, "set it above 1"),
         ({"generator": [seed(), seed()]}, "a list of 1, got a list of 2"),
         ({"prompt": ["dog", "street"]}, "`prompt` must be one text or a list of 1"),
-        ({"tile": 8}, "`tile` must be at least 64"),
+        ({"tile": 8}, "`tile` must be auto, None or a whole number of at least 64"),
         ({"tile": 64, "overlap": 50}, "`overlap` must lie between 0 and half"),
         ({"output_type": "jpg"}, "`output_type` must be one of"),
         ({"output_type": "latent", "guidance": "none"}, "latents of a painted guidance"),
