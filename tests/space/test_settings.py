@@ -11,7 +11,7 @@ from textir.space.restore_tab import RestoreTab
 from textir.space.settings import Settings, Wish
 from textir.space.snippets import python_lines, shell_lines
 
-DEFAULTS = ([], [], "", "", "cleaned", "auto", 0, 0, 0, 0, "", True, "")
+DEFAULTS = ([], [], "", "", "cleaned", "auto", 0, 0, 0, 0, "", True, "", "fast")
 
 
 def test_defaults_are_those_of_the_pipeline():

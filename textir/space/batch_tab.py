@@ -34,7 +34,10 @@ class BatchTab:
         start = gr.Button("Restore all", variant="primary")
         archive = gr.File(label="Restored photos (zip of PNG files)", interactive=False)
         table = gr.Dataframe(
-            headers=["file", "size", "seconds", "detected", "result"], interactive=False, wrap=True
+            headers=["file", "size", "seconds", "detected", "result"],
+            interactive=False,
+            wrap=True,
+            elem_classes="table",
         )
         start.click(
             self.restore_batch, [files, task, keep], [archive, table], api_name="batch", **QUEUE

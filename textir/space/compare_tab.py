@@ -10,8 +10,11 @@ from textir.space.examples import SOURCES, Example
 from textir.space.inputs import read_upload, size_of
 from textir.space.messages import messages
 from textir.space.settings import Settings, whole
+from textir.space.showcase import BEST_GUIDED, WAYS, exhibits
 from textir.space.view import preview, scores
 from textir.space.worker import QUEUE, Worker
+
+LEAST_GAIN = 0.1  # dB from which guidance is said to help
 
 
 class CompareTab:
@@ -23,7 +26,8 @@ class CompareTab:
 
     def lay_out(self, examples: list[Example]) -> None:
         """Make the inputs and outputs, and join them to `compare`."""
-        gr.Markdown("The same photo with every kind of guidance; with the ground truth, measured.")
+        first, words, table_rows = first_comparison()
+        gr.Markdown(words if self.model.has_painter else "The same photo, measured.")
         with gr.Row():
             image = photo_input("Degraded photo", height=240)
             reference = photo_input(
@@ -43,10 +47,20 @@ class CompareTab:
             seed = seed_input(visible=self.model.has_painter)
             start = gr.Button("Compare", variant="primary")
         pictures = gr.Gallery(
-            label="Side by side", format="png", columns=3, object_fit="contain", interactive=False
+            first,
+            label="Side by side",
+            format="png",
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
         )
         table = gr.Dataframe(
-            headers=["guidance", "PSNR in dB", "SSIM", "seconds"], interactive=False, wrap=True
+            table_rows,
+            elem_classes="table",
+            headers=["guidance", "PSNR in dB", "SSIM", "seconds"],
+            interactive=False,
+            wrap=True,
         )
         inputs = [image, reference, truth, prompt, seed]
         start.click(self.compare, inputs, [pictures, table], api_name="compare", **QUEUE)
@@ -106,6 +120,28 @@ class CompareTab:
                 raise ValueError("This checkpoint takes no reference: it has no matcher.")
             ways["reference"] = replace(unguided, reference=read_upload(reference))
         return ways
+
+
+def first_comparison() -> tuple[list[tuple[str, str]], str, list[list[str]]]:
+    """What shows on arrival: the example where guidance helps most, for which kinds it does not,
+    as Markdown, and a row of the table for each kind."""
+    known = [one for one in exhibits() if one.scores]
+    gains = {one.name: one.scores[1] - one.scores[0] for one in known}
+    best = next(one for one in known if one.name == BEST_GUIDED)
+    pictures = [
+        (best.file(), "degraded"),
+        *[(best.file(way.replace(" ", "-")), f"guidance: {way}") for way in WAYS],
+        (best.file("clean"), "ground truth"),
+    ]
+    helped = [f"{name} ({gain:+.2f} dB)" for name, gain in gains.items() if gain > LEAST_GAIN]
+    others = [f"{name} ({gain:+.2f} dB)" for name, gain in gains.items() if gain <= LEAST_GAIN]
+    words = (
+        "The same photo with every kind of guidance; with the ground truth, measured. "
+        f"On the examples, painted guidance helps against: {', '.join(helped) or 'none'}. "
+        f"It does not help against: {', '.join(others) or 'none'}."
+    )
+    rows = [[way, f"{score:.2f}", "", ""] for way, score in zip(WAYS, best.scores)]
+    return pictures, words, rows
 
 
 def read_truth(truth: str | None, picture: Picture) -> Picture | None:

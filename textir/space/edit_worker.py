@@ -9,16 +9,13 @@ from functools import partial
 import gradio as gr
 import spaces
 import torch
-from torch.overrides import TorchFunctionMode
 
 from textir import machine
 from textir.images.editing import edit_picture
 from textir.images.picture import Picture
 from textir.space.edit_settings import EditSettings
 from textir.space.editor import Editor
-from textir.space.worker import Beat, Channel, listen
-
-PATIENCE = 0.4  # seconds without news after which the page hears that work goes on
+from textir.space.worker import PATIENCE, Beat, Channel, Stoppable, listen, turn
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,6 @@ class EditResult:
     effect: float | None
     notes: tuple[str, ...]
     seconds: float
-
-
-class Stoppable(TorchFunctionMode):
-    """Within the block, every call of torch in this thread begins with a check, which may raise."""
-
-    def __init__(self, check: Callable[[], None]):
-        super().__init__()
-        self.check = check
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.check()
-        return func(*args, **(kwargs or {}))
 
 
 class EditWorker:
@@ -117,7 +102,7 @@ class EditWorker:
 
     def _work(self, picture: Picture, settings: EditSettings, channel: Channel) -> None:
         try:
-            with self.lock, Stoppable(channel.check):
+            with turn(self.lock, channel.check), Stoppable(channel.check):
                 result = edit(
                     self.editor.pipe,
                     picture,

@@ -74,6 +74,7 @@ class Wish:
     adapter: str
     both_words: bool
     instruction: str = ""
+    size: str = "fast"
 
     @property
     def arguments(self) -> list:
