@@ -43,8 +43,8 @@ def test_tables_and_scores_are_written(photos, checkpoint, tmp_path):
         f"{checkpoint} told, degraded",
         "total variation",
     }
-    assert len(written["weights"]["checkpoint"]) == 64 and written["data_sha256"]
-    assert "compare --data" in written["command"] or "command" in written
+    assert len(written["weights"][checkpoint]) == 64 and written["data_sha256"]
+    assert written["command"].startswith("python -m textir")
     table = (tmp_path / "out" / "c.md").read_text()
     assert table in result.output and "PSNR in dB\n\n| set | images | input |" in table
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,8 @@ WholeTile = Annotated[
     int | None,
     typer.Option(help="Side of tiles in pixels; the whole image at once if not given."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first images of a set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images of a set.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write all scores and settings here.")
 ]
@@ -158,7 +160,7 @@ def evaluate(
             return_influence=False,
         )
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), {checkpoint: adapter})
+            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
         if markdown is not None:
             write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
     mean, bounds = result.summary(), result.intervals()
@@ -240,7 +242,7 @@ def evaluate_edit(
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), {checkpoint: adapter})
+            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
         if markdown is not None:
             write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
     typer.echo(f"\n{result.table()}\n")
@@ -313,7 +315,9 @@ def compare(
     niqe: WithNiqe = False,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Repeat with so many seeds, from --seed on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
+    ] = 1,
     tile: WholeTile = None,
     limit: Limit = None,
     json_file: JsonFile = None,
@@ -347,7 +351,7 @@ def compare(
             on_row=lambda row: typer.echo(f"{row.row}: {len(row.images)} images measured"),
         )
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), dict.fromkeys(checkpoints))
+            write_scores(json_file, result.to_dict(), dict(zip(checkpoints, checkpoints)))
         if markdown is not None:
             write_text(markdown, result.table())
     typer.echo(f"\n{result.table()}")
@@ -367,7 +371,9 @@ def suite(
         list[str] | None,
         typer.Option("--row", help="Only rows whose name starts so, such as haze; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Repeat with so many seeds, from --seed on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
+    ] = 1,
     baselines: Annotated[bool, typer.Option(help="Measure methods without learning too.")] = False,
     against: Annotated[
         str | None,
@@ -397,66 +403,64 @@ def suite(
     from textir.evaluation.edit_scores import edit_case
     from textir.evaluation.protocol import read_protocol
     from textir.evaluation.rows import rows_to_dict
-    from textir.evaluation.suite import (
-        check_sets,
-        choose_suites,
-        described,
-        run_edits,
-        run_suite,
-        suite_tables,
-    )
+    from textir.evaluation.suite import choose_suites, described, run_suites, suite_tables
 
     with explained():
         suites = choose_suites(name, only)
-        for rows in suites.values():
-            check_sets(data, rows)
         compared = read_protocol(protocol, border, multiple, noise)
-        all_seeds, tile = range(seed, seed + seeds), tile or None
-        pipe, results = None, []
-        weights: dict[str, str | None] = {}
-        if any(chosen != "edit" for chosen in suites):
+        if list(suites) == ["edit"]:
+            no_edit: dict[str, object] = {
+                "--baselines": baselines,
+                "--against": against,
+                "--noise": noise,
+            }
+            no_edit |= {"--niqe": niqe, "--adapter": adapter, "--tile": tile}
+            refuse_given(no_edit, "edits always have their rivals, and nothing else of this kind")
+        weights = {}
+        pipe = editing = other = None
+        if list(suites) != ["edit"]:
             pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-            weights[checkpoint] = adapter
+            weights["checkpoint"] = checkpoint
         if "edit" in suites:
-            editing = load_editing_pipeline(editor, None, device)
-            weights[editor] = None
-        other = None if against is None else load_pipeline(against, None, device, dtype)
-        for chosen, rows in suites.items():
-            if chosen == "edit":
-                found = run_edits(
-                    lambda case: edit_case(editing, case),
-                    data,
-                    rows,
-                    all_seeds,
-                    limit,
-                    compared,
-                    lpips,
-                )
-            else:
-                found = run_suite(
-                    pipe,
-                    data,
-                    rows,
-                    all_seeds,
-                    tile,
-                    limit,
-                    baselines,
-                    other,
-                    compared,
-                    lpips,
-                    niqe,
-                )
-            for row in found:
-                row.suite = chosen
-            results += found
-        text = described(compared, all_seeds, tile)
+            editing = partial(edit_case, load_editing_pipeline(editor, None, device))
+            weights["editor"] = editor
+        if against is not None:
+            other = load_pipeline(against, None, device, dtype)
+            weights["against"] = against
+        all_seeds, tile = range(seed, seed + seeds), tile or None
+        results = run_suites(
+            suites,
+            data,
+            pipe,
+            editing,
+            seeds=all_seeds,
+            tile=tile,
+            limit=limit,
+            with_baselines=baselines,
+            against=other,
+            protocol=compared,
+            with_lpips=lpips,
+            with_niqe=niqe,
+        )
+        protocol = described(compared, all_seeds, tile)
         if json_file is not None:
-            scores = {"suite": name, "protocol": text, **rows_to_dict(results)}
-            write_scores(json_file, scores, weights)
-        text = f"{text}\n\n{suite_tables(results)}\n"
+            scores = {"suite": name, "protocol": protocol, **rows_to_dict(results)}
+            write_scores(json_file, scores, weights, adapter)
+        text = f"{protocol}\n\n{suite_tables(results)}\n"
         if markdown is not None:
             write_text(markdown, text)
     typer.echo(text)
+
+
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ValueError: if one was given.
+    """
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"Leave out {', '.join(given)}: {reason}.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -468,14 +472,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_scores(path: Path, scores: dict, checkpoints: Mapping[str, str | None]) -> None:
+def write_scores(
+    path: Path, scores: dict, checkpoints: Mapping[str, str], adapter: str | None = None
+) -> None:
     """Write scores with the command and the digests of the weights that they were measured with.
 
     Args:
         path: of the JSON file.
         scores: what was measured.
-        checkpoints: each with its adapter, or `None`. The weights of a single one are called
-            `checkpoint` and `adapter`, those of several by their names.
+        checkpoints: by what they are called among the weights.
+        adapter: of the checkpoint that is called `checkpoint`.
     """
     from pipelines.loading import find_adapters, locate
     from textir.hub.publishing import weights_digest
@@ -484,14 +490,10 @@ def write_scores(path: Path, scores: dict, checkpoints: Mapping[str, str | None]
         # A name on the Hub says it all.
         return weights_digest(place) if Path(place).is_dir() else str(place)
 
-    weights = {}
-    for checkpoint, adapter in checkpoints.items():
-        is_single = len(checkpoints) == 1
-        weights["checkpoint" if is_single else checkpoint] = digest(locate(checkpoint))
-        if adapter is not None:
-            places = find_adapters(checkpoint, adapter).values()
-            label = "adapter" if is_single else f"{checkpoint}, adapter"
-            weights[label] = " + ".join(digest(place) for place in places)
+    weights = {name: digest(locate(checkpoint)) for name, checkpoint in checkpoints.items()}
+    if adapter is not None:
+        places = find_adapters(checkpoints["checkpoint"], adapter).values()
+        weights["adapter"] = " + ".join(digest(place) for place in places)
     made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
     write_text(path, json.dumps({**scores, **made}, indent=2) + "\n")
 

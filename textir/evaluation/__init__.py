@@ -9,7 +9,14 @@ from textir.evaluation.protocol import PRESETS, Protocol, center_crop, read_prot
 from textir.evaluation.rivals import BASELINES
 from textir.evaluation.rows import RowScores, read_rows, table, tables
 from textir.evaluation.scores import Evaluation, Pair, Score, contact_sheet, evaluate, load_pairs
-from textir.evaluation.suite import SUITES, choose_rows, run_edits, run_suite
+from textir.evaluation.suite import (
+    SUITES,
+    choose_rows,
+    run_edits,
+    run_suite,
+    run_suites,
+    suite_tables,
+)
 
 __all__ = [
     "BASELINES",
@@ -36,7 +43,9 @@ __all__ = [
     "read_rows",
     "run_edits",
     "run_suite",
+    "run_suites",
     "ssim",
+    "suite_tables",
     "table",
     "tables",
 ]

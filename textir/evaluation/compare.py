@@ -250,21 +250,28 @@ def list_sets(data: Sequence[str], degradations: Sequence[str], setup: Setup) ->
     """
     if not data:
         raise ValueError("Name what shall be measured: a folder, or a benchmark as rain100l:ROOT.")
+    sources = list(dict.fromkeys(map(str, data)))
+    short = [short_name(source) for source in sources]
+    recipes: list[str | None] = list(dict.fromkeys(degradations)) or [None]
     sets = []
-    for source in dict.fromkeys(map(str, data)):
-        benchmark, colon, _ = source.partition(":")
-        is_known = bool(colon) and benchmark in BENCHMARKS
-        recipes: list[str | None] = list(dict.fromkeys(degradations)) or [None]
+    for source, name in zip(sources, short):
+        name = name if short.count(name) == 1 else source
         for recipe in recipes:
-            labels = [BENCHMARKS[benchmark].label] if is_known else []
-            if recipe is not None:
+            if recipe is None:
+                benchmark = BENCHMARKS.get(source.partition(":")[0])
+                labels = [benchmark.label] if benchmark and ":" in source else []
+                sets.append(TestSet(name, source, None, tuple(labels)))
+            else:
                 labels = list(dict.fromkeys(Recipe.parse(recipe).labels))
-            name = benchmark if is_known else source if len(data) > 1 else Path(source).name
-            sets.append(
-                TestSet(f"{name}, {recipe}" if recipe else name, source, recipe, tuple(labels))
-            )
+                sets.append(TestSet(f"{name}, {recipe}", source, recipe, tuple(labels)))
             next(setup.pairs(source, recipe, setup.seeds[0]), None)
     return sets
+
+
+def short_name(source: str) -> str:
+    """The name of a benchmark, or of a folder."""
+    name, colon, _ = source.partition(":")
+    return name if colon and name in BENCHMARKS else Path(source).name
 
 
 def list_arms(

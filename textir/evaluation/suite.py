@@ -7,9 +7,10 @@ words, from cleaned words, and from a clean thumbnail: an oracle, which bounds w
 painter of that size could give. Lin et al. compare the first three in their Table 11.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ __all__ = [
     "guidance_table",
     "run_edits",
     "run_suite",
+    "run_suites",
+    "suite_tables",
     "table",
 ]
 
@@ -230,8 +233,48 @@ def run_suite(
     return results
 
 
+def run_suites(
+    suites: Mapping[str, Sequence[Row]],
+    root: str | Path,
+    pipe=None,
+    edit: Callable[[EditCase], torch.Tensor] | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    protocol: Protocol = Protocol(),
+    with_lpips: str | None = None,
+    **options,
+) -> list[RowScores]:
+    """Measure several suites in turn; each row says which it belongs to.
+
+    Args:
+        suites: rows by the suite's name, see `choose_suites`.
+        root: folder of the test sets.
+        pipe: a restoration pipeline, for all suites but `edit`.
+        edit: an editor, for `edit`; see `run_edits`.
+        seeds: and the others: as of `run_suite`, whose further arguments are `options`.
+
+    Raises:
+        ValueError: if a set is missing; nothing has been measured then.
+    """
+    for rows in suites.values():
+        check_sets(root, rows)
+    shared: dict[str, Any] = {"seeds": seeds, "limit": limit}
+    shared |= {"protocol": protocol, "with_lpips": with_lpips}
+    results: list[RowScores] = []
+    for name, rows in suites.items():
+        if name == "edit":
+            found = run_edits(edit, root, rows, **shared)
+        else:
+            found = run_suite(pipe, root, rows, **shared, **options)
+        for row in found:
+            row.suite = name
+        results += found
+    return results
+
+
 def run_edits(
-    edit: Callable[[EditCase], torch.Tensor],
+    edit: Callable[[EditCase], torch.Tensor] | None,
     root: str | Path,
     rows: Sequence[Row] = EDITED,
     seeds: Sequence[int] = (0,),
@@ -243,7 +286,7 @@ def run_edits(
 
     Args:
         edit: from a case to `(1, 3, H, W)` in [0, 1] of the clean photo's size, such as
-            `edit_scores.edit_case` of a pipeline.
+            `edit_scores.edit_case` of a pipeline; `None` measures the rivals alone.
         root: and the others: as of `run_suite`.
 
     Raises:
