@@ -67,6 +67,7 @@ def test_several_checkpoints_are_named_in_the_weights(photos, checkpoint, tmp_pa
         (["--protocol", "psnr"], "The protocol must be one of plain, promptir, restormer-y"),
         (["--task", "told"], "lie in input/ and target/"),
         (["--degradation", "noise:25", "--rival", "magic"], "Rivals are non-local means"),
+        (["--noise", "clipped"], "Leave out --noise: it is done to images that"),
     ],
 )
 def test_what_cannot_be_compared_is_said(photos, checkpoint, options, message):

@@ -41,6 +41,7 @@ WholeTile = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images of a set.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")]
+NO_NOISE = "it is done to images that `--degradation` degrades, and pairs come as they are"
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write all scores and settings here.")
 ]
@@ -138,6 +139,8 @@ def evaluate(
 
     with explained():
         compared = read_protocol(protocol, border, multiple, noise)
+        if degradation is None:
+            refuse_given({"--noise": noise}, NO_NOISE)
         result = evaluate(
             load_pipeline(checkpoint, adapter, device, dtype, backend),
             data,
@@ -331,6 +334,8 @@ def compare(
 
     with explained():
         compared = read_protocol(protocol, border, multiple, noise)
+        if not degradation:
+            refuse_given({"--noise": noise}, NO_NOISE)
         checkpoints = list(dict.fromkeys(checkpoint or ["mini"]))
         result = compare(
             {place: load_pipeline(place, None, device, dtype) for place in checkpoints},
