@@ -41,6 +41,7 @@ for command in (
     photos.degrade,
     measure.evaluate,
     measure.evaluate_edit,
+    measure.compare,
     measure.suite,
 ):
     app.command()(command)
