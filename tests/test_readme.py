@@ -24,6 +24,7 @@ PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
 PIPELINE += (ROOT / "docs" / "editing.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
+OTHERS += [ROOT / "docs" / "evaluation.md"]
 
 
 def blocks(language: str) -> list[str]:

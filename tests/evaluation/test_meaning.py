@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pipelines import TextGuidedRestorationPipeline
-from tests.pipelines.test_words import BLOCKS, PhotoProcessor, encoder, text_tower
+from tests.pipelines.test_words import BLOCKS, PhotoProcessor, encoder
 from tests.tools import tiny
 from textir.evaluation.meaning import agreement, compare_meaning, read_captions, similarity
 from textir.evaluation.scores import evaluate
@@ -19,7 +19,7 @@ def pipe():
         restorer=tiny.restorer(guided=False),
         photo_encoder=encoder(),
         photo_processor=PhotoProcessor(32),
-        photo_text_encoder=text_tower(sum(BLOCKS)),
+        photo_text_encoder=tiny.text_tower(sum(BLOCKS)),
         photo_tokenizer=tiny.tokenizer(),
     )
     pipe.set_progress_bar_config(disable=True)
