@@ -14,9 +14,8 @@ from textir import models
 
 # Repositories load into these classes; none of their own code runs.
 for kind in (TextGuidedRestorationPipeline, TextEditableRestorationPipeline):
-    kind._own_components = {
-        name: f"{models.__name__}.{file}" for name, file in models.FILES.items()
-    }
+    # Diffusers takes classes from modules that are imported already, so every file is.
+    kind._own_components = {name: getattr(models, name).__module__ for name in models.__all__}
 TextGuidedRestorationPipeline._embedded = {"mini": MINI}
 TextEditableRestorationPipeline._embedded = {"mini-textir": MINI_TEXTIR}
 TextGuidedRestorationPipeline._default_instruction_reader = models.InstructionReader()
