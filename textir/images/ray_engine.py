@@ -1,0 +1,171 @@
+"""Many photos on many machines, by Ray Data: workers hold the pipeline, and whoever is free takes
+the next photo. Photos and results lie where all machines see them.
+
+Ray is optional: `pip install -r requirements-ray.txt`.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from textir.images.jobs import Job, Outcome, Run
+from textir.images.shares import count_pixels
+
+MAX_TASKS = 4096  # beyond which tasks hold several photos
+RETRIES = 3  # of a photo whose worker died
+
+
+class Worker:
+    """What each worker does; made once in its process.
+
+    Args:
+        load: gives the pipeline.
+        run: the run.
+        jobs: a reference to all photos, with absolute paths.
+    """
+
+    def __init__(self, load: Callable, run: Run, jobs):
+        import ray
+
+        self.pipe, self.run, self.jobs = load(), run, ray.get(jobs)
+        self.weights = run.weights_of(self.pipe, self.jobs)
+
+    def __call__(self, row: Mapping) -> Mapping:
+        numbers = json.loads(row["numbers"])
+        jobs = [self.jobs[number] for number in numbers]
+        positions = {id(job): number for job, number in zip(jobs, numbers)}
+        told = []
+        for outcome in self.run(self.pipe, jobs, self.weights):
+            facts = {
+                "targets": [str(target) for target in outcome.targets],
+                "problem": outcome.problem,
+                "notes": outcome.notes,
+                "was_there": outcome.was_there,
+                "seconds": outcome.seconds,
+                "pixels": outcome.pixels,
+            }
+            told.append((positions[id(outcome.job)], facts))
+        return {"outcomes": json.dumps(told)}
+
+
+def run_on_ray(
+    run: Run, jobs: Sequence[Job], load: Callable, workers: int | None = None
+) -> Iterator[Outcome]:
+    """Work on photos in a Ray cluster: the one that is connected, that of `RAY_ADDRESS`, or one on
+    this machine alone.
+
+    A worker that dies is replaced, and its photos are done again. Results equal those of one
+    process to the bit where `batch_size` is 1, and device and number of threads are the same.
+
+    Args:
+        run: the run.
+        jobs: the photos; paths must be the same on all machines.
+        load: gives the pipeline; called once in each worker.
+        workers: how many; by default one for each GPU, without GPUs one for each machine.
+
+    Yields:
+        what became of each, as it comes.
+
+    Raises:
+        ValueError: if Ray is not installed, or the cluster has no room for so many workers.
+    """
+    ray = require_ray()
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        size, resources = room_for(workers, ray)
+        yield from stream(run, jobs, load, size, resources, ray)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def require_ray():
+    """The module `ray`.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError(
+            "The engine ray needs Ray Data: pip install -r requirements-ray.txt"
+        ) from None
+    return ray
+
+
+def room_for(workers: int | None, ray) -> tuple[int, dict[str, float]]:
+    """How many workers a cluster gets, and the share of a machine that each takes.
+
+    Raises:
+        ValueError: if there is no room for so many.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    size = workers or gpus or len(nodes)
+    if gpus:
+        on_one = math.ceil(max(size / gpus, 1))
+        nodes = [node for node in nodes if node.get("GPU")]
+        share = {"num_gpus": min(1.0, 1 / on_one)}
+        seats = sum(int(node["GPU"]) * on_one for node in nodes)
+    else:
+        on_one = math.ceil(size / max(len(nodes), 1))
+        share = {}
+        seats = int(sum(min(node["CPU"], on_one) for node in nodes))
+    if seats < size:
+        raise ValueError(
+            f"The Ray cluster has room for {seats} workers, and {size} were asked for; pass fewer "
+            "`--workers`."
+        )
+    each = math.ceil(size / max(len(nodes), 1))
+    cpus = max(1, int(min(node["CPU"] for node in nodes)) // each)
+    return size, {"num_cpus": cpus, **share}
+
+
+def stream(
+    run: Run, jobs: Sequence[Job], load: Callable, size: int, resources: Mapping, ray
+) -> Iterator[Outcome]:
+    """The outcomes of `size` workers, and of the photos that none of them survived."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # what is lost is told below
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    everything = ray.put([job.absolute() for job in jobs])
+    items = [{"numbers": json.dumps(numbers)} for numbers in bundles(jobs, run.batch_size)]
+    told = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS)).map(
+        Worker,
+        fn_constructor_args=[load, run, everything],
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+        **resources,
+    )
+    left = dict(enumerate(jobs))
+    for row in told.iter_rows():
+        for number, facts in json.loads(row["outcomes"]):
+            job = left.pop(number)
+            folder = job.target_folder if job.target is None else job.target.parent
+            facts["targets"] = [folder / Path(target).name for target in facts["targets"]]
+            yield Outcome(job, **facts)
+    for job in left.values():
+        yield Outcome(job, problem=f"its worker died {1 + RETRIES} times")
+
+
+def bundles(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of photos that go to a worker together: photos of one size, or single ones."""
+    if batch_size == 1:
+        yield from ([number] for number in range(len(jobs)))
+        return
+    pixels = [count_pixels(job) for job in jobs]
+    order = sorted(range(len(jobs)), key=lambda number: pixels[number])
+    for _, group in groupby(order, key=lambda number: pixels[number]):
+        numbers = list(group)
+        for first in range(0, len(numbers), batch_size):
+            yield numbers[first : first + batch_size]
