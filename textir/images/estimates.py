@@ -1,10 +1,10 @@
 """What a run would do and how long it would take, without doing it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from textir.images.jobs import Job, Outcome, Run
+from textir.images.jobs import Job, Outcome, Ready, Run
 from textir.images.picture import encode_picture
 from textir.images.shares import count_pixels
 
@@ -31,7 +31,7 @@ class Estimate:
 
     @property
     def left(self) -> int:
-        return self.total - self.earlier
+        return self.total - self.earlier - len(self.bad)
 
     def lines(self) -> list[str]:
         """The estimate in words."""
@@ -40,6 +40,8 @@ class Estimate:
         if self.seconds is not None:
             area = f"{self.pixels / 1e6:.1f} megapixels"
             lines.append(f"{area} take about {duration(self.seconds)} in one process.")
+        if self.bad:
+            lines.append(f"{len(self.bad)} cannot be done:")
         return lines + [f"bad: {name}: {problem}" for name, problem in self.bad]
 
 
@@ -59,33 +61,53 @@ def estimate(run: Run, pipe, jobs: Sequence[Job]) -> Estimate:
         pipe: a pipeline that fits its work.
         jobs: the photos.
     """
-    weights, left, bad = run.weights_of(pipe, jobs), [], []
-    for job in jobs:
-        outcome = run.look(job, weights)
-        if outcome is None:
-            left.append((count_pixels(job), job))
-        elif outcome.problem is not None:
-            bad.append((str(job), outcome.problem))
+    weights = run.weights_of(pipe, jobs)
+    left, bad = what_is_left(run, jobs, weights)
     earlier = len(jobs) - len(left) - len(bad)
-    left.sort(key=lambda item: item[0])
     pixels = sum(count for count, _ in left)
     middle = len(left) // 2
     for count, job in left[middle:] + left[:middle]:
         ready = run.prepare(job, weights)
         if isinstance(ready, Outcome):
-            if ready.problem is not None:
-                bad.append((str(job), ready.problem))
+            bad += told_of(ready)
             continue
-        start = time.perf_counter()
         try:
-            (made,) = run.work(pipe, [job], [ready.picture])
-            for target, result in zip(ready.targets, made.results, strict=True):
-                encode_picture(result, target.suffix.lower())
+            seconds = ready.seconds + seconds_of(run, pipe, ready)
         except Exception as error:  # such as no mask: the next photo may do
             bad.append((str(job), str(error)))
             continue
-        seconds = ready.seconds + time.perf_counter() - start
         height, width = ready.picture.pixels.shape[:2]
         basis = f"measured on {job} ({width} x {height}): {seconds:.2f} s"
-        return Estimate(len(jobs), earlier, pixels, bad, seconds * pixels / max(count, 1), basis)
+        return Estimate(len(jobs), earlier, pixels, bad, seconds * pixels / count, basis)
     return Estimate(len(jobs), earlier, pixels, bad, None, "nothing to measure")
+
+
+def what_is_left(
+    run: Run, jobs: Sequence[Job], weights: Mapping
+) -> tuple[list[tuple[int, Job]], list[tuple[str, str]]]:
+    """Photos that are left to do with their pixels, the smallest first, and bad ones."""
+    left, bad = [], []
+    for job in jobs:
+        outcome = run.look(job, weights)
+        count = count_pixels(job) if outcome is None else 0
+        if outcome is None and count == 0:
+            ready = run.prepare(job, weights)  # says what is wrong
+            outcome = ready if isinstance(ready, Outcome) else None
+        if outcome is None:
+            left.append((max(count, 1), job))
+        else:
+            bad += told_of(outcome)
+    return sorted(left, key=lambda item: item[0]), bad
+
+
+def told_of(outcome: Outcome) -> list[tuple[str, str]]:
+    return [] if outcome.problem is None else [(str(outcome.job), outcome.problem)]
+
+
+def seconds_of(run: Run, pipe, ready: Ready) -> float:
+    """How long it takes to work on a photo and to encode its results."""
+    start = time.perf_counter()
+    (made,) = run.work(pipe, [ready.job], [ready.picture])
+    for target, result in zip(ready.targets, made.results, strict=True):
+        encode_picture(result, target.suffix.lower())
+    return time.perf_counter() - start

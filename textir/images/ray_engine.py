@@ -7,6 +7,8 @@ Ray is optional: `pip install -r requirements-ray.txt`.
 import json
 import logging
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +17,8 @@ from textir.images.jobs import Job, Outcome, Run
 from textir.images.shares import count_pixels
 
 MAX_TASKS = 4096  # beyond which tasks hold several photos
-RETRIES = 3  # of a photo whose worker died
+ATTEMPTS = 4  # with a photo over which workers die, such as for want of memory
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "error", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class Worker:
@@ -25,16 +28,21 @@ class Worker:
         load: gives the pipeline.
         run: the run.
         jobs: a reference to all photos, with absolute paths.
+        attempts: an actor `Attempts`.
     """
 
-    def __init__(self, load: Callable, run: Run, jobs):
+    def __init__(self, load: Callable, run: Run, jobs, attempts):
         import ray
 
         self.pipe, self.run, self.jobs = load(), run, ray.get(jobs)
         self.weights = run.weights_of(self.pipe, self.jobs)
+        self.begin = lambda number: ray.get(attempts.begin.remote(number))
 
     def __call__(self, row: Mapping) -> Mapping:
         numbers = json.loads(row["numbers"])
+        if self.begin(numbers[0]) > ATTEMPTS:
+            facts = {"problem": f"{ATTEMPTS} workers died over it"}
+            return {"outcomes": json.dumps([(number, facts) for number in numbers])}
         jobs = [self.jobs[number] for number in numbers]
         positions = {id(job): number for job, number in zip(jobs, numbers)}
         told = []
@@ -49,6 +57,17 @@ class Worker:
             }
             told.append((positions[id(outcome.job)], facts))
         return {"outcomes": json.dumps(told)}
+
+
+class Attempts:
+    """How often workers have begun with each photo; outlives them."""
+
+    def __init__(self):
+        self.counts: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        self.counts[number] += 1
+        return self.counts[number]
 
 
 def run_on_ray(
@@ -75,6 +94,8 @@ def run_on_ray(
     ray = require_ray()
     is_ours = not ray.is_initialized()
     if is_ours:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         size, resources = room_for(workers, ray)
@@ -141,10 +162,8 @@ def stream(
     items = [{"numbers": json.dumps(numbers)} for numbers in bundles(jobs, run.batch_size)]
     told = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS)).map(
         Worker,
-        fn_constructor_args=[load, run, everything],
+        fn_constructor_args=[load, run, everything, ray.remote(num_cpus=0)(Attempts).remote()],
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        max_restarts=-1,
-        max_task_retries=RETRIES,
         **resources,
     )
     left = dict(enumerate(jobs))
@@ -152,10 +171,10 @@ def stream(
         for number, facts in json.loads(row["outcomes"]):
             job = left.pop(number)
             folder = job.target_folder if job.target is None else job.target.parent
-            facts["targets"] = [folder / Path(target).name for target in facts["targets"]]
-            yield Outcome(job, **facts)
+            targets = [folder / Path(target).name for target in facts.pop("targets", [])]
+            yield Outcome(job, targets, **facts)
     for job in left.values():
-        yield Outcome(job, problem=f"its worker died {1 + RETRIES} times")
+        yield Outcome(job, problem="Ray has lost it; its log tells why")
 
 
 def bundles(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
