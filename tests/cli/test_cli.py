@@ -408,7 +408,10 @@ def test_two_formats_that_become_one_file_do_not_overwrite_each_other(tmp_path, 
     for options in ([], ["--skip-existing"]):
         result = run("restore", *arguments, *options)
         assert result.exit_code == 0 and "2 of 2 images restored" in result.output
-        assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a-1.png", "a.png"]
+        assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+            "a-1.png",
+            "a.png",
+        ]
     assert Image.open(tmp_path / "out" / "a.png").getpixel((0, 0))[2] > 60
 
 

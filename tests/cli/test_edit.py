@@ -16,7 +16,7 @@ from pipelines import load_editor
 from tests.tools import tiny
 from textir.cli import app
 from textir.images.picture import read_picture
-from textir.images.records import is_record, read_record
+from textir.images.records import is_record
 from textir.models import EditProcessor
 from textir.models.edit_processor import luma
 

@@ -88,6 +88,7 @@ def test_results_are_those_of_one_process_to_the_bit(photos, is_killed):
     assert sum(outcome.was_there for outcome in again) == 8
 
 
+@pytest.mark.slow
 def test_a_photo_that_kills_every_worker_is_bad_and_the_others_are_done(photos):
     work = Deadly(marker=photos / "killed", once=False)
     outcomes = list(run_on_ray(Run(work), jobs_of("out"), load, workers=2))

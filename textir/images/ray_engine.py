@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +27,7 @@ class Worker:
         load: gives the pipeline.
         run: the run.
         jobs: a reference to all photos, with absolute paths.
-        attempts: an actor `Attempts`.
+        attempts: the actor of `count_attempts`.
     """
 
     def __init__(self, load: Callable, run: Run, jobs, attempts):
@@ -41,8 +40,8 @@ class Worker:
     def __call__(self, row: Mapping) -> Mapping:
         numbers = json.loads(row["numbers"])
         if self.begin(numbers[0]) > ATTEMPTS:
-            facts = {"problem": f"{ATTEMPTS} workers died over it"}
-            return {"outcomes": json.dumps([(number, facts) for number in numbers])}
+            lost = {"problem": f"{ATTEMPTS} workers died over it"}
+            return {"outcomes": json.dumps([(number, lost) for number in numbers])}
         jobs = [self.jobs[number] for number in numbers]
         positions = {id(job): number for job, number in zip(jobs, numbers)}
         told = []
@@ -59,15 +58,18 @@ class Worker:
         return {"outcomes": json.dumps(told)}
 
 
-class Attempts:
-    """How often workers have begun with each photo; outlives them."""
+def count_attempts(ray):
+    """An actor that counts how often workers have begun with each photo, and outlives them."""
 
-    def __init__(self):
-        self.counts: Counter[int] = Counter()
+    class Attempts:  # sent as source: its process loads no networks
+        def __init__(self):
+            self.counts = {}
 
-    def begin(self, number: int) -> int:
-        self.counts[number] += 1
-        return self.counts[number]
+        def begin(self, number: int) -> int:
+            self.counts[number] = self.counts.get(number, 0) + 1
+            return self.counts[number]
+
+    return ray.remote(num_cpus=0)(Attempts).remote()
 
 
 def run_on_ray(
@@ -91,6 +93,8 @@ def run_on_ray(
     Raises:
         ValueError: if Ray is not installed, or the cluster has no room for so many workers.
     """
+    if not jobs:
+        return
     ray = require_ray()
     is_ours = not ray.is_initialized()
     if is_ours:
@@ -127,27 +131,19 @@ def room_for(workers: int | None, ray) -> tuple[int, dict[str, float]]:
     Raises:
         ValueError: if there is no room for so many.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    size = workers or gpus or len(nodes)
-    if gpus:
-        on_one = math.ceil(max(size / gpus, 1))
-        nodes = [node for node in nodes if node.get("GPU")]
-        share = {"num_gpus": min(1.0, 1 / on_one)}
-        seats = sum(int(node["GPU"]) * on_one for node in nodes)
-    else:
-        on_one = math.ceil(size / max(len(nodes), 1))
-        share = {}
-        seats = int(sum(min(node["CPU"], on_one) for node in nodes))
-    if seats < size:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kind = "GPU" if any(node.get("GPU") for node in alive) else "CPU"
+    nodes = [node for node in alive if node.get(kind, 0) >= 1]
+    seats = int(sum(node[kind] for node in nodes))
+    size = workers or (seats if kind == "GPU" else len(nodes))
+    if size > seats or not nodes:
         raise ValueError(
             f"The Ray cluster has room for {seats} workers, and {size} were asked for; pass fewer "
             "`--workers`."
         )
-    each = math.ceil(size / max(len(nodes), 1))
-    cpus = max(1, int(min(node["CPU"] for node in nodes)) // each)
-    return size, {"num_cpus": cpus, **share}
+    on_one = math.ceil(size / len(nodes))
+    cpus = max(1, int(min(node.get("CPU", 0) for node in nodes)) // on_one)
+    return size, {"num_cpus": cpus, **({"num_gpus": 1} if kind == "GPU" else {})}
 
 
 def stream(
@@ -162,7 +158,7 @@ def stream(
     items = [{"numbers": json.dumps(numbers)} for numbers in bundles(jobs, run.batch_size)]
     told = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS)).map(
         Worker,
-        fn_constructor_args=[load, run, everything, ray.remote(num_cpus=0)(Attempts).remote()],
+        fn_constructor_args=[load, run, everything, count_attempts(ray)],
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         **resources,
     )
