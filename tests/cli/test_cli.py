@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 from pipelines import TextGuidedRestorationPipeline, load
 from tests.tools import tiny
 from textir.cli import app
+from textir.cli.batch import way_on
+from textir.images.jobs import Run
+from textir.images.restoration import Restoring
 from textir.training.lora import make_trainable, save_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +227,68 @@ def test_skip_existing_goes_on_where_a_run_stopped(photos, tmp_path, checkpoint)
     assert run("restore", photos, *options).exit_code == 0
     assert (tmp_path / "out" / "a.png").read_text() == "done before"
     assert (tmp_path / "out" / "deep" / "b.png").is_file()
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(photos, tmp_path, checkpoint, monkeypatch):
+    calls = []
+    restore = Restoring.__call__
+
+    def stop_at_second(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return restore(self, *arguments)
+
+    monkeypatch.setattr(Restoring, "__call__", stop_at_second)
+    command = ["restore", photos, "--recursive", "--output", tmp_path / "out"]
+    command += ["--checkpoint", checkpoint]
+    stopped = run(*command)
+    assert stopped.exit_code == 130 and "Stopped: 1 of 2 images restored" in stopped.output
+    assert "The same command goes on from there." in stopped.output
+    assert "2 of 2 images restored (1 of them earlier)" in run(*command).output
+    assert len(calls) == 3
+    assert run(*command).exit_code == 0 and len(calls) == 3
+    assert "--skip-existing" in way_on(Run(Restoring(), sidecar=False), [])
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(photos, tmp_path, checkpoint):
+    command = ["restore", photos, "--recursive", "--output", tmp_path / "out", "--dry-run"]
+    result = run(*command, "--checkpoint", checkpoint)
+    assert result.exit_code == 0 and "2 of 2 images to do; measured on" in result.output
+    assert "0.0 megapixels take about" in result.output and not (tmp_path / "out").exists()
+    (photos / "bad.png").write_bytes(b"")
+    result = run(*command, "--checkpoint", checkpoint)
+    assert result.exit_code == 1 and "bad.png is empty" in result.output
+
+
+def test_lists_and_standard_input_name_photos(photos, tmp_path, checkpoint):
+    (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/deep/b.png\n")
+    options = ["--checkpoint", checkpoint, "--output"]
+    assert run("restore", f"@{tmp_path}/list.txt", *options, tmp_path / "one").exit_code == 0
+    arguments = [str(part) for part in ("restore", "-", *options, tmp_path / "two")]
+    text = (tmp_path / "list.txt").read_text()
+    assert CliRunner().invoke(app, arguments, input=text).exit_code == 0
+    for name in ("one", "two"):
+        assert (tmp_path / name / "a.png").is_file() and (tmp_path / name / "deep/b.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--engine", "spark"], "`--engine` must be local or ray"),
+        (["--workers", "2"], "`--workers` belongs to `--engine ray`"),
+    ],
+)
+def test_engines_that_cannot_be_are_refused(photos, tmp_path, checkpoint, options, message):
+    command = ["restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint]
+    result = run(*command, *options)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_an_engine_that_is_not_installed_names_its_requirements(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run("restore", photos, "--output", tmp_path / "out", "--engine", "ray")
+    assert result.exit_code == 2 and "pip install -r requirements-ray.txt" in result.output
 
 
 def test_intermediates_are_written(photos, tmp_path, whole_chain):

@@ -225,6 +225,6 @@ def tell_estimate(run: Run, pipe, jobs: Sequence[Job]) -> None:
 
 def way_on(run: Run, jobs: Sequence[Job]) -> str:
     """How to go on with a run that was stopped."""
-    if run.resume and all(map(run.writes_record, jobs)):
+    if run.resume and jobs and all(map(run.writes_record, jobs)):
         return "The same command goes on from there."
     return "The same command with --skip-existing goes on from there."
