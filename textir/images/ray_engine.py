@@ -100,7 +100,10 @@ def run_on_ray(
     if is_ours:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # of many kinds: no such address, a start that took too long
+            raise ValueError(f"Ray could not be started or reached: {error}") from error
     try:
         size, resources = room_for(workers, ray)
         yield from stream(run, jobs, load, size, resources, ray)
