@@ -27,7 +27,7 @@ PIPELINE += (ROOT / "docs" / "editing.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
 SAFETY = ROOT / "docs" / "security.md"
-OTHERS += [ROOT / "docs" / "evaluation.md", SAFETY]
+OTHERS += [ROOT / "docs" / "evaluation.md", ROOT / "docs" / "many_photos.md", SAFETY]
 
 
 def blocks(language: str) -> list[str]:

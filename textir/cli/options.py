@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 Inputs = Annotated[
-    list[Path], typer.Argument(help="Image files, folders and patterns such as 'photos/*.jpg'.")
+    list[str],
+    typer.Argument(
+        help="Image files, folders, patterns such as 'photos/**/*.jpg', @list.txt (a path a line), "
+        "- (the same from standard input), hf://datasets/user/name?split=test."
+    ),
 ]
 Output = Annotated[
     Path,
@@ -73,7 +77,49 @@ Tile = Annotated[
 EditingCheckpoint = Annotated[
     str, typer.Option(help="mini-textir (embedded), a folder in diffusers format, or a Hub id.")
 ]
-SkipExisting = Annotated[bool, typer.Option(help="Leave alone what an earlier run has written.")]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        help="Leave alone whatever an earlier run has written, be it of another photo or with "
+        "other settings."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        help="Leave alone results whose record tells of the same photo, settings and weights."
+    ),
+]
+Sidecar = Annotated[
+    bool | None,
+    typer.Option(
+        help="Write a record NAME.json beside each result; if not given, beside those in a folder "
+        "and not beside a file that --output names.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option(help="Say what would be done and how long it would take; write nothing.")
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        help="Photos of one size that are worked on together. Above 1 results agree to 1e-6 of "
+        "the range, not always to the bit.",
+        min=1,
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="local (this process, or those of torchrun), or ray (a Ray cluster; needs "
+        "requirements-ray.txt)."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Of --engine ray; if not given one a GPU, or one a machine.", min=1),
+]
 FailFast = Annotated[bool, typer.Option(help="Stop at the first bad file.")]
 Recursive = Annotated[bool, typer.Option(help="Look into sub-folders and keep their tree.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -95,7 +141,11 @@ def explained() -> Iterator[None]:
 
 
 def load_pipeline(
-    checkpoint: str, adapter: str | None, device: str, dtype: str, backend: str = "torch"
+    checkpoint: str,
+    adapter: str | list[str] | None,
+    device: str,
+    dtype: str,
+    backend: str = "torch",
 ):
     """A pipeline ready to work, quiet while it loads."""
     from pipelines import load
@@ -106,7 +156,7 @@ def load_pipeline(
     return pipe
 
 
-def load_editing_pipeline(checkpoint: str, adapter: str | None, device: str):
+def load_editing_pipeline(checkpoint: str, adapter: str | list[str] | None, device: str):
     """A pipeline of text-editable restoration ready to work, quiet while it loads."""
     from pipelines import load_editor
 
@@ -114,6 +164,17 @@ def load_editing_pipeline(checkpoint: str, adapter: str | None, device: str):
     pipe = load_editor(checkpoint, adapter, device)
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     return pipe
+
+
+def places_everywhere(checkpoint: str, adapter: str | None) -> tuple[str, list[str]]:
+    """Checkpoint and adapters as a process in another folder finds them."""
+    from pipelines.loading import find_adapters, locate
+
+    found = []
+    for place in (locate(checkpoint), *find_adapters(checkpoint, adapter).values()):
+        path = Path(place).expanduser()
+        found.append(str(path.absolute()) if path.exists() else place)
+    return found[0], found[1:]
 
 
 def hide_loading() -> None:
