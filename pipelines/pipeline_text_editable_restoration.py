@@ -662,7 +662,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             share = F.interpolate(hole.float(), size, mode="area")
             # Where every cell holds a bit of the hole, those with the least count as known.
             small_hole = share > (0 if share.min() == 0 else share.min())
-            small = self._run("inpainter", edit, keeper.fill(small_start, small_hole), small_hole)
+            small_start = keeper.fill(small_start, small_hole)
+            small = self._run("inpainter", edit, small_start, small_hole)
             change = (small - small_start) * small_hole
             change = F.interpolate(change, image.shape[-2:], mode="bicubic", antialias=True)
             result = start + change

@@ -50,6 +50,7 @@ for command in (words.instruct, exchange.push, exchange.convert):
 
 benchmark = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 benchmark.command()(measure.restorers)
+benchmark.command()(measure.tiles)
 app.add_typer(benchmark, name="benchmark")
 
 export = typer.Typer(help="Write networks for other runtimes.", no_args_is_help=True)

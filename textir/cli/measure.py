@@ -544,6 +544,36 @@ def restorers(
             typer.echo(str(timing))
 
 
+def tiles(
+    photo: Annotated[Path, typer.Argument(help="A photo larger than the tiles.")],
+    tile: Annotated[
+        list[int] | None, typer.Option(help="Side of the tiles in pixels; repeat for more.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 32,
+    degradation: Annotated[
+        str | None, typer.Option(help="What is done to the photo before, such as noise:25.")
+    ] = None,
+    checkpoint: Checkpoint = "mini",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """How far results in tiles are from that of the whole photo; differences of 255."""
+    from textir.evaluation.seams import compare_tiles
+    from textir.images.picture import read_picture
+
+    with explained():
+        image = read_picture(photo).tensor()
+        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        sides = tile or [256, 512]
+        for found in compare_tiles(pipe, image, sides, degradation, overlap, seed):
+            typer.echo(
+                f"tiles of {found.tile}: largest {found.largest:.2f}, mean {found.mean:.3f}, "
+                f"where they overlap {found.seam:.3f}, elsewhere {found.interior:.3f}"
+            )
+
+
 def read_size(text: str) -> tuple[int, int]:
     """`256x512` -> `(256, 512)`."""
     height, _, width = text.lower().partition("x")
