@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from textir.cli.options import (
+    MACHINE,
+    WISH,
     Adapter,
     Device,
     DryRun,
@@ -29,39 +31,54 @@ from textir.cli.options import (
 EditTask = Annotated[
     str,
     typer.Option(
+        rich_help_panel=WISH,
         help="inpaint, super-resolution, colorize, or auto: inpaint with a mask, colorize gray "
-        "photos, enlarge others."
+        "photos, enlarge others.",
     ),
 ]
 Words = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WISH,
         help="What the result shall show; several have a result each, '' is no words. Without "
-        "one the photo speaks for itself."
+        "one the photo speaks for itself.",
     ),
 ]
 Mask = Annotated[
     Path | None,
     typer.Option(
+        rich_help_panel=WISH,
         help="What to fill: an image of the photo's size, bright where the hole is, or a "
-        "folder with one of the same name for each photo."
+        "folder with one of the same name for each photo.",
     ),
 ]
-InvertMask = Annotated[bool, typer.Option(help="Dark is the hole.")]
+InvertMask = Annotated[bool, typer.Option(rich_help_panel=WISH, help="Dark is the hole.")]
 Factor = Annotated[
     float | None,
-    typer.Option(help="By how much to enlarge, up to 16; the checkpoint's if not given."),
+    typer.Option(
+        rich_help_panel=WISH,
+        help="By how much to enlarge, up to 16; the checkpoint's if not given.",
+    ),
 ]
 WordStrength = Annotated[
-    float, typer.Option(help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated.")
+    float,
+    typer.Option(
+        rich_help_panel=WISH, help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated."
+    ),
 ]
-Variants = Annotated[int, typer.Option(help="Results of each prompt.", min=1, max=64)]
+Variants = Annotated[
+    int, typer.Option(rich_help_panel=WISH, help="Results of each prompt.", min=1, max=64)
+]
 Reference = Annotated[
-    Path | None, typer.Option(help="A photo that says in place of words what to show.")
+    Path | None,
+    typer.Option(rich_help_panel=WISH, help="A photo that says in place of words what to show."),
 ]
 EditTile = Annotated[
     int | None,
-    typer.Option(help="Side of the tiles of an enlargement, in pixels of the result."),
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="Side of the tiles of an enlargement, in pixels of the result.",
+    ),
 ]
 
 

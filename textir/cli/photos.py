@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from textir.cli.options import (
+    FILES,
     Adapter,
     Backend,
     BatchSize,
@@ -56,7 +57,10 @@ def restore(
     seed: Seed = 0,
     tile: Tile = None,
     intermediates: Annotated[
-        bool, typer.Option(help="Also write guidance, match, influence and words.")
+        bool,
+        typer.Option(
+            rich_help_panel=FILES, help="Also write guidance, match, influence and words."
+        ),
     ] = False,
     recursive: Recursive = False,
     skip_existing: SkipExisting = False,
