@@ -662,7 +662,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             share = F.interpolate(hole.float(), size, mode="area")
             # Where every cell holds a bit of the hole, those with the least count as known.
             small_hole = share > (0 if share.min() == 0 else share.min())
-            small = self._run("inpainter", edit, keeper.fill(small_start, small_hole), small_hole)
+            small_start = keeper.fill(small_start, small_hole)
+            small = self._run("inpainter", edit, small_start, small_hole)
             change = (small - small_start) * small_hole
             change = F.interpolate(change, image.shape[-2:], mode="bicubic", antialias=True)
             result = start + change
@@ -701,7 +702,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
         start = start.to(network.device, network.dtype)
         mask = None if hole is None else hole.to(start)
         condition = None if edit.condition is None else edit.condition.to(start)
-        result = network(start, condition, mask, scale, edit.generator)
+        result = finite(network(start, condition, mask, scale, edit.generator), part)
         return result.float().to(edit.image.device)
 
     # ---- the door
@@ -1005,7 +1006,8 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             photos = [(255 * photo).round().byte() for photo in photos]
         inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
-        return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
+        embeds = finite(self.photo_encoder(**inputs).image_embeds.float(), "photo_encoder")
+        return F.normalize(embeds, dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -1029,7 +1031,7 @@ class TextEditableRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Di
             output = self.photo_text_encoder(
                 input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
             )
-            embeds.append(output.text_embeds.float())
+            embeds.append(finite(output.text_embeds.float(), "photo_text_encoder"))
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def _need(self, part: str, purpose: str) -> None:
@@ -1202,6 +1204,24 @@ def check_weights(part: torch.nn.Module, name: str) -> None:
                 f"The weights of {name} are damaged: {key} holds NaN or infinity. Get the "
                 "checkpoint again."
             )
+
+
+def finite(value: torch.Tensor, name: str) -> torch.Tensor:
+    """What a component has returned.
+
+    Args:
+        value: of any shape.
+        name: of the component.
+
+    Raises:
+        ValueError: if it holds NaN or infinity.
+    """
+    if not torch.isfinite(value.sum(dtype=torch.float32)):
+        raise ValueError(
+            f"The output of {name} holds NaN or infinity: its weights, or an adapter, are damaged "
+            "or overflow in this precision. Try float32."
+        )
+    return value
 
 
 def missing_weights(part: torch.nn.Module) -> list[str]:

@@ -109,6 +109,7 @@ COPIES_OF_PIPELINES = [
     "alpha_of",
     "apply_tiled",
     "blend_window",
+    "finite",
     "check_size",
     "check_tensor",
     "check_weights",

@@ -4,6 +4,8 @@ needs."""
 import importlib
 import re
 import shlex
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import gradio
@@ -24,6 +26,8 @@ PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
 PIPELINE += (ROOT / "docs" / "editing.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
+SAFETY = ROOT / "docs" / "security.md"
+OTHERS += [ROOT / "docs" / "evaluation.md", ROOT / "docs" / "many_photos.md", SAFETY]
 
 
 def blocks(language: str) -> list[str]:
@@ -107,3 +111,12 @@ def test_what_a_page_links_to_is_there(page):
         assert any(
             (folder / target).exists() for folder in (ROOT, ROOT / "docs", ROOT / "train_lora")
         )
+
+
+def test_the_licence_of_every_dependency_is_told():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    table = SAFETY.read_text()
+    for requirement in asked:
+        name = re.match(r"[\w-]+", requirement)[0]
+        assert re.search(rf"[| ]{name}[, ]", table), name

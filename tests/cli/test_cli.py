@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 from pipelines import TextGuidedRestorationPipeline, load
 from tests.tools import tiny
 from textir.cli import app
+from textir.cli.batch import way_on
+from textir.images.jobs import Run
+from textir.images.restoration import Restoring
 from textir.training.lora import make_trainable, save_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +192,7 @@ def test_a_bad_file_is_named_and_the_others_are_done(photos, tmp_path, checkpoin
     Image.new("RGB", (9, 30)).save(photos / "small.png")
     result = run("restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint)
     assert result.exit_code == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png"]
     for part in (
         "a0.png",
         "0 bytes",
@@ -224,6 +227,68 @@ def test_skip_existing_goes_on_where_a_run_stopped(photos, tmp_path, checkpoint)
     assert run("restore", photos, *options).exit_code == 0
     assert (tmp_path / "out" / "a.png").read_text() == "done before"
     assert (tmp_path / "out" / "deep" / "b.png").is_file()
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(photos, tmp_path, checkpoint, monkeypatch):
+    calls = []
+    restore = Restoring.__call__
+
+    def stop_at_second(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return restore(self, *arguments)
+
+    monkeypatch.setattr(Restoring, "__call__", stop_at_second)
+    command = ["restore", photos, "--recursive", "--output", tmp_path / "out"]
+    command += ["--checkpoint", checkpoint]
+    stopped = run(*command)
+    assert stopped.exit_code == 130 and "Stopped: 1 of 2 images restored" in stopped.output
+    assert "The same command goes on from there." in stopped.output
+    assert "2 of 2 images restored (1 of them earlier)" in run(*command).output
+    assert len(calls) == 3
+    assert run(*command).exit_code == 0 and len(calls) == 3
+    assert "--skip-existing" in way_on(Run(Restoring(), sidecar=False), [])
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(photos, tmp_path, checkpoint):
+    command = ["restore", photos, "--recursive", "--output", tmp_path / "out", "--dry-run"]
+    result = run(*command, "--checkpoint", checkpoint)
+    assert result.exit_code == 0 and "2 of 2 images to do; measured on" in result.output
+    assert "0.0 megapixels take about" in result.output and not (tmp_path / "out").exists()
+    (photos / "bad.png").write_bytes(b"")
+    result = run(*command, "--checkpoint", checkpoint)
+    assert result.exit_code == 1 and "bad.png is empty" in result.output
+
+
+def test_lists_and_standard_input_name_photos(photos, tmp_path, checkpoint):
+    (tmp_path / "list.txt").write_text(f"{photos}/a.png\n{photos}/deep/b.png\n")
+    options = ["--checkpoint", checkpoint, "--output"]
+    assert run("restore", f"@{tmp_path}/list.txt", *options, tmp_path / "one").exit_code == 0
+    arguments = [str(part) for part in ("restore", "-", *options, tmp_path / "two")]
+    text = (tmp_path / "list.txt").read_text()
+    assert CliRunner().invoke(app, arguments, input=text).exit_code == 0
+    for name in ("one", "two"):
+        assert (tmp_path / name / "a.png").is_file() and (tmp_path / name / "deep/b.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--engine", "spark"], "`--engine` must be local or ray"),
+        (["--workers", "2"], "`--workers` belongs to `--engine ray`"),
+    ],
+)
+def test_engines_that_cannot_be_are_refused(photos, tmp_path, checkpoint, options, message):
+    command = ["restore", photos, "--output", tmp_path / "out", "--checkpoint", checkpoint]
+    result = run(*command, *options)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_an_engine_that_is_not_installed_names_its_requirements(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run("restore", photos, "--output", tmp_path / "out", "--engine", "ray")
+    assert result.exit_code == 2 and "pip install -r requirements-ray.txt" in result.output
 
 
 def test_intermediates_are_written(photos, tmp_path, whole_chain):
@@ -271,7 +336,7 @@ def test_the_seed_decides_the_guidance(photos, tmp_path, whole_chain):
         (("--guidance", "magic"), "`guidance` must be one of"),
         (("--strength", "2"), "`guidance_strength` must lie in"),
         (("--steps", "-1"), "`num_inference_steps` must be"),
-        (("--tile", "5"), "`tile` must be at least 64"),
+        (("--tile", "5"), "a whole number of at least 64 pixels"),
         (("--dtype", "int8"), "`dtype` must be one of"),
         (("--prompt", "a dog"), "needs tokenizer"),
         (("--device", "cuda:7"), "could not be loaded on cuda:7"),
@@ -408,7 +473,10 @@ def test_two_formats_that_become_one_file_do_not_overwrite_each_other(tmp_path, 
     for options in ([], ["--skip-existing"]):
         result = run("restore", *arguments, *options)
         assert result.exit_code == 0 and "2 of 2 images restored" in result.output
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-1.png", "a.png"]
+        assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+            "a-1.png",
+            "a.png",
+        ]
     assert Image.open(tmp_path / "out" / "a.png").getpixel((0, 0))[2] > 60
 
 
@@ -420,7 +488,7 @@ def test_a_console_without_the_letters_of_a_name_ends_no_batch(tmp_path, checkpo
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr.decode(errors="replace")
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
 def test_what_is_not_taken_is_named(photos, checkpoint, tmp_path):

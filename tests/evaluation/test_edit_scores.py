@@ -37,7 +37,7 @@ def photos(tmp_path):
 
 
 def test_the_figures_follow_their_formulas():
-    clean = image(16, 24)
+    clean = 0.9 * image(16, 24)
     hole = torch.zeros(1, 1, 16, 24, dtype=torch.bool)
     hole[..., :8, :] = True
     result = torch.where(hole, clean + 0.1, clean)

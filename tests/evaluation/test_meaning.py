@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from pipelines import TextGuidedRestorationPipeline
-from tests.pipelines.test_words import BLOCKS, PhotoProcessor, encoder, text_tower
+from tests.pipelines.test_words import BLOCKS, PhotoProcessor, encoder
 from tests.tools import tiny
-from textir.evaluation.meaning import agreement, read_captions, similarity
+from textir.evaluation.meaning import agreement, compare_meaning, read_captions, similarity
 from textir.evaluation.scores import evaluate
 
 
@@ -19,7 +19,7 @@ def pipe():
         restorer=tiny.restorer(guided=False),
         photo_encoder=encoder(),
         photo_processor=PhotoProcessor(32),
-        photo_text_encoder=text_tower(sum(BLOCKS)),
+        photo_text_encoder=tiny.text_tower(sum(BLOCKS)),
         photo_tokenizer=tiny.tokenizer(),
     )
     pipe.set_progress_bar_config(disable=True)
@@ -76,3 +76,22 @@ def test_a_pipeline_without_a_space_says_so(photos):
     bare = TextGuidedRestorationPipeline(restorer=tiny.restorer(guided=False))
     with pytest.raises(ValueError, match="has no text-image space"):
         evaluate(bare, photos, "noise:25", meaning=True)
+
+
+def test_images_and_captions_are_embedded_once(pipe, monkeypatch):
+    embedded = []
+    for name in ("embed_photos", "embed_texts"):
+        method = getattr(pipe, name)
+
+        def counted(value, name=name, method=method):
+            embedded.append(name)
+            return method(value)
+
+        monkeypatch.setattr(pipe, name, counted)
+    images = tiny.image(seed=0), tiny.image(seed=1), tiny.image(seed=2)
+    found = compare_meaning(pipe, *images, ["a photo", "rain"])
+    assert embedded == ["embed_photos"] * 3 + ["embed_texts"]
+    monkeypatch.undo()
+    assert found["similarity"] == pytest.approx(similarity(pipe, images[1], images[2]))
+    expected = agreement(pipe, images[0], ["a photo", "rain"])
+    assert found["input_agreement"] == pytest.approx(expected)

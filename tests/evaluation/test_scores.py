@@ -93,3 +93,40 @@ def test_what_is_kept_is_only_of_clean_images(tmp_path):
         write_picture(tmp_path / part / "a.png", Picture(np.full((32, 40, 3), 0.5, np.float32)))
     with pytest.raises(ValueError, match="`kept` is done to clean images"):
         list(load_pairs(tmp_path, kept="haze:1"))
+
+
+def test_an_evaluation_has_a_table_intervals_and_a_record(pairs, pipe):
+    result = evaluate(pipe, pairs)
+    lines = result.table().splitlines()
+    assert lines[0] == "| image | input_psnr | psnr | input_ssim | ssim | seconds |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| a",
+        "| b",
+        "| mean",
+        "| 95 % of the mean",
+    ]
+    low, high = result.intervals()["psnr"]
+    assert low <= result.mean("psnr") <= high
+    gain, low, high = result.gain()
+    assert low <= gain <= high
+    assert gain == pytest.approx(result.mean("psnr") - result.mean("input_psnr"))
+    record = result.to_dict()
+    assert len(record["data_sha256"]) == len(record["code_sha256"]) == 64
+    assert record["machine"]["processor"] and record["intervals"]["ssim"]
+
+
+def test_the_record_changes_with_the_clean_images(pairs, pipe):
+    before = evaluate(pipe, pairs).to_dict()["data_sha256"]
+    Image.new("RGB", (40, 24)).save(pairs / "target" / "b.png")
+    assert evaluate(pipe, pairs).to_dict()["data_sha256"] != before
+
+
+def test_further_measures_are_taken_where_they_are_asked_for(tmp_path, pipe):
+    photo = tiny.image(96, 192)[0].movedim(0, -1).numpy()
+    write_picture(tmp_path / "a.png", Picture(photo))
+    plain = evaluate(pipe, tmp_path, "noise:25")
+    assert plain.scores[0].niqe is None and "niqe" not in plain.summary()
+    told = evaluate(pipe, tmp_path, "noise:25", with_niqe=True)
+    assert told.summary()["niqe"] > 0 and "| input_niqe | niqe |" in told.table()
+    with pytest.raises(ValueError, match="`network` must be alexnet or vgg16"):
+        evaluate(pipe, tmp_path, "noise:25", with_lpips="squeezenet")

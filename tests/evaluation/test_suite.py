@@ -12,10 +12,20 @@ from tests.tools import tiny
 from textir.cli import app
 from textir.degradations import LABELS
 from textir.evaluation import suite
+from textir.evaluation.edit_rivals import EDIT_BASELINES
 from textir.evaluation.metrics import psnr
 from textir.evaluation.rivals import clahe, dark_channel, non_local_means, total_variation, wavelet
+from textir.evaluation.rows import read_rows
 from textir.evaluation.scores import load_pairs
-from textir.evaluation.suite import Row, RowScores, guidance_table, run_suite, table
+from textir.evaluation.suite import (
+    Row,
+    RowScores,
+    guidance_table,
+    run_edits,
+    run_suite,
+    suite_tables,
+    table,
+)
 from textir.images.picture import Picture, read_picture, write_picture
 
 ROWS = (
@@ -191,10 +201,49 @@ def test_rows_of_a_suite_are_chosen_by_name(root, tmp_path, monkeypatch):
     assert "| pairs |" in result.output and "| noise |" not in result.output
 
 
+def test_edits_are_rows_beside_methods_without_learning(root):
+    rows = (Row("holes", "clean", "strokes:0.25"), Row("enlarge", "clean", "down:2"))
+
+    def edit(case):
+        kind = "harmonic" if case.task == "inpaint" else "bicubic"
+        return EDIT_BASELINES[case.task][kind](case)
+
+    holes, enlarged = run_edits(edit, root, rows, seeds=(0, 1), limit=2)
+    assert holes.images == ["0", "1"] and len(holes.digests) == 4
+    assert holes.figures["inside_psnr"]["edit"] == holes.figures["inside_psnr"]["harmonic"]
+    assert np.array(holes.figures["inside_psnr"]["mean"]).shape == (2, 2)
+    assert enlarged.psnr["edit"] == enlarged.psnr["bicubic"] and enlarged.seconds["edit"]
+    for row in (holes, enlarged):
+        row.suite = "edit"
+    text = suite_tables([holes, enlarged])
+    assert "PSNR in holes, in dB" in text and "edit - harmonic [95 %]" in text
+
+
+def test_all_suites_are_one_command(root, tmp_path, monkeypatch):
+    suites = {"mini": TOLD, "edit": (Row("enlarge", "clean", "down:2"),)}
+    monkeypatch.setattr(suite, "SUITES", suites)
+    tiny.pipeline().save_pretrained(tmp_path / "chain")
+    tiny.editing_pipeline().save_pretrained(tmp_path / "editor")
+    paths = ["--checkpoint", str(tmp_path / "chain"), "--editor", str(tmp_path / "editor")]
+    files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
+    result = CliRunner().invoke(
+        app, ["suite", "all", "--data", str(root), "--limit", "1", *paths, *files]
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert [row["suite"] for row in written["rows"]] == ["mini", "edit"]
+    assert set(written["weights"]) == {"checkpoint", "editor"}
+    assert written["machine"] and written["data_sha256"] and written["rows"][0]["seconds"]["told"]
+    text = (tmp_path / "s.md").read_text()
+    assert text.count("## ") == 2 and suite_tables(read_rows(tmp_path / "s.json")) in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["maxi"], "Unknown suite 'maxi'; known are mini, guidance, keep"),
+        (["maxi"], "Unknown suite 'maxi'; known are mini, guidance, keep, edit, all"),
+        (["all", "--row", "fog"], "No row of any suite starts with fog"),
+        (["edit", "--niqe", "--tile", "64"], "Leave out --niqe, --tile: edits always have"),
         (["mini"], "lacks the sets"),
         (["mini", "--row", "fog"], "No row of mini starts with fog; it has noise 15, noise 25"),
     ],

@@ -486,3 +486,14 @@ def test_a_hole_is_filled_from_its_border_once(pipe, monkeypatch):
     options = {"mask_image": mask, "num_images_per_prompt": 2, "return_effect": True}
     pipe(image, ["a dog", "a street"], output_type="pt", **options)
     assert len(fills) == 1
+
+
+def test_a_thick_hole_that_no_network_changes_is_filled_from_its_border(pipe, monkeypatch):
+    """In a reduced copy only what the network adds counts."""
+    monkeypatch.setattr(type(pipe.inpainter), "forward", lambda self, start, *inputs: start)
+    image = tiny.image(200, 240)
+    mask = torch.zeros(200, 240)
+    mask[40:160, 50:190] = 1
+    filled = pipe.edit_processor.fill(image, mask[None, None] > 0)
+    result = pipe(image, "a dog", mask_image=mask, output_type="pt").images
+    torch.testing.assert_close(result, filled, atol=1e-5, rtol=0)

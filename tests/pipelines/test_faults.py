@@ -187,12 +187,42 @@ def test_a_guidance_scale_that_paints_nothing_is_refused(scale):
         tiny.pipeline()(IMAGE, guidance_scale=scale)
 
 
-def test_a_result_that_is_no_number_is_not_returned():
-    pipe = tiny.pipeline()
+def spoil(part: torch.nn.Module) -> None:
+    """Let a component compute NaN, as weights do that overflow."""
     with torch.no_grad():
-        next(pipe.restorer.parameters()).fill_(float("inf"))
-    with pytest.raises(ValueError, match="holds NaN or infinity"):
-        pipe(IMAGE, guidance="none")
+        for parameter in part.parameters():
+            parameter.fill_(float("inf"))
+
+
+PARTS = (
+    "image_encoder",
+    "detector",
+    "mapper",
+    "cleaner",
+    "text_encoder",
+    "unet",
+    "vae",
+    "matcher",
+    "restorer",
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_component_that_computes_no_numbers_is_named(part):
+    pipe = tiny.pipeline()
+    spoil(getattr(pipe, part))
+    with pytest.raises(ValueError, match=f"The output of {part} holds NaN or infinity"):
+        pipe(IMAGE, guidance_strength=1.0)
+
+
+@pytest.mark.parametrize("part", ["photo_encoder", "photo_text_encoder", "colorizer"])
+def test_a_component_of_the_editor_that_computes_no_numbers_is_named(part):
+    pipe = tiny.editing_pipeline()
+    spoil(getattr(pipe, part))
+    gray = IMAGE.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    prompt = None if part == "photo_encoder" else "a dog"
+    with pytest.raises(ValueError, match=f"The output of {part} holds NaN or infinity"):
+        pipe(gray, prompt)
 
 
 # ---- inputs

@@ -22,8 +22,12 @@ app = typer.Typer(
 )
 
 
+AT_ONCE = ("instruct",)  # these answer before anything heavy loads
+
+
 @app.callback()
 def begin(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
 ) -> None:
     """Image restoration guided by cleaned words."""
@@ -33,6 +37,8 @@ def begin(
     if version:
         typer.echo(f"textir {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand not in (None, *AT_ONCE) and "--help" not in sys.argv:
+        typer.echo("starting ...", err=True)  # the libraries take seconds
 
 
 for command in (
@@ -41,6 +47,7 @@ for command in (
     photos.degrade,
     measure.evaluate,
     measure.evaluate_edit,
+    measure.compare,
     measure.suite,
 ):
     app.command()(command)
@@ -49,6 +56,7 @@ for command in (words.instruct, exchange.push, exchange.convert):
 
 benchmark = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 benchmark.command()(measure.restorers)
+benchmark.command()(measure.tiles)
 app.add_typer(benchmark, name="benchmark")
 
 export = typer.Typer(help="Write networks for other runtimes.", no_args_is_help=True)

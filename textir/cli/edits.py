@@ -1,60 +1,84 @@
 """The command for photos and words: edit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from textir.cli.options import (
+    MACHINE,
+    WISH,
     Adapter,
     Device,
+    DryRun,
     EditingCheckpoint,
+    Engine,
     FailFast,
     Inputs,
     Output,
     Recursive,
+    Resume,
     Seed,
+    Sidecar,
     SkipExisting,
+    Workers,
     explained,
     load_editing_pipeline,
+    places_everywhere,
 )
 
 EditTask = Annotated[
     str,
     typer.Option(
+        rich_help_panel=WISH,
         help="inpaint, super-resolution, colorize, or auto: inpaint with a mask, colorize gray "
-        "photos, enlarge others."
+        "photos, enlarge others.",
     ),
 ]
 Words = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WISH,
         help="What the result shall show; several have a result each, '' is no words. Without "
-        "one the photo speaks for itself."
+        "one the photo speaks for itself.",
     ),
 ]
 Mask = Annotated[
     Path | None,
     typer.Option(
+        rich_help_panel=WISH,
         help="What to fill: an image of the photo's size, bright where the hole is, or a "
-        "folder with one of the same name for each photo."
+        "folder with one of the same name for each photo.",
     ),
 ]
-InvertMask = Annotated[bool, typer.Option(help="Dark is the hole.")]
+InvertMask = Annotated[bool, typer.Option(rich_help_panel=WISH, help="Dark is the hole.")]
 Factor = Annotated[
     float | None,
-    typer.Option(help="By how much to enlarge, up to 16; the checkpoint's if not given."),
+    typer.Option(
+        rich_help_panel=WISH,
+        help="By how much to enlarge, up to 16; the checkpoint's if not given.",
+    ),
 ]
 WordStrength = Annotated[
-    float, typer.Option(help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated.")
+    float,
+    typer.Option(
+        rich_help_panel=WISH, help="Of the words: 0 none, 1 as learnt, up to 3 exaggerated."
+    ),
 ]
-Variants = Annotated[int, typer.Option(help="Results of each prompt.", min=1, max=64)]
+Variants = Annotated[
+    int, typer.Option(rich_help_panel=WISH, help="Results of each prompt.", min=1, max=64)
+]
 Reference = Annotated[
-    Path | None, typer.Option(help="A photo that says in place of words what to show.")
+    Path | None,
+    typer.Option(rich_help_panel=WISH, help="A photo that says in place of words what to show."),
 ]
 EditTile = Annotated[
     int | None,
-    typer.Option(help="Side of the tiles of an enlargement, in pixels of the result."),
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="Side of the tiles of an enlargement, in pixels of the result.",
+    ),
 ]
 
 
@@ -77,71 +101,51 @@ def edit(
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
     device: Device = "auto",
+    resume: Resume = True,
+    sidecar: Sidecar = None,
+    dry_run: DryRun = False,
+    engine: Engine = "local",
+    workers: Workers = None,
 ) -> None:
     """Fill holes, enlarge or colour photos by words.
 
     Pixels outside a hole stay equal to the bit, a gray photo keeps its luminance, and an enlarged
-    one reduced again is the photo that came in.
+    one reduced again is the photo that came in. A record NAME.json beside each result tells how it
+    was made; the same command goes on where it was stopped.
     """
-    import torch
-
     from pipelines.loading import quiet
-    from textir.cli.batch import tell_left_out, tell_results
-    from textir.images.editing import (
-        edit_note,
-        edit_picture,
-        edited_name,
-        mask_of,
-        read_mask_file,
-    )
-    from textir.images.jobs import list_left_out, plan_jobs, process_files
-    from textir.images.picture import read_picture, write_picture
+    from textir.cli.batch import Manner, named, plan, tell_beginning, work_through
+    from textir.images.editing import Editing
+    from textir.images.jobs import Run
 
-    helpers = [path.expanduser() for path in (mask, reference) if path is not None]
-    with explained():
-        check_options(task, mask, invert_mask, tile, prompt, reference)
-        jobs = plan_jobs(inputs, output, recursive, helpers)
-        tell_left_out(list_left_out(inputs, output, recursive))
-        mask = mask and mask.expanduser()
-        given = None if mask is None or mask.is_dir() else read_mask_file(mask)
-        shown = reference and read_picture(reference.expanduser()).tensor()
-        typer.echo(f"{len(jobs)} to edit; loading {checkpoint} ...", err=True)
-        pipe = load_editing_pipeline(checkpoint, adapter, device)
-        wishes = {
-            "task": task,
-            "scale": scale,
-            "strength": strength,
-            "num_images_per_prompt": variants,
-            **({} if tile is None else {"tile": tile}),
-        }
+    mask, reference = (path and path.expanduser().absolute() for path in (mask, reference))
+    wishes = {
+        "task": task,
+        "scale": scale,
+        "strength": strength,
+        "num_images_per_prompt": variants,
+        **({} if tile is None else {"tile": tile}),
+    }
+    told: list[str] = []
+    options = {**wishes, "prompt": prompt or None, "invert_mask": invert_mask}
+    work = Editing(options, seed, mask, reference, told)
+    manner = Manner("edited", dry_run, fail_fast, engine, workers)
+
+    def check(pipe) -> None:
         pipe.check_settings(has_mask=mask is not None, **wishes)
-        with quiet():  # warnings of the pipeline are notes, which are printed
-            told = pipe.prompt_notes(prompt)
+        told.extend(pipe.prompt_notes(prompt))
         for note in told:
-            typer.echo(f"note: {note}", err=True)
-        wishes |= {"prompt": prompt or None, "reference_image": shown, "invert_mask": invert_mask}
+            tell_beginning(f"note: {note}")
 
-    def process(job, picture, targets):
-        hole = read_mask_file(mask_of(job, mask)) if mask is not None and given is None else given
-        wishes["mask_image"] = hole
-        with quiet():
-            generator = torch.Generator().manual_seed(seed)
-            results, made = edit_picture(pipe, picture, generator=generator, **wishes)
-        for target, result in zip(targets, results, strict=True):
-            write_picture(target, result)
-        notes.extend(edit_note(made, number) for number in range(len(results)))
-        notes.extend(f"note: {note}" for note in made.notes if note not in told)
-
-    may_colour = task == "colorize" or (task == "auto" and mask is None and scale is None)
-    notes: list[str] = []
-    results = process_files(
-        jobs,
-        process,
-        skip_existing,
-        name_result=edited_name(may_colour),
-        count=variants * max(len(prompt or []), 1),
-    )
-    tell_results(results, len(jobs), notes, "edited", fail_fast)
+    with explained(), quiet():  # warnings of the pipeline are notes, which are printed
+        check_options(task, mask, invert_mask, tile, prompt, reference)
+        helpers = [path for path in (mask, reference) if path is not None]
+        jobs = plan(inputs, output, recursive, helpers, work.count)
+        work.check()
+        run = Run(work, sidecar, resume, skip_existing, names=named(checkpoint, adapter))
+        tell_beginning(f"{len(jobs)} to edit; loading {checkpoint} ...")
+        load = partial(load_editing_pipeline, *places_everywhere(checkpoint, adapter))
+        work_through(run, jobs, load, check, device, manner)
 
 
 def check_options(

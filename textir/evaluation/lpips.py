@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from textir.images.picture import to_tensor
+
 NETWORKS = ("alexnet", "vgg16")
 WEIGHTS_VARIABLE = "TEXTIR_LPIPS"
 """Environment variable: the folder of `alexnet.ckpt` and `vgg16.ckpt`."""
@@ -114,6 +116,22 @@ class LPIPS(nn.Module):
             squares = (first - second).square().mean((2, 3))
             distance = distance + (squares * factor).sum(1)
         return distance
+
+
+@torch.no_grad()
+def lpips(image: np.ndarray, clean: np.ndarray, network: str = "alexnet") -> float:
+    """LPIPS of two photos `(H, W, 3)` in [0, 1].
+
+    Args:
+        image: clipped to that range.
+        clean: likewise.
+        network: see `load_lpips`.
+
+    Raises:
+        ValueError: as `load_lpips`, or if the photos do not fit.
+    """
+    first, second = (to_tensor(pixels).float().clamp(0, 1) for pixels in (image, clean))
+    return float(load_lpips(network)(first, second))
 
 
 @lru_cache(maxsize=4)

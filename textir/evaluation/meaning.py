@@ -38,13 +38,12 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
 
 def similarity(pipe, image: torch.Tensor, clean: torch.Tensor) -> float:
     """Cosine of two images `(1, 3, H, W)` in [0, 1] in the space of `pipe.embed_photos`."""
-    first, second = pipe.embed_photos(image), pipe.embed_photos(clean)
-    return (first * second).sum().item()
+    return _cosine(pipe.embed_photos(image), pipe.embed_photos(clean))
 
 
 def agreement(pipe, image: torch.Tensor, captions: Sequence[str]) -> float:
     """Mean cosine of an image `(1, 3, H, W)` in [0, 1] with sentences about it."""
-    return (pipe.embed_photos(image) @ pipe.embed_texts(list(captions)).T).mean().item()
+    return _cosine(pipe.embed_photos(image), pipe.embed_texts(list(captions)))
 
 
 def compare_meaning(
@@ -55,12 +54,16 @@ def compare_meaning(
     captions: Sequence[str] | None,
 ) -> dict[str, float]:
     """Fields of a `Score` for images `(1, 3, H, W)` in [0, 1]: similarity to the clean image and,
-    with captions, agreement with them, before and after."""
-    found = {
-        "input_similarity": similarity(pipe, degraded, clean),
-        "similarity": similarity(pipe, restored, clean),
-    }
+    with captions, agreement with them, before and after. Each image, and the captions, are embedded
+    once."""
+    before, after, truth = (pipe.embed_photos(image) for image in (degraded, restored, clean))
+    found = {"input_similarity": _cosine(before, truth), "similarity": _cosine(after, truth)}
     if captions:
-        found["input_agreement"] = agreement(pipe, degraded, captions)
-        found["agreement"] = agreement(pipe, restored, captions)
+        said = pipe.embed_texts(list(captions))
+        found |= {"input_agreement": _cosine(before, said), "agreement": _cosine(after, said)}
     return found
+
+
+def _cosine(image: torch.Tensor, others: torch.Tensor) -> float:
+    """Mean cosine of a unit embedding `(1, D)` with others `(N, D)`."""
+    return (image @ others.T).mean().item()

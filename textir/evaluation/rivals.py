@@ -1,8 +1,13 @@
-"""Methods without learning, to know what a network is worth: denoisers and CLAHE of scikit-image,
-and haze removal by the dark channel.
+"""Methods without learning, to know what a network is worth: denoisers, sharpening and CLAHE of
+scikit-image, haze removal by the dark channel, and CBM3D where the package `bm3d` is installed
+(`pip install bm3d`; free for non-commercial use).
 
 All take and return an image `(H, W, 3)` in [0, 1] and are told nothing.
 """
+
+from collections.abc import Collection, Iterable
+from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,9 +15,15 @@ import torch.nn.functional as F
 from kornia.filters import guided_blur
 from skimage.color import lab2rgb, rgb2lab
 from skimage.exposure import equalize_adapthist
+from skimage.filters import unsharp_mask
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from textir.images.picture import to_pixels, to_tensor
+
+NEEDS_BM3D = (
+    "The rival CBM3D needs the package bm3d: `pip install bm3d` (free for non-commercial use), or "
+    "leave it out."
+)
 
 
 def non_local_means(image: np.ndarray) -> np.ndarray:
@@ -46,6 +57,27 @@ def wavelet(image: np.ndarray) -> np.ndarray:
         .clip(0, 1)
         .astype(np.float32)
     )
+
+
+def cbm3d(image: np.ndarray) -> np.ndarray:
+    """CBM3D (Dabov et al., ICIP 2007, by its authors' package) at the noise level that the image
+    shows.
+
+    Raises:
+        ValueError: if `bm3d` is not installed.
+    """
+    try:
+        from bm3d import bm3d_rgb
+    except ImportError:
+        raise ValueError(NEEDS_BM3D) from None
+    return bm3d_rgb(image, noise_level(image)).clip(0, 1).astype(np.float32)
+
+
+def sharpen(image: np.ndarray, radius: float = 2.0, amount: float = 1.0) -> np.ndarray:
+    """Unsharp masking, with scikit-image's strength and a radius in pixels."""
+    # Channel by channel: with `channel_axis=-1` scikit-image 0.26 sharpens three rows.
+    channels = [unsharp_mask(channel, radius, amount) for channel in np.moveaxis(image, -1, 0)]
+    return np.stack(channels, axis=-1).clip(0, 1).astype(np.float32)
 
 
 def clahe(image: np.ndarray, clip_limit: float = 0.03) -> np.ndarray:
@@ -100,6 +132,37 @@ BASELINES = {
     "non-local means": non_local_means,
     "total variation": total_variation,
     "wavelet": wavelet,
+    "CBM3D": cbm3d,
     "CLAHE": clahe,
     "dark channel": dark_channel,
+    "unsharp mask": sharpen,
 }
+FITTING = {
+    "noise": ("non-local means", "total variation", "wavelet", "CBM3D"),
+    "haze": ("dark channel",),
+    "lowlight": ("CLAHE",),
+    "jpeg": ("total variation",),
+    "blur": ("unsharp mask",),
+    "defocus": ("unsharp mask",),
+    "downup": ("unsharp mask",),
+}
+"""What one would take against a degradation; nothing against rain."""
+
+
+def fitting_rivals(labels: Iterable[str]) -> list[str]:
+    """The rivals against degradations, those of them that can run here."""
+    named = dict.fromkeys(chain.from_iterable(FITTING.get(label, ()) for label in labels))
+    return [name for name in named if name != "CBM3D" or find_spec("bm3d")]
+
+
+def check_rivals(names: Collection[str]) -> None:
+    """Refuse rivals that are not known or cannot run here.
+
+    Raises:
+        ValueError: if one is so.
+    """
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"Rivals are {', '.join(BASELINES)}; got {', '.join(unknown)}.")
+    if "CBM3D" in names and not find_spec("bm3d"):
+        raise ValueError(NEEDS_BM3D)

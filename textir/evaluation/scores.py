@@ -1,10 +1,7 @@
-"""Measure a pipeline: PSNR and SSIM of what goes in and what comes out, with everything written
-down that a number needs."""
+"""Measure a pipeline: scores of what goes in and what comes out, with everything written down that
+a number needs."""
 
-import hashlib
-import platform
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,24 +12,36 @@ import torch
 
 from textir.data.photos import find_entries
 from textir.degradations import Recipe, degrade
+from textir.evaluation.intervals import capped, mean_interval, paired_difference
+from textir.evaluation.lpips import lpips
 from textir.evaluation.meaning import compare_meaning
 from textir.evaluation.metrics import Protocol, psnr, ssim
+from textir.evaluation.niqe import niqe
+from textir.evaluation.record import image_digest, measured_with
 from textir.images.picture import Picture, read_picture, to_pixels, to_tensor
+
+DIGITS = {"psnr": 2, "ssim": 4, "niqe": 2, "seconds": 2}
+"""Decimals of a figure in tables; three of all others."""
 
 
 class Pair(NamedTuple):
-    """A test image: its name, what the pipeline sees and what it should return, `(H, W, 3)`."""
+    """A test image: its name, what the pipeline sees and what it should return, `(H, W, 3)`, and
+    digests of both."""
 
     name: str
     degraded: np.ndarray
     clean: np.ndarray
     digest: str
+    clean_digest: str
 
 
 @dataclass
 class Score:
-    """PSNR in dB and SSIM of one image, before and after; and, if they were asked for, similarity
-    to the clean image and agreement with captions in a text-image space, cosines."""
+    """PSNR in dB and SSIM of one image, before and after.
+
+    If they were asked for also LPIPS and NIQE (lower is better), and in a text-image space the
+    similarity to the clean image and the agreement with captions, cosines.
+    """
 
     name: str
     input_psnr: float
@@ -41,6 +50,11 @@ class Score:
     ssim: float
     seconds: float
     input_sha256: str
+    clean_sha256: str = ""
+    input_lpips: float | None = None
+    lpips: float | None = None
+    input_niqe: float | None = None
+    niqe: float | None = None
     input_similarity: float | None = None
     similarity: float | None = None
     input_agreement: float | None = None
@@ -58,23 +72,68 @@ class Evaluation:
     settings: dict
     scores: list[Score] = field(default_factory=list)
 
+    def values(self, name: str) -> list[float]:
+        """A field of the scores that have it; equal images count with 100 dB, so that one of them
+        does not make the mean infinite."""
+        found = [getattr(score, name) for score in self.scores]
+        values = [value for value in found if value is not None]
+        return capped(values).tolist() if name.endswith("psnr") else values
+
     def mean(self, name: str) -> float:
-        """Mean of a field of the scores that have it; equal images count with 100 dB, so that one
-        of them does not make the mean infinite."""
-        values = [getattr(score, name) for score in self.scores]
-        return float(np.mean([min(value, 100.0) for value in values if value is not None]))
+        """Mean of a field of the scores that have it."""
+        return float(np.mean(self.values(name)))
+
+    @property
+    def measures(self) -> list[str]:
+        """What was measured, before and after each."""
+        pairs = [(f"input_{name}", name) for name in MEASURES if self.values(name)]
+        return [name for pair in pairs for name in pair]
 
     def summary(self) -> dict[str, float]:
-        names = ["input_psnr", "input_ssim", "psnr", "ssim", "seconds"]
-        optional = ("input_similarity", "similarity", "input_agreement", "agreement")
-        for name in optional:
-            if any(getattr(score, name) is not None for score in self.scores):
-                names.append(name)
+        names = [*self.measures, "seconds"]
         return {"images": len(self.scores), **{name: round(self.mean(name), 4) for name in names}}
 
+    def intervals(self) -> dict[str, list[float]]:
+        """Bounds of the 95 % interval of each mean over images, by bootstrap."""
+        return {name: list(mean_interval(self.values(name))[1:]) for name in self.measures}
+
+    def gain(self, name: str = "psnr") -> tuple[float, float, float]:
+        """Mean gain over the input in a measure, and its paired 95 % interval."""
+        return paired_difference(self.values(name), self.values(f"input_{name}"))
+
+    def table(self) -> str:
+        """Scores of each image, their mean and its interval, in Markdown."""
+        names = [*self.measures, "seconds"]
+        rows = [(score.name, [getattr(score, name) for name in names]) for score in self.scores]
+        rows.append(("mean", [self.mean(name) for name in names]))
+        lines = [f"| image | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for label, values in rows:
+            cells = [format_figure(name, value) for name, value in zip(names, values)]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        bounds = self.intervals()
+        cells = [
+            f"{format_figure(name, bounds[name][0])} to {format_figure(name, bounds[name][1])}"
+            for name in self.measures
+        ]
+        lines.append(f"| 95 % of the mean | {' | '.join(cells)} | |")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict:
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        return {"summary": self.summary(), **asdict(self), "versions": versions}
+        digests = [score.input_sha256 + score.clean_sha256 for score in self.scores]
+        return {
+            "summary": self.summary(),
+            "intervals": self.intervals(),
+            **asdict(self),
+            **measured_with(digests),
+        }
+
+
+MEASURES = ("psnr", "ssim", "lpips", "niqe", "similarity", "agreement")
+
+
+def format_figure(name: str, value: float | None) -> str:
+    """A figure with the decimals that it deserves; nothing if it was not measured."""
+    return "" if value is None else f"{value:.{DIGITS.get(name.removeprefix('input_'), 3)}f}"
 
 
 def load_pairs(
@@ -83,6 +142,7 @@ def load_pairs(
     seed: int = 0,
     limit: int | None = None,
     kept: str | None = None,
+    protocol: Protocol = Protocol(),
 ) -> Iterator[Pair]:
     """The test images of a folder or a published benchmark, in sorted order.
 
@@ -91,6 +151,14 @@ def load_pairs(
     is degraded with a seed made of its file name, so that an image gets the same degradation
     whatever else is in the folder. What `kept` says, a recipe too, is done to them before that, and
     belongs to the target: a restorer that is told to leave it alone is measured so.
+
+    Args:
+        folder: of the images.
+        degradation: recipe for clean images, see `textir.degradations.Recipe`.
+        seed: added to the seed that each file name gives.
+        limit: only the first images.
+        kept: recipe of what shall stay.
+        protocol: says how images are cropped, and whether degraded ones keep their floats.
 
     Raises:
         ValueError: if there is nothing to measure, a pair differs in size, or the recipe is not
@@ -118,23 +186,67 @@ def load_pairs(
                     f"{entry.degraded[0]} is {_size(degraded)} but its twin {entry.clean} is "
                     f"{_size(clean)}."
                 )
-            yield Pair(entry.name, degraded, clean, _digest(degraded))
+            yield _pair(entry.name, protocol.crop(degraded), protocol.crop(clean))
         return
     added, stays = Recipe.parse(degradation), Recipe.parse(kept or "")
     for path in [entry.clean for entry in entries][:limit]:
-        clean = read_picture(path).tensor()
-        generator = torch.Generator().manual_seed(zlib.crc32(path.stem.encode()) + seed)
+        clean = to_tensor(protocol.crop(read_picture(path).pixels))
+        generator = protocol.generator(path.stem, seed)
         target = degrade(clean, stays, generator)
         degraded = to_pixels(degrade(target, added, generator), clip=False)
-        yield Pair(path.stem, degraded, to_pixels(target, clip=False), _digest(degraded))
+        yield _pair(path.stem, protocol.as_given(degraded), to_pixels(target, clip=False))
+
+
+def _pair(name: str, degraded: np.ndarray, clean: np.ndarray) -> Pair:
+    return Pair(name, degraded, clean, image_digest(degraded), image_digest(clean))
 
 
 def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]}"
 
 
-def _digest(pixels: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+def measure(
+    image: np.ndarray,
+    clean: np.ndarray,
+    protocol: Protocol = Protocol(),
+    with_lpips: str | None = None,
+    with_niqe: bool = False,
+) -> dict[str, float]:
+    """PSNR, SSIM and what else is asked for of an image `(H, W, 3)` in [0, 1] and its clean twin.
+
+    Args:
+        image: restored or degraded.
+        clean: what it should be.
+        protocol: how images are compared by PSNR and SSIM.
+        with_lpips: network of LPIPS, `alexnet` or `vgg16`, see `textir.evaluation.lpips`.
+        with_niqe: NIQE too.
+
+    Raises:
+        ValueError: if the images differ in size, are too small, or LPIPS has no weights.
+    """
+    figures = {"psnr": psnr(image, clean, protocol), "ssim": ssim(image, clean, protocol)}
+    if with_lpips:
+        figures["lpips"] = lpips(image, clean, with_lpips)
+    if with_niqe:
+        figures["niqe"] = niqe(image)
+    return figures
+
+
+@torch.no_grad()
+def blind_of(pipe, pair: Pair, tile: int | None = None) -> np.ndarray:
+    """What the restorer makes of an image alone, told nothing and unguided, `(H, W, 3)`."""
+    return to_pixels(pipe.restore(to_tensor(pair.degraded).to(pipe.device), tile=tile)[0])
+
+
+def called(pipe, pair: Pair, seed: int = 0, tile: int | None = None, **options) -> np.ndarray:
+    """What a call of the pipeline returns, with its own defaults where `options` say nothing,
+    `(H, W, 3)`."""
+    generator = torch.Generator().manual_seed(seed)
+    image = to_tensor(pair.degraded).to(pipe.device)
+    output = pipe(
+        image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options
+    )
+    return to_pixels(output.images)
 
 
 def evaluate(
@@ -148,6 +260,8 @@ def evaluate(
     kept: str | None = None,
     meaning: bool = False,
     captions: dict[str, list[str]] | None = None,
+    with_lpips: str | None = None,
+    with_niqe: bool = False,
     **options,
 ) -> Evaluation:
     """Restore every image of a folder and compare.
@@ -156,7 +270,7 @@ def evaluate(
         pipe: a restoration pipeline.
         folder: `input/` and `target/`, or clean images if `degradation` is given.
         degradation: recipe, see `textir.degradations.Recipe`.
-        protocol: how images are compared.
+        protocol: how images are degraded and compared.
         seed: added to the seed that each file name gives; also seeds the guidance.
         limit: measure only the first images.
         on_score: called after each image.
@@ -164,30 +278,34 @@ def evaluate(
         meaning: also compare images in the text-image space of the pipeline.
         captions: sentences by the stem of the file, for `meaning`; images without any are only
             compared with their clean twin.
+        with_lpips: also LPIPS, by `alexnet` or `vgg16`.
+        with_niqe: also NIQE.
         options: further arguments of the pipeline (task, guidance, tile, ...).
     """
     shown = {name: value for name, value in {**options, "kept": kept}.items() if value is not None}
     result = Evaluation(str(folder), degradation, str(protocol), seed, shown)
-    for pair in load_pairs(folder, degradation, seed, limit, kept):
+    for pair in load_pairs(folder, degradation, seed, limit, kept, protocol):
         start = time.perf_counter()
         image = to_tensor(pair.degraded)
         generator = torch.Generator().manual_seed(seed)
         output = pipe(image, output_type="np", generator=generator, **options)
         seconds = time.perf_counter() - start
+        # Of a dual-pixel pair the first view.
+        images = (pair.degraded[..., :3], output.images[0])
+        before, after = (
+            measure(pixels, pair.clean, protocol, with_lpips, with_niqe) for pixels in images
+        )
+        figures = {**{f"input_{name}": value for name, value in before.items()}, **after}
+        if meaning:
+            views = (image, to_tensor(output.images[0]), to_tensor(pair.clean))
+            figures |= compare_meaning(pipe, *views, (captions or {}).get(pair.name))
         score = Score(
             pair.name,
-            psnr(pair.degraded, pair.clean, protocol),
-            ssim(pair.degraded, pair.clean, protocol),
-            psnr(output.images[0], pair.clean, protocol),
-            ssim(output.images[0], pair.clean, protocol),
-            seconds,
-            pair.digest,
+            seconds=seconds,
+            input_sha256=pair.digest,
+            clean_sha256=pair.clean_digest,
+            **figures,
         )
-        if meaning:
-            images = (image, to_tensor(output.images[0]), to_tensor(pair.clean))
-            said = (captions or {}).get(pair.name)
-            for name, value in compare_meaning(pipe, *images, said).items():
-                setattr(score, name, value)
         result.scores.append(score)
         on_score(score)
     return result

@@ -7,10 +7,10 @@ words, from cleaned words, and from a clean thumbnail: an oracle, which bounds w
 painter of that size could give. Lin et al. compare the first three in their Table 11.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,27 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from textir.degradations import Recipe
-from textir.evaluation.metrics import Protocol, psnr, ssim
+from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
+from textir.evaluation.edit_scores import EditEvaluation, score_edits
+from textir.evaluation.metrics import Protocol, psnr
 from textir.evaluation.rivals import BASELINES
-from textir.evaluation.scores import Pair, load_pairs
+from textir.evaluation.rows import DIFFERENCES, RowScores, add, guidance_table, table, tables
+from textir.evaluation.scores import Pair, blind_of, called, load_pairs
 from textir.images.picture import resize, to_pixels, to_tensor
+
+__all__ = [
+    "EDITED",
+    "SUITES",
+    "Row",
+    "RowScores",
+    "choose_rows",
+    "guidance_table",
+    "run_edits",
+    "run_suite",
+    "run_suites",
+    "suite_tables",
+    "table",
+]
 
 COARSE = 8  # side in pixels of the thumbnails that show illumination and colour alone
 GUIDANCE = ("degraded", "cleaned", "oracle")
@@ -99,56 +116,64 @@ KEPT = (
     Row("noise goes, darkness stays", "CBSD68", "noise8:15", FIRST, told="denoise", kept="dim:0.4"),
     Row("JPEG goes, haze stays", "CBSD68", "jpeg:20", FIRST, told="dejpeg", kept="haze:1"),
 )
-SUITES = {"mini": MINI, "guidance": GUIDED, "keep": KEPT}
+EDITED = (
+    Row("holes, strokes", "CBSD68", "strokes:0.25"),
+    Row("holes, box", "CBSD68", "box:0.25"),
+    Row("enlarge 2", "CBSD68", "down:2"),
+    Row("enlarge 3", "CBSD68", "down:3"),
+    Row("enlarge 4", "CBSD68", "down:4"),
+    Row("colours", "CBSD68", "gray"),
+)
+EDIT_GAINS = tuple(("edit", rival) for rivals in EDIT_BASELINES.values() for rival in rivals)
+SUITES = {"mini": MINI, "guidance": GUIDED, "keep": KEPT, "edit": EDITED}
 
 
-@dataclass
-class RowScores:
-    """What was measured for a row.
+def choose_suites(name: str, only: Sequence[str] | None = None) -> dict[str, Sequence[Row]]:
+    """The rows of a suite, or of `all` of them, by the suite's name.
 
-    Attributes:
-        row: its name.
-        images: their names.
-        psnr: PSNR in dB by arm, `(seeds, images)`.
-        ssim: SSIM likewise.
-        guidance_psnr: PSNR of thumbnails by source, `(seeds, images)`: at the guidance's own size
-            (`cleaned`) and at 8 x 8 (`cleaned, coarse`), beside those of the input and of what the
-            restorer makes alone.
+    Raises:
+        ValueError: if there is no such suite or no such row.
     """
-
-    row: str
-    images: list[str] = field(default_factory=list)
-    psnr: dict[str, list[list[float]]] = field(default_factory=dict)
-    ssim: dict[str, list[list[float]]] = field(default_factory=dict)
-    guidance_psnr: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def mean(self, arm: str, measure: str = "psnr") -> float:
-        """Mean over seeds and images; equal images count with 100 dB."""
-        return float(np.minimum(getattr(self, measure)[arm], 100).mean())
-
-    def difference(self, arm: str, other: str) -> tuple[float, float, float]:
-        """How many dB `arm` is above `other`: the mean over images of their mean over seeds, and
-        its 95 % interval (bootstrap over images)."""
-        gains = (np.minimum(self.psnr[arm], 100) - np.minimum(self.psnr[other], 100)).mean(0)
-        draws = np.random.default_rng(0).choice(gains, (10_000, len(gains))).mean(1)
-        low, high = np.quantile(draws, (0.025, 0.975))
-        return float(gains.mean()), float(low), float(high)
+    if name != "all":
+        return {name: choose_rows(name, only)}
+    chosen = {suite: _begin_with(rows, only) for suite, rows in SUITES.items()}
+    found: dict[str, Sequence[Row]] = {suite: rows for suite, rows in chosen.items() if rows}
+    if not found:
+        raise ValueError(f"No row of any suite starts with {' or '.join(only or ())}.")
+    return found
 
 
-def choose_rows(name: str, only: Sequence[str] | None = None) -> list[Row]:
+def choose_rows(name: str, only: Sequence[str] | None = None) -> Sequence[Row]:
     """The rows of a suite, or those whose name starts with one of `only`.
 
     Raises:
         ValueError: if there is no such suite or no such row.
     """
     if name not in SUITES:
-        raise ValueError(f"Unknown suite {name!r}; known are {', '.join(SUITES)}.")
-    rows = [row for row in SUITES[name] if not only or row.name.startswith(tuple(only))]
+        raise ValueError(f"Unknown suite {name!r}; known are {', '.join(SUITES)}, all.")
+    rows = _begin_with(SUITES[name], only)
     if not rows:
         known = ", ".join(row.name for row in SUITES[name])
         asked = " or ".join(only or ())
         raise ValueError(f"No row of {name} starts with {asked}; it has {known}.")
     return rows
+
+
+def _begin_with(rows: Sequence[Row], only: Sequence[str] | None) -> list[Row]:
+    return [row for row in rows if not only or row.name.startswith(tuple(only))]
+
+
+def check_sets(root: str | Path, rows: Sequence[Row]) -> None:
+    """Refuse to begin where a set is missing.
+
+    Raises:
+        ValueError: if one is.
+    """
+    missing = sorted({row.data for row in rows if not (Path(root) / row.data).is_dir()})
+    if missing:
+        raise ValueError(
+            f"{root} lacks the sets {', '.join(missing)}; pass the folder that holds them."
+        )
 
 
 def run_suite(
@@ -160,6 +185,9 @@ def run_suite(
     limit: int | None = None,
     with_baselines: bool = False,
     against=None,
+    protocol: Protocol = Protocol(),
+    with_lpips: str | None = None,
+    with_niqe: bool = False,
 ) -> list[RowScores]:
     """Measure a pipeline on every row.
 
@@ -174,57 +202,146 @@ def run_suite(
         limit: at most so many images of a row.
         with_baselines: measure methods without learning too.
         against: another pipeline, measured beside this one with its own defaults.
+        protocol: how images are degraded and compared.
+        with_lpips: also LPIPS, by `alexnet` or `vgg16`.
+        with_niqe: also NIQE.
 
     Raises:
         ValueError: if a set is missing.
     """
-    missing = sorted({row.data for row in rows if not (Path(root) / row.data).is_dir()})
-    if missing:
-        raise ValueError(
-            f"{root} lacks the sets {', '.join(missing)}; pass the folder that holds them."
-        )
+    check_sets(root, rows)
+    results = []
+    for row in tqdm(rows, "sets", disable=None):
+        scores, folder = RowScores(row.name), Path(root) / row.data
+        for place, seed in enumerate(seeds):
+            pairs = list(
+                load_pairs(folder, row.degradation, seed, kept=row.kept, protocol=protocol)
+            )
+            for pair in pairs[slice(*row.part)][:limit]:
+                scores.begin(pair, place)
+                arms = restoration_arms if row.told else guidance_arms
+                images = arms(scores, place, pipe, pair, seed, tile, row)
+                if against is not None:
+                    images["against"] = scores.timed(
+                        "against", place, called, against, pair, seed, tile
+                    )
+                for name in row.baselines if with_baselines else ():
+                    images[name] = scores.timed(name, place, BASELINES[name], pair.degraded)
+                for name, image in images.items():
+                    scores.add_image(name, place, image, pair, protocol, with_lpips, with_niqe)
+        results.append(scores)
+    return results
+
+
+def run_suites(
+    suites: Mapping[str, Sequence[Row]],
+    root: str | Path,
+    pipe=None,
+    edit: Callable[[EditCase], torch.Tensor] | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    protocol: Protocol = Protocol(),
+    with_lpips: str | None = None,
+    **options,
+) -> list[RowScores]:
+    """Measure several suites in turn; each row says which it belongs to.
+
+    Args:
+        suites: rows by the suite's name, see `choose_suites`.
+        root: folder of the test sets.
+        pipe: a restoration pipeline, for all suites but `edit`.
+        edit: an editor, for `edit`; see `run_edits`.
+        seeds: and the others: as of `run_suite`, whose further arguments are `options`.
+
+    Raises:
+        ValueError: if a set is missing; nothing has been measured then.
+    """
+    for rows in suites.values():
+        check_sets(root, rows)
+    shared: dict[str, Any] = {"seeds": seeds, "limit": limit}
+    shared |= {"protocol": protocol, "with_lpips": with_lpips}
+    results: list[RowScores] = []
+    for name, rows in suites.items():
+        if name == "edit":
+            found = run_edits(edit, root, rows, **shared)
+        else:
+            found = run_suite(pipe, root, rows, **shared, **options)
+        for row in found:
+            row.suite = name
+        results += found
+    return results
+
+
+def run_edits(
+    edit: Callable[[EditCase], torch.Tensor] | None,
+    root: str | Path,
+    rows: Sequence[Row] = EDITED,
+    seeds: Sequence[int] = (0,),
+    limit: int | None = None,
+    protocol: Protocol = Protocol(),
+    with_lpips: str | None = None,
+) -> list[RowScores]:
+    """Measure an editor on every row, beside methods without learning.
+
+    Args:
+        edit: from a case to `(1, 3, H, W)` in [0, 1] of the clean photo's size, such as
+            `edit_scores.edit_case` of a pipeline; `None` measures the rivals alone.
+        root: and the others: as of `run_suite`.
+
+    Raises:
+        ValueError: if a set is missing.
+    """
+    check_sets(root, rows)
     results = []
     for row in tqdm(rows, "sets", disable=None):
         scores = RowScores(row.name)
         for place, seed in enumerate(seeds):
-            pairs = list(load_pairs(Path(root) / row.data, row.degradation, seed, kept=row.kept))
-            for pair in pairs[slice(*row.part)][:limit]:
-                if not place:
-                    scores.images.append(pair.name)
-                arms = restoration_arms if row.told else guidance_arms
-                images = arms(scores, place, pipe, pair, seed, tile, row)
-                if against is not None:
-                    images["against"] = default_of(against, pair, seed, tile)
-                for name in row.baselines if with_baselines else ():
-                    images[name] = BASELINES[name](pair.degraded)
-                for name, image in images.items():
-                    add(scores.psnr, name, place, psnr(image, pair.clean))
-                    add(scores.ssim, name, place, ssim(image, pair.clean))
+            evaluation = score_edits(
+                edit,
+                Path(root) / row.data,
+                row.degradation,
+                seed,
+                limit,
+                lpips=with_lpips,
+                protocol=protocol,
+            )
+            add_edits(scores, place, evaluation)
         results.append(scores)
     return results
+
+
+def add_edits(scores: RowScores, place: int, evaluation: EditEvaluation) -> None:
+    """Take over the figures of an evaluation of edits for the seed at `place`."""
+    if not place:
+        first = evaluation.methods[0]
+        scores.images = [score.name for score in evaluation.scores if score.method == first]
+    scores.digests += evaluation.digests
+    for score in evaluation.scores:
+        add(scores.seconds, score.method, place, score.seconds)
+        for name, value in score.figures.items():
+            known = hasattr(scores, name)
+            figures = getattr(scores, name) if known else scores.figures.setdefault(name, {})
+            add(figures, score.method, place, value)
 
 
 Arms = dict[str, np.ndarray]
 
 
-@torch.no_grad()
 def restoration_arms(
     scores: RowScores, place: int, pipe, pair: Pair, seed: int, tile: int | None, row: Row
 ) -> Arms:
     """What a pipeline makes of an image blind, by itself, told what shall go and, where there is
     such, what shall stay, `(H, W, 3)` each."""
     arms = {"input": pair.degraded.clip(0, 1)}
+    calls: dict[str, dict] = {"auto": {}}
     if pipe.can_remove:
-        arms["blind"] = to_pixels(
-            pipe.restore(to_tensor(pair.degraded).to(pipe.device), tile=tile)[0]
-        )
-    arms["auto"] = default_of(pipe, pair, seed, tile)
-    if pipe.can_remove:
-        arms["told"] = default_of(pipe, pair, seed, tile, task=row.told)
+        arms["blind"] = scores.timed("blind", place, blind_of, pipe, pair, tile)
+        calls["told"] = {"task": row.told}
         if row.kept:
-            arms["keep"] = default_of(
-                pipe, pair, seed, tile, keep=list(Recipe.parse(row.kept).labels)
-            )
+            calls["keep"] = {"keep": list(Recipe.parse(row.kept).labels)}
+    for name, options in calls.items():
+        arms[name] = scores.timed(name, place, called, pipe, pair, seed, tile, **options)
     return arms
 
 
@@ -235,104 +352,71 @@ def guidance_arms(
     itself to `scores`."""
     degraded, clean = (to_tensor(pixels).to(pipe.device) for pixels in (pair.degraded, pair.clean))
 
-    def call(**options):
-        generator = torch.Generator().manual_seed(seed)
-        return pipe(
+    def call(arm: str, **options):
+        return scores.timed(
+            arm,
+            place,
+            pipe,
             degraded,
             tile=tile,
             output_type="pt",
             return_influence=False,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
             **options,
         )
 
-    unguided = call(guidance="none")
+    unguided = call("none", guidance="none")
     arms = {"input": degraded, "none": unguided.images}
     if pipe.unet is not None and pipe.matcher is not None:
         thumbnails = {}
         for kind in ("degraded", "cleaned"):
-            output = call(guidance=kind, guidance_strength=1.0)
+            output = call(kind, guidance=kind, guidance_strength=1.0)
             arms[kind], thumbnails[kind] = output.images, output.guidance_images
         thumbnails["oracle"] = small(clean, thumbnails["cleaned"].shape[-2:])
         reference = resize(thumbnails["oracle"], degraded.shape[-2:])
         arms["oracle"] = call(
-            guidance="none", guidance_image=reference, guidance_strength=1.0
+            "oracle", guidance="none", guidance_image=reference, guidance_strength=1.0
         ).images
         thumbnails |= {"input": degraded, "none": unguided.images}
-        size = thumbnails["cleaned"].shape[-2:]
-        for name, image in thumbnails.items():
-            for label, side in ((name, size), (f"{name}, coarse", (COARSE, COARSE))):
-                add(
-                    scores.guidance_psnr,
-                    label,
-                    place,
-                    psnr(to_pixels(small(image, side)), to_pixels(small(clean, side))),
-                )
+        add_thumbnails(scores, place, thumbnails, clean, thumbnails["cleaned"].shape[-2:])
         if pipe.config.guided_degradations is not None:
             guided = pipe.default_strengths(unguided.removed, unguided.degradation, 1)[0]
             arms["default"] = arms["cleaned" if guided else "none"]
     return {name: to_pixels(image) for name, image in arms.items()}
 
 
-def default_of(pipe, pair: Pair, seed: int, tile: int | None, **options) -> np.ndarray:
-    """What a call with the pipeline's own defaults returns, `(H, W, 3)`."""
-    generator = torch.Generator().manual_seed(seed)
-    image = to_tensor(pair.degraded).to(pipe.device)
-    output = pipe(
-        image, tile=tile, output_type="pt", return_influence=False, generator=generator, **options
-    )
-    return to_pixels(output.images)
+def add_thumbnails(
+    scores: RowScores,
+    place: int,
+    thumbnails: dict[str, torch.Tensor],
+    clean: torch.Tensor,
+    size: tuple[int, int],
+) -> None:
+    """PSNR of thumbnails `(1, 3, h, w)` at a size, that of the guidance, and at 8 x 8."""
+    for name, image in thumbnails.items():
+        for label, side in ((name, size), (f"{name}, coarse", (COARSE, COARSE))):
+            value = psnr(to_pixels(small(image, side)), to_pixels(small(clean, side)))
+            add(scores.guidance_psnr, label, place, value)
 
 
 def small(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(image.clamp(0, 1), size, mode="area")
 
 
-def add(table: dict[str, list[list[float]]], name: str, place: int, value: float) -> None:
-    seeds = table.setdefault(name, [])
-    seeds.extend([] for _ in range(place + 1 - len(seeds)))
-    seeds[place].append(value)
-
-
-def table(results: Sequence[RowScores]) -> str:
-    """The results in Markdown: PSNR of every arm, and what guidance, or being told, gains, with its
-    interval."""
-    arms = list(dict.fromkeys(chain.from_iterable(scores.psnr for scores in results)))
-    pairs = [
-        ("default", "none"),
-        ("cleaned", "none"),
-        ("degraded", "none"),
-        ("auto", "blind"),
-        ("told", "blind"),
-        ("auto", "against"),
-    ]
-    gains = [(arm, other) for arm, other in pairs if arm in arms and other in arms]
-    head = ["set", "images", *arms, *(f"{arm} - {other} [95 %]" for arm, other in gains)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for scores in results:
-        cells = [scores.row, str(len(scores.images))]
-        cells += [f"{scores.mean(arm):.2f}" if arm in scores.psnr else "" for arm in arms]
-        for arm, other in gains:
-            mean, low, high = scores.difference(arm, other)
-            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def guidance_table(results: Sequence[RowScores]) -> str:
-    """PSNR of the guidance itself in Markdown, beside the input and what the restorer makes alone,
-    at its own size and at 8 x 8."""
-    sources = list(dict.fromkeys(chain.from_iterable(row.guidance_psnr for row in results)))
-    if not sources:
-        return ""
-    lines = ["| set | " + " | ".join(sources) + " |", "|---" * (len(sources) + 1) + "|"]
-    for scores in results:
-        cells = [f"{scores.mean(name, 'guidance_psnr'):.2f}" for name in sources]
-        lines.append(f"| {scores.row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def protocol(seeds: Sequence[int], tile: int | None) -> str:
+def described(
+    protocol: Protocol = Protocol(), seeds: Sequence[int] = (0,), tile: int | None = None
+) -> str:
     """What the numbers were measured with, in a sentence."""
     view = "whole image" if tile is None else f"tiles of {tile} pixels, guidance of the whole image"
-    return f"{Protocol()}; {view}; seeds {', '.join(map(str, seeds))}"
+    return f"{protocol}; {view}; seeds {', '.join(map(str, seeds))}"
+
+
+def suite_tables(results: Sequence[RowScores]) -> str:
+    """The tables of each suite in Markdown, ready for a card."""
+    parts = []
+    for name in dict.fromkeys(row.suite for row in results):
+        rows = [row for row in results if row.suite == name]
+        parts.append(f"## {name}\n\n{tables(rows, EDIT_GAINS if name == 'edit' else DIFFERENCES)}")
+        if thumbnails := guidance_table(rows):
+            parts.append(f"PSNR of the guidance itself; coarse: 8 x 8 pixels\n\n{thumbnails}")
+    return "\n\n".join(parts)

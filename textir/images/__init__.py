@@ -1,7 +1,17 @@
 """Pictures: files in and out without loss, one or many through a pipeline."""
 
+from textir.images.editing import Editing, edit_picture
+from textir.images.estimates import Estimate, estimate
 from textir.images.explanation import Explanation, what_was_done
-from textir.images.jobs import Job, list_left_out, plan_jobs, restore_files
+from textir.images.jobs import (
+    Job,
+    Outcome,
+    Report,
+    Run,
+    list_left_out,
+    plan_jobs,
+    restore_files,
+)
 from textir.images.picture import (
     EXTENSIONS,
     MAX_PIXELS,
@@ -17,16 +27,29 @@ from textir.images.picture import (
     to_tensor,
     write_picture,
 )
-from textir.images.restoration import restore_picture, stage_clock
+from textir.images.plans import find_places
+from textir.images.records import read_record
+from textir.images.restoration import Restoring, restore_picture, stage_clock
+from textir.images.shares import Share, split_by_pixels
 
 __all__ = [
     "EXTENSIONS",
     "MAX_PIXELS",
+    "Editing",
+    "Estimate",
     "Explanation",
     "Job",
+    "Outcome",
     "Picture",
+    "Report",
+    "Restoring",
+    "Run",
+    "Share",
     "UnusableImageError",
+    "edit_picture",
     "encode_picture",
+    "estimate",
+    "find_places",
     "is_image",
     "list_images",
     "list_left_out",
@@ -34,8 +57,10 @@ __all__ = [
     "picture_from_pil",
     "plan_jobs",
     "read_picture",
+    "read_record",
     "restore_files",
     "restore_picture",
+    "split_by_pixels",
     "stage_clock",
     "to_pixels",
     "to_tensor",

@@ -1,19 +1,22 @@
-"""One picture through a pipeline of text-editable restoration with nothing lost: what is known of
-it stays, at its own depth."""
+"""One picture or many through a pipeline of text-editable restoration with nothing lost: what is
+known of them stays, at its own depth."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from textir.images.jobs import Job
+from textir.images.jobs import Job, Made
 from textir.images.metadata import enlarged_metadata
 from textir.images.picture import Picture, is_image, output_name, read_picture, to_pixels
+from textir.images.records import digest
 
 
-def edit_picture(pipe, picture: Picture, **options) -> tuple[list[Picture], object]:
+def edit_picture(pipe, picture: Picture, **options) -> tuple[list[Picture], Any]:
     """Complete a picture at its own depth; profile, EXIF and alpha stay.
 
     Pixels outside a hole are those of `picture` to the bit. A colored picture is no longer gray and
@@ -59,18 +62,107 @@ def dressed(picture: Picture, pixels: np.ndarray, task: str) -> Picture:
     return replace(picture, pixels=pixels, alpha=alpha, **enlarged_metadata(picture, height, width))
 
 
-def edited_name(may_colour: bool) -> Callable[[Path, Picture], str]:
-    """How results are named: as `output_name` says, for gray photos that get colours by what can
-    hold these.
+@dataclass(frozen=True)
+class Editing:
+    """The work of a pipeline of text-editable restoration: what it does to each of many photos.
 
-    Args:
-        may_colour: whether gray photos get colours.
+    Attributes:
+        options: arguments of the pipeline, such as `{"task": "colorize", "prompt": ["a red car"]}`;
+            those that follow here are left out.
+        seed: of everything random in each photo.
+        mask: what to fill: an image, or a folder with one of the same name for each photo.
+        reference: a photo that says in place of words what to show.
+        told: notes that are not to be told of each photo again.
     """
 
-    def name(path: Path, picture: Picture) -> str:
-        return output_name(path, replace(picture, is_gray=picture.is_gray and not may_colour))
+    options: Mapping = field(default_factory=dict)
+    seed: int = 0
+    mask: Path | None = None
+    reference: Path | None = None
+    told: Sequence[str] = ()
 
-    return name
+    @property
+    def count(self) -> int:
+        """Results of each photo."""
+        prompt = self.options.get("prompt")
+        prompts = len(prompt) if isinstance(prompt, list) else 1
+        return self.options.get("num_images_per_prompt", 1) * max(prompts, 1)
+
+    def name_result(self, source: Path, picture: Picture) -> str:
+        """As `output_name` says; for gray photos that get colours by what can hold these."""
+        task = self.options.get("task", "auto")
+        is_auto = task == "auto" and self.mask is None and self.options.get("scale") is None
+        may_colour = task == "colorize" or is_auto
+        return output_name(source, replace(picture, is_gray=picture.is_gray and not may_colour))
+
+    def settings(self, job: Job) -> Mapping:
+        mask = None if self.mask is None else file_digest(mask_of(job, self.mask))
+        reference = None if self.reference is None else file_digest(self.reference)
+        own = {"seed": self.seed, "mask_sha256": mask, "reference_sha256": reference}
+        return {"command": "edit", **self.options, **own}
+
+    def check(self) -> None:
+        """Read what all photos share.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        if self.mask is not None and not self.mask.is_dir():
+            cached_mask(self.mask, stamp(self.mask))
+        if self.reference is not None:
+            cached_reference(self.reference, stamp(self.reference))
+
+    def __call__(self, pipe, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[Made]:
+        return [self.make(pipe, job, picture) for job, picture in zip(jobs, pictures)]
+
+    def make(self, pipe, job: Job, picture: Picture) -> Made:
+        """What is made of one photo."""
+        hole = shown = None
+        if self.mask is not None:
+            path = mask_of(job, self.mask)
+            hole = cached_mask(path, stamp(path))
+        if self.reference is not None:
+            shown = cached_reference(self.reference, stamp(self.reference))
+        results, output = edit_picture(
+            pipe,
+            picture,
+            generator=torch.Generator().manual_seed(self.seed),
+            mask_image=hole,
+            reference_image=shown,
+            **self.options,
+        )
+        notes = [edit_note(output, number) for number in range(len(results))]
+        notes += [f"note: {note}" for note in output.notes if note not in self.told]
+        done = [
+            {"task": task, "words": words, "number": number}
+            for number, (task, words) in enumerate(zip(output.tasks, output.words), 1)
+        ]
+        return Made(results, notes, done=done)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes with the content of a file."""
+    facts = path.stat()
+    return facts.st_mtime_ns, facts.st_size
+
+
+def file_digest(path: Path) -> str:
+    return cached_digest(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=8)
+def cached_digest(path: Path, stamp: tuple[int, int]) -> str:
+    return digest(path.read_bytes())
+
+
+@functools.lru_cache(maxsize=2)
+def cached_mask(path: Path, stamp: tuple[int, int]) -> np.ndarray:
+    return read_mask_file(path)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_reference(path: Path, stamp: tuple[int, int]) -> torch.Tensor:
+    return read_picture(path).tensor()
 
 
 def read_mask_file(path: Path) -> np.ndarray:

@@ -51,27 +51,34 @@ class Explanation:
     influence_pixels: np.ndarray | None = None
 
     @classmethod
-    def of(cls, output, degraded_guidance: torch.Tensor | None = None) -> "Explanation":
+    def of(
+        cls, output, degraded_guidance: torch.Tensor | None = None, number: int = 0
+    ) -> "Explanation":
         """The explanation in a pipeline's output.
 
         Args:
-            output: of one photo, as tensors.
+            output: of one photo or several, as tensors.
             degraded_guidance: `(3, h, w)`, painted from words that were not cleaned.
+            number: which of the photos.
         """
+
+        def one(values):
+            return None if values is None else values[number]
+
         return cls(
             guidance=output.guidance,
-            guidance_strength=_first(output.guidance_strength),
-            removed=_first(output.removed),
-            change=_first(output.change),
+            guidance_strength=one(output.guidance_strength),
+            removed=one(output.removed),
+            change=one(output.change),
             understood=output.understood,
-            tags=_first(output.tags),
-            degradation=_first(output.degradation),
-            severity=_first(output.severity),
-            nearest_tokens=_first(output.nearest_tokens),
-            guidance_pixels=_pixels(_first(output.guidance_images)),
+            tags=one(output.tags),
+            degradation=one(output.degradation),
+            severity=one(output.severity),
+            nearest_tokens=one(output.nearest_tokens),
+            guidance_pixels=_pixels(one(output.guidance_images)),
             degraded_guidance_pixels=_pixels(degraded_guidance),
-            match_pixels=_pixels(_first(output.match_confidence)),
-            influence_pixels=_pixels(_first(output.influence)),
+            match_pixels=_pixels(one(output.match_confidence)),
+            influence_pixels=_pixels(one(output.influence)),
         )
 
     @property
@@ -89,6 +96,29 @@ class Explanation:
         """Degradations that are probably there, the likeliest first, such as `rain 93%`."""
         ranked = sorted((self.degradation or {}).items(), key=lambda item: -item[1])
         return [f"{label} {probability:.0%}" for label, probability in ranked if probability > SURE]
+
+    def line(self, hint: str = "task") -> str:
+        """What was removed and how far it went. Where that is next to nothing, the line names the
+        way out.
+
+        Args:
+            hint: how the user names tasks.
+        """
+        parts = ["found out by itself what to remove"]
+        if self.removed is not None:
+            parts = [f"told to remove: {', '.join(self.removed) or 'nothing'}"]
+        if self.understood is not None:
+            parts.insert(0, f"understood: {self.understood}")
+        if self.degradation is not None:
+            parts.append(f"seen: {', '.join(self.likely_degradations) or 'nothing'}")
+        if self.change is not None:
+            parts.append(f"mean change {self.change:.1f} of 255")
+        if self.is_hardly_changed:
+            parts.append(
+                f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, "
+                "lowlight)"
+            )
+        return "; ".join(parts)
 
     def write(self, folder: Path) -> None:
         """Write everything as PNG files and `words.json`."""
@@ -117,10 +147,6 @@ class Explanation:
             temporary.write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
 
 
-def _first(values):
-    return None if values is None else values[0]
-
-
 def _pixels(image: torch.Tensor | None) -> np.ndarray | None:
     return None if image is None else to_pixels(image)
 
@@ -134,18 +160,4 @@ def what_was_done(output, hint: str = "task") -> str:
         output: of a pipeline, of one photo, as tensors.
         hint: how the user names tasks.
     """
-    explanation = Explanation.of(output)
-    parts = ["found out by itself what to remove"]
-    if explanation.removed is not None:
-        parts = [f"told to remove: {', '.join(explanation.removed) or 'nothing'}"]
-    if explanation.understood is not None:
-        parts.insert(0, f"understood: {explanation.understood}")
-    if explanation.degradation is not None:
-        parts.append(f"seen: {', '.join(explanation.likely_degradations) or 'nothing'}")
-    if explanation.change is not None:
-        parts.append(f"mean change {explanation.change:.1f} of 255")
-    if explanation.is_hardly_changed:
-        parts.append(
-            f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, lowlight)"
-        )
-    return "; ".join(parts)
+    return Explanation.of(output).line(hint)

@@ -1,12 +1,19 @@
-"""One picture through a pipeline with nothing lost, and how long each stage of it takes."""
+"""One picture or many through a pipeline with nothing lost, and how long each stage of it
+takes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 
 import torch
 
-from textir.images.picture import Picture, to_pixels
+from textir.images.explanation import Explanation
+from textir.images.jobs import Job, Made
+from textir.images.picture import Picture, output_name, to_pixels
+from textir.tiling import choose_tile
 
 
 def restore_picture(pipe, picture: Picture, **options) -> tuple[Picture, object]:
@@ -24,11 +31,88 @@ def restore_picture(pipe, picture: Picture, **options) -> tuple[Picture, object]
         ValueError: what the pipeline raises.
     """
     output = pipe(picture.tensor(), output_type="pt", **options)
-    restored = to_pixels(output.images[0])
+    return restored_picture(picture, output.images[0]), output
+
+
+def restored_picture(picture: Picture, image: torch.Tensor) -> Picture:
+    """A picture with what a pipeline made of it, `(3, H, W)` in [0, 1]."""
+    restored = to_pixels(image)
     if restored.shape != picture.pixels.shape:
         # A pipeline without restorer returns the guidance itself, in its own size.
-        return Picture(restored), output
-    return picture.with_pixels(restored), output
+        return Picture(restored)
+    return picture.with_pixels(restored)
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """The work of a restoration pipeline: what it does to each of many photos.
+
+    Attributes:
+        options: arguments of the pipeline, such as `{"task": "denoise"}`; without a generator.
+        seed: of everything random in each photo.
+        tile: as the pipeline takes it; with auto results depend on memory where little is free.
+        intermediates: also write what the pipeline's output explains.
+        hint: how the user names tasks.
+        count: results of each photo.
+    """
+
+    options: Mapping = field(default_factory=dict)
+    seed: int = 0
+    tile: int | str | None = "auto"
+    intermediates: bool = False
+    hint: str = "task"
+    count: int = field(default=1, init=False)
+
+    def name_result(self, source: Path, picture: Picture) -> str:
+        return output_name(source, picture)
+
+    def settings(self, job: Job) -> Mapping:
+        own = {"seed": self.seed, "tile": self.tile, "intermediates": self.intermediates}
+        return {"command": "restore", **self.options, **own}
+
+    def __call__(self, pipe, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[Made]:
+        height, width = pictures[0].pixels.shape[:2]
+        is_batch = len(pictures) > 1 and pipe.restorer is not None
+        if is_batch and choose_tile(height * len(pictures), width, pipe.restorer) is not None:
+            # Memory has no room for all of them at once.
+            singles = [self(pipe, [job], [picture]) for job, picture in zip(jobs, pictures)]
+            return list(chain.from_iterable(singles))
+        images = torch.cat([picture.tensor() for picture in pictures])
+        generators = [torch.Generator().manual_seed(self.seed) for _ in pictures]
+        output = pipe(
+            images,
+            tile=self.tile,
+            output_type="pt",
+            generator=generators,
+            return_influence=self.intermediates,
+            return_tags=self.intermediates and pipe.can_describe,
+            **self.options,
+        )
+        made = []
+        for number, picture in enumerate(pictures):
+            told = Explanation.of(output, number=number)
+            made.append(
+                Made(
+                    [restored_picture(picture, output.images[number])],
+                    [told.line(self.hint)],
+                    {"degradation": told.degradation, "severity": told.severity},
+                    [done_by(told, self.tile)],
+                    told if self.intermediates else None,
+                )
+            )
+        return made
+
+
+def done_by(told: Explanation, tile: int | str | None) -> dict:
+    """What was done to a photo, for its record."""
+    return {
+        "removed": told.removed,
+        "guidance": told.guidance,
+        "guidance_strength": told.guidance_strength,
+        "understood": told.understood,
+        "change": told.change,
+        "tile": tile,
+    }
 
 
 STAGES = {  # what a user may be told while a component works

@@ -25,7 +25,8 @@ from pipelines import TextEditableRestorationPipeline
 from pipelines.loading import load_editor
 from textir.degradations import Recipe
 from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
-from textir.evaluation.edit_scores import edit_case, paired_interval, score_edits, whole_psnr
+from textir.evaluation.edit_scores import edit_case, score_edits, whole_psnr
+from textir.evaluation.intervals import mean_interval
 from textir.evaluation.meaning import read_captions
 from textir.models.edit_processor import lab_from_rgb
 from train_lora.described_photos import read_photo, thing_of_name, things_in
@@ -47,11 +48,6 @@ HUES = {
 NEUTRAL = ("black", "white", "gray")
 # In units of CIE Lab: a colour that moved less did not obey.
 LEAST_MOVE = 1.0
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the bounds of its 95 % interval by bootstrap over photos."""
-    return float(np.mean(values)), *paired_interval(values)
 
 
 def gray_of(photo: torch.Tensor) -> torch.Tensor:
@@ -76,7 +72,7 @@ class Table:
     def gain(self, name: str, rival: str) -> dict[str, float]:
         """Mean difference of two rows, photo by photo, with its interval."""
         pairs = zip(self.values[name], self.values[rival])
-        mean, low, high = interval([one - other for one, other in pairs])
+        mean, low, high = mean_interval([one - other for one, other in pairs])
         return {"mean": mean, "low": low, "high": high, "photos": len(self.values[name])}
 
 
@@ -143,13 +139,13 @@ def gate_captions(pipe, described: Sequence[tuple[Path, tuple[str, ...]]]) -> di
         agreed.append(float(agreement[0, 0] > agreement[0, 1]))
         agreed.append(float(agreement[1, 1] > agreement[1, 0]))
         changes.append(255 * float((mine - theirs).abs().mean()))
-    mean, low, high = interval(agreed)
+    mean, low, high = mean_interval(agreed)
     return {
         **table.summary(),
         "own over no words": table.gain("own caption", "no words"),
         "own over another's": table.gain("own caption", "another's caption"),
         "agrees more with its own": {"mean": mean, "low": low, "high": high},
-        "change between both, of 255": interval(changes)[0],
+        "change between both, of 255": mean_interval(changes)[0],
     }
 
 
@@ -173,7 +169,7 @@ def gate_colour_words(pipe, things: Sequence[tuple[Path, str]]) -> dict:
             placebo.append(float(obeys(other, before, after, counted)))
             changes.append(255 * float((result - plain).abs().mean()))
     rows = np.array([hits[word] for word in hits])
-    mean, low, high = interval(rows.mean(0))
+    mean, low, high = mean_interval(rows.mean(0))
     return {
         **{word: float(np.mean(values)) for word, values in hits.items()},
         "all": {"mean": mean, "low": low, "high": high, "photos": rows.shape[1]},

@@ -424,6 +424,24 @@ def check_weights(part: torch.nn.Module, name: str) -> None:
             )
 
 
+def finite(value: torch.Tensor, name: str) -> torch.Tensor:
+    """What a component has returned.
+
+    Args:
+        value: of any shape.
+        name: of the component.
+
+    Raises:
+        ValueError: if it holds NaN or infinity.
+    """
+    if not torch.isfinite(value.sum(dtype=torch.float32)):
+        raise ValueError(
+            f"The output of {name} holds NaN or infinity: its weights, or an adapter, are damaged "
+            "or overflow in this precision. Try float32."
+        )
+    return value
+
+
 def missing_weights(part: torch.nn.Module) -> list[str]:
     """The parameters of a component that are not in the files which it was read from."""
     if isinstance(part, PreTrainedModel):
@@ -1166,11 +1184,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             restored, effect = self._restore_guided(
                 degraded, references, removed, degradation, request
             )
-            if not torch.isfinite(restored).all():
-                raise ValueError(
-                    "The restored image holds NaN or infinity: the weights of the restorer, or of "
-                    "an adapter, are damaged or overflow in this precision. Try float32."
-                )
+            finite(restored, "restorer")
             change = (restored - degraded.clamp(0, 1)).abs().mean((1, 2, 3)) * 255
             found |= {"change": change.tolist(), **effect}
         if request.return_tags and request.output_type != "latent":
@@ -1222,7 +1236,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             photos = [(255 * photo).round().byte() for photo in photos]
         inputs = self.photo_processor(images=photos, return_tensors="pt")
         inputs = {name: value.to(self.photo_encoder.device) for name, value in inputs.items()}
-        return F.normalize(self.photo_encoder(**inputs).image_embeds.float(), dim=-1)
+        embeds = finite(self.photo_encoder(**inputs).image_embeds.float(), "photo_encoder")
+        return F.normalize(embeds, dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -1240,7 +1255,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             output = self.photo_text_encoder(
                 input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
             )
-            embeds.append(output.text_embeds.float())
+            embeds.append(finite(output.text_embeds.float(), "photo_text_encoder"))
         return F.normalize(torch.cat(embeds), dim=-1)
 
     @torch.no_grad()
@@ -1393,13 +1408,14 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
                 if len(known) < repeats
                 else tokens
             )
-            words = self.mapper(tokens.to(self.mapper.dtype))
+            words = finite(self.mapper(tokens.to(self.mapper.dtype)), "mapper")
             if self.cleaner is not None:
                 wish = self.condition_of(self.cleaner, removed and removed * repeats, words)
-                cleaned = self.cleaner(words.to(self.cleaner.dtype), **wish)
+                cleaned = finite(self.cleaner(words.to(self.cleaner.dtype), **wish), "cleaner")
             embeds = self.encode_words(cleaned if painting.source == "cleaned" else words, prompts)
         else:
             embeds = self.encode_text(prompts)
+        finite(embeds, "text_encoder")
         negative_embeds = None
         if painting.scale > 1 and spoken and self.config.negative_words:
             said = cleaned if painting.source == "cleaned" else words
@@ -1419,12 +1435,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             painting.callback,
             painting.callback_inputs,
         )
-        if not torch.isfinite(latents).all():
-            raise ValueError(
-                "The guidance holds NaN or infinity: weights are damaged or overflow in this "
-                "precision, or `guidance_scale` is too large. Try float32."
-            )
-        images = self.decode_latents(latents) if decode else None
+        finite(latents, "unet")
+        images = finite(self.decode_latents(latents), "vae") if decode else None
         if mirrored:
             images = (images[:count] + images[count:].flip(-1)) / 2
         words, cleaned = (None if value is None else value[:count] for value in (words, cleaned))
@@ -1556,9 +1568,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Image tokens `(B, 1 + P, Di)` of images `(B, 3, H, W)` in [0, 1]; the whole image is
         squeezed into the encoder's square."""
-        return self.image_encoder(
-            pixel_values=self.encoder_pixels(image).to(self.image_encoder.dtype)
-        ).last_hidden_state
+        pixels = self.encoder_pixels(image).to(self.image_encoder.dtype)
+        return finite(self.image_encoder(pixel_values=pixels).last_hidden_state, "image_encoder")
 
     def encoder_pixels(self, image: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] as the image encoder wants them: its size, mean and
@@ -1588,10 +1599,8 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
         and `native_pixels`."""
         seen = self.detector(image_tokens.to(self.detector.dtype), pixels)
         labels = self.detector.config.labels
-        probability, severity = (
-            seen.logits.float().sigmoid().tolist(),
-            seen.severity.float().tolist(),
-        )
+        probability = finite(seen.logits.float(), "detector").sigmoid().tolist()
+        severity = finite(seen.severity.float(), "detector").tolist()
         return [dict(zip(labels, row)) for row in probability], [
             dict(zip(labels, row)) for row in severity
         ]
@@ -1839,6 +1848,7 @@ class TextGuidedRestorationPipeline(CarriesCodeMixin, ChainLoraLoaderMixin, Diff
             if reference is None:
                 return self.restorer(region, **wishes).float()
             matched = self.matcher(region.to(self.matcher.dtype), reference.to(self.matcher.dtype))
+            finite(matched.confidence, "matcher")
             features = [f.to(self.restorer.dtype) for f in matched.features]
             weight = (
                 strength
