@@ -251,6 +251,7 @@ def test_a_pixel_of_a_small_hole_counts_as_much_as_one_of_a_large():
     edited = truth + mask
     assert hole_loss(edited, truth, mask) == 1
     assert hole_loss(truth + 1 - mask, truth, mask) < 0.1
+    assert hole_loss(edited, truth, mask, squared=3) == 4
 
 
 def test_gray_has_no_colourfulness():
@@ -279,6 +280,7 @@ def test_the_judgement_moves_the_editor_and_not_its_judge(task):
     weights = {"pixel_weight": 0.0, "colour_weight": 0.0, "perceptual_weight": 0.0}
     weights |= {
         "vividness": 0.5,
+        "squared_weight": 0.0,
         "text_weight": 0.5,
         "adversarial_weight": 1.0,
         "adversarial_start": 0,

@@ -322,9 +322,8 @@ class Session:
         self.session = onnxruntime.InferenceSession(
             str(file), options, providers=[*gpu, "CPUExecutionProvider"]
         )
-        if self.session.get_modelmeta().custom_metadata_map.get(DIGEST) != weights_digest(
-            file.parent / part
-        ):
+        self.digest = self.session.get_modelmeta().custom_metadata_map.get(DIGEST)
+        if self.digest != weights_digest(file.parent / part):
             raise ValueError(
                 f"{file} was not made of the weights in {file.parent / part}; export it again."
             )
@@ -339,13 +338,14 @@ class OnnxNetwork(nn.Module):
     """What a pipeline asks of a component, answered for a network that runs in onnxruntime.
 
     The network itself stays as a shape without weights: it has the config, and it answers for
-    tensors on the meta device, so that tiling can measure it.
+    tensors on the meta device, so that tiling can measure it. `digest` is that of its weights.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device):
+    def __init__(self, network: nn.Module, device: torch.device, digest: str | None):
         super().__init__()
         self.network = network.to("meta")
         self.device, self.dtype = device, torch.float32
+        self.digest = digest
 
     @property
     def config(self):
@@ -362,7 +362,7 @@ class OnnxRestorer(OnnxNetwork):
         unguided: Session,
         guided: Session | None = None,
     ):
-        super().__init__(network, device)
+        super().__init__(network, device, unguided.digest)
         self.unguided, self.guided = unguided, guided
 
     def forward(
@@ -409,7 +409,7 @@ class OnnxMatcher(OnnxNetwork):
     """A matcher that runs in onnxruntime, called like the one in torch."""
 
     def __init__(self, network: nn.Module, device: torch.device, session: Session):
-        super().__init__(network, device)
+        super().__init__(network, device, session.digest)
         self.session = session
 
     def forward(self, degraded: torch.Tensor, guidance: torch.Tensor) -> MatchedGuidance:

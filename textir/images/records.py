@@ -115,10 +115,11 @@ def weights_digest(pipe) -> str:
     settings = {key: value for key, value in pipe.config.items() if not key.startswith("_")}
     add(type(pipe).__name__, settings)
     for name, part in modules(pipe):
-        add(name, type(part).__name__)
+        add(name, type(part).__name__, getattr(part, "digest", None))
         for key, tensor in part.state_dict().items():
             if isinstance(tensor, torch.Tensor):
                 add(key, tensor.dtype, tensor.shape)
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
                 found.update(tensor_bytes(tensor))
         for key, layer in part.named_modules():
             if hasattr(layer, "scaling") and hasattr(layer, "active_adapters"):
