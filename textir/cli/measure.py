@@ -318,9 +318,7 @@ def compare(
     niqe: WithNiqe = False,
     steps: Steps = None,
     seed: Seed = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
-    ] = 1,
+    seeds: Seeds = 1,
     tile: WholeTile = None,
     limit: Limit = None,
     json_file: JsonFile = None,
@@ -376,9 +374,7 @@ def suite(
         list[str] | None,
         typer.Option("--row", help="Only rows whose name starts so, such as haze; repeatable."),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on.")
-    ] = 1,
+    seeds: Seeds = 1,
     baselines: Annotated[bool, typer.Option(help="Measure methods without learning too.")] = False,
     against: Annotated[
         str | None,
