@@ -27,10 +27,11 @@ LABEL_NAMES = {
     "jpeg": "Blockiness",
     "downup": "Softness",
 }
-# The button that was pressed last stands last; "find out" goes with no other.
+# The button that was pressed last stands last; "find out" goes with no other. A script with one
+# output hands over a list of one value, and the value is a list itself.
 TAKE_TURNS = """(names) => {
-    if (!names.length || names[names.length - 1] === "auto") return ["auto"];
-    return names.filter((name) => name !== "auto");
+    if (!names.length || names[names.length - 1] === "auto") return [["auto"]];
+    return [names.filter((name) => name !== "auto")];
 }"""
 
 
@@ -94,7 +95,9 @@ def task_buttons(model: Model) -> Buttons:
         visible=bool(model.tasks),
     )
     buttons.unshown = tuple(sorted(idle_tasks(model.checkpoint)))
-    buttons.input(None, buttons, buttons, js=TAKE_TURNS, api_visibility="private")
+    # Two quick presses are two events: none is dropped while the other is at work.
+    options = {"trigger_mode": "multiple", "api_visibility": "private"}
+    buttons.input(None, buttons, buttons, js=TAKE_TURNS, **options)
     return buttons
 
 

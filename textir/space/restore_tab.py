@@ -33,9 +33,13 @@ CHOOSE_STRENGTH = """(is_auto, value) => [
     is_auto ? "auto" : String(value),
     {__type__: "update", visible: !is_auto},
 ]"""
+UNCHANGED = "{__type__: 'update'}"
+RELEASE = f"""(text) => text.trim() ? [["{FIND_OUT}"], []] : [{UNCHANGED}, {UNCHANGED}]"""
+CLEAR_SENTENCE = f"""(pressed) =>
+    pressed.some((name) => name !== "{FIND_OUT}") ? "" : {UNCHANGED}"""
 TRY = """() => {
     setTimeout(() => document.getElementById("restore").click(), 100);
-    return ["%s"];
+    return [["%s"]];
 }"""
 
 
@@ -208,15 +212,10 @@ def instruction_input(model: Model) -> gr.Textbox:
 def make_exclusive(instruction: gr.Textbox, task: gr.CheckboxGroup, keep: gr.CheckboxGroup) -> None:
     """A sentence releases the buttons, and a button that is pressed clears the sentence."""
 
-    def release(text: str):
-        return ([FIND_OUT], []) if text.strip() else (gr.skip(), gr.skip())
-
-    def clear(pressed: list[str]):
-        return "" if pressed else gr.skip()
-
-    instruction.change(release, instruction, [task, keep], **QUIET)
+    options = {"trigger_mode": "multiple", "api_visibility": "private"}
+    instruction.change(None, instruction, [task, keep], js=RELEASE, **options)
     for group in (task, keep):
-        group.change(clear, group, instruction, **QUIET)
+        group.change(None, group, instruction, js=CLEAR_SENTENCE, **options)
 
 
 def painting_inputs(model: Model) -> list[Component]:
