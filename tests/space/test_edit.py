@@ -27,7 +27,6 @@ from textir.space.edit_settings import EditSettings, in_gray
 from textir.space.edit_view import about, size_line
 from textir.space.edit_worker import EditResult, EditWorker, Stoppable
 from textir.space.editor import NAMES, Editor
-from textir.space.examples import write_examples
 from textir.space.inputs import Facts
 from textir.space.masks import read_hole
 from textir.space.model import Model
@@ -399,7 +398,7 @@ def page_of(editor: Editor) -> gr.Blocks:
     pipe = tiny.pipeline()
     with gr.Blocks() as page:
         worker = Worker(Model(pipe, "mini", "cpu"))
-        PhotoTab(worker, EditWorker(editor)).lay_out(write_examples([]))
+        PhotoTab(worker, EditWorker(editor)).lay_out()
     return page
 
 
