@@ -6,6 +6,8 @@ pipe = load("mini")
 
 import gc
 
+import textir  # noqa: F401  first: it sets up the threads of torch
+
 # The collector would walk over thousands of new modules again and again: a quarter of the time.
 was_collecting = gc.isenabled()
 gc.disable()

@@ -3,6 +3,7 @@ alone."""
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 CARRIED = sorted(
     [*(ROOT / "textir" / "models").glob("[!_]*.py"), *(ROOT / "pipelines").glob("pipeline_*.py")]
 )
+THREADS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 MAY_TRAVEL = {
     "torch",
     "numpy",
@@ -270,3 +272,31 @@ def test_package_and_command_line_work_without_gradio():
         "import textir, textir.cli, textir.space"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("first", ["pipelines", "train_lora", "textir.cli"])
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "")],
+)
+def test_threads_are_set_up_before_torch_is_imported(first, given, expected):
+    code = f"""
+import builtins, os, sys
+usual = builtins.__import__
+def watch(name, *rest):
+    if name.split(".")[0] == "torch" and "torch" not in sys.modules:
+        sys.exit(os.environ.get("GOMP_SPINCOUNT"))
+    return usual(name, *rest)
+builtins.__import__ = watch
+import {first}
+import torch
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
+    shell = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | given,
+        capture_output=True,
+        text=True,
+    )
+    assert shell.stderr.strip() == expected
