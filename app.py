@@ -6,13 +6,15 @@ TEXTIR_CHECKPOINT=user/name python app.py       # another one, a folder or a Hub
 TEXTIR_EDIT_CHECKPOINT=user/name python app.py  # another one to fill, enlarge and colour
 """
 
-import spaces  # noqa: F401, I001  first: on ZeroGPU it patches torch
+import textir  # noqa: F401, I001  first: it sets up the threads of torch
+import spaces  # noqa: F401  before torch: on ZeroGPU it patches torch
 
 import os
 import signal
 import sys
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from textir.space.batch_tab import BatchTab
 from textir.space.compare_tab import CompareTab
@@ -25,6 +27,7 @@ from textir.space.look import THEME, head
 from textir.space.model import Model
 from textir.space.page import render
 from textir.space.photo_tab import PhotoTab
+from textir.space.sharing import LinkPreview, repository
 from textir.space.worker import Worker
 
 model = Model.load(os.environ.get("TEXTIR_CHECKPOINT", "mini"))
@@ -53,8 +56,8 @@ with gr.Blocks(title="TextIR", delete_cache=(3600, 3600)) as demo:
             BatchTab(worker).lay_out()
     with gr.Tab("Use it elsewhere"):
         lay_out_elsewhere(photo_tab.endpoints)
-    gr.HTML(render("foot.html"), elem_id="foot")
-    if "SPACE_ID" in os.environ:  # elsewhere there is nothing to duplicate
+    gr.HTML(render("foot.html", repository=repository()), elem_id="foot")
+    if repository():  # elsewhere there is nothing to duplicate
         gr.DuplicateButton("Duplicate this Space")
     photo_tab.join_address(demo.load)
 
@@ -67,6 +70,7 @@ if __name__ == "__main__":
         theme=THEME,
         css=render("style.css"),
         head=head(),
+        app_kwargs={"middleware": [Middleware(LinkPreview)]},
         show_error=True,
         max_file_size="50mb",
         ssr_mode=False,

@@ -29,6 +29,7 @@ NOTE = """(file) => {
     if (file && window.textirNote) window.textirNote(file);
     return {__type__: "update", visible: !!file};
 }"""
+SHOW_IF_FULL = "(text) => ({__type__: 'update', visible: !!text})"
 CLEAR = """(photo) => {
     const path = photo ? photo.path : null;
     const blank = [%s];
@@ -56,7 +57,8 @@ class Bench:
         use: the button that makes a result the photo.
         undo: the button that brings the photo before back.
         history: photos before.
-        inside_room: what `inside` lies in.
+        inside_room: what `inside` lies in; hidden while that is empty.
+        code_room: the same for `python`.
         offers: a button for each task, for photos that came out unchanged.
         offer_room: what they lie in.
     """
@@ -74,6 +76,7 @@ class Bench:
     undo: gr.Button
     history: gr.State
     inside_room: gr.Accordion
+    code_room: gr.Accordion
     offers: dict[str, gr.Button]
     offer_room: gr.Row
 
@@ -138,6 +141,8 @@ class Bench:
         options = {"api_visibility": "private"}
         self.file.change(None, self.file, self.use, js=NOTE, **options)
         self.summary.change(None, self.summary, self.offer_room, js=OFFER, **options)
+        for text, room in ((self.inside, self.inside_room), (self.python, self.code_room)):
+            text.change(None, text, room, js=SHOW_IF_FULL, trigger_mode="multiple", **options)
         self.variants.select(choose, [self.slider, self.files], [self.slider, self.file], **QUIET)
         outputs = [photo, self.history, self.undo]
         self.use.click(take, [photo, self.file, self.history], outputs, **QUIET)
@@ -197,13 +202,15 @@ def lay_out_result(first: Exhibit, tasks: list[str]) -> dict:
 
 def lay_out_explanation(can_fill: bool) -> dict[str, Component]:
     """How the result came about, and the code that does the same."""
-    with gr.Accordion("Details: how it came about", open=False) as room:
+    hidden = {"open": False, "visible": False}
+    with gr.Accordion("Details: how it came about", **hidden) as inside_room:
         inside = gr.HTML(label="Inside")
-    with gr.Accordion("The same elsewhere", open=False):
+    with gr.Accordion("The same elsewhere", **hidden) as code_room:
         code = gr.Code(language="python", interactive=False, label="Python")
         mask = gr.File(label="Mask", interactive=False, visible=can_fill)
         shell = gr.Code(language="shell", interactive=False, label="gradio_client and curl")
-    return {"inside": inside, "python": code, "shell": shell, "mask": mask, "inside_room": room}
+    rooms = {"inside_room": inside_room, "code_room": code_room}
+    return {"inside": inside, "python": code, "shell": shell, "mask": mask, **rooms}
 
 
 def choose(pair: tuple, files: list[str], event: gr.SelectData) -> tuple:

@@ -1,6 +1,4 @@
-"""Colours that can be read in both themes, and what the page adds to its head."""
-
-import os
+"""Colours that can be read in both themes, and the script of the page."""
 
 import gradio as gr
 
@@ -37,7 +35,5 @@ THEME = gr.themes.Soft(
 
 
 def head() -> str:
-    """Meta tags for links to the page, and its script."""
-    host = os.environ.get("SPACE_HOST")
-    address = f"https://{host}" if host else ""
-    return render("head.html", address=address, script=render("page.js"))
+    """The script of the page."""
+    return render("head.html", script=render("page.js"))

@@ -32,7 +32,9 @@ COPY_LINK = """(mode, tasks, words) => {
     link.searchParams.set("task", tasks.join(" "));
     if (words) link.searchParams.set("words", words);
     history.replaceState(null, "", link);
-    if (navigator.clipboard) navigator.clipboard.writeText(link.href).catch(() => {});
+    const shown = "The address of this page holds the settings";
+    if (!navigator.clipboard) return shown;
+    return navigator.clipboard.writeText(link.href).then(() => "Link copied", () => shown);
 }"""
 gr.set_static_paths([FOLDER])
 
@@ -83,9 +85,11 @@ class PhotoTab:
             with gr.Column():
                 tasks = offered_tasks(self.restoring.model)
                 outputs = lay_out_result(self.exhibits[0], tasks)
+        gr.Markdown("### Examples, with results of the embedded checkpoints")
         gallery = gr.Gallery(
             [(one.file("thumbnail"), one.name) for one in self.exhibits],
-            label="Examples, with results of the embedded checkpoints",
+            label="Examples",
+            show_label=False,
             columns=6,
             height="auto",
             object_fit="cover",
@@ -125,7 +129,7 @@ class PhotoTab:
         chosen_by_visitors += [bench.use.click, bench.undo.click]
         for trigger in chosen_by_visitors:
             reset(trigger, self.restoring.own)
-        mode.change(self.turn_to, mode, [bench.inside_room, bench.shell, *rooms], **QUIET)
+        mode.change(self.turn_to, mode, [bench.shell, *rooms], **QUIET)
         seat = gr.State(Seat())
         gr.on(
             [mode.change, photo.change],
@@ -167,7 +171,7 @@ class PhotoTab:
     def join_link(self, link: gr.Button, mode: gr.Radio) -> None:
         """Let a button write the settings into the address."""
         self.parts = [mode, self.restoring.task, self.restoring.instruction]
-        link.click(None, self.parts, None, js=COPY_LINK, api_visibility="private")
+        link.click(None, self.parts, link, js=COPY_LINK, api_visibility="private")
 
     def join_address(self, load) -> None:
         """Read the settings from the address when the page loads."""
@@ -177,7 +181,6 @@ class PhotoTab:
         """Which inputs and outputs belong to a mode."""
         names = [RESTORE, *self.edits]
         return [
-            gr.Accordion(visible=mode == RESTORE),
             gr.Code(visible=mode == RESTORE),
             *[gr.Column(visible=name == mode) for name in names],
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from skimage import data as photos
 
 from pipelines import load, load_editor
@@ -29,6 +29,8 @@ from textir.images.picture import (
 FOLDER = Path(__file__).parent / "showcase"
 INDEX = FOLDER / "index.json"
 THUMBNAIL = (192, 144)
+PREVIEW = (1200, 630)  # what sites that show a preview of a link ask for
+PREVIEWED = ("Rain", "Haze", "Noise", "Gray")
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 SPOILT = {  # name -> photo, part of it, recipe, task, what is said of the result
     "Rain": (photos.chelsea, (10, 0, 450, 300), "rain:0.8", "derain"),
@@ -190,6 +192,22 @@ def edits(pipe) -> Iterator[Exhibit]:
     yield small
 
 
+def save_preview(exhibits: list[Exhibit]) -> None:
+    """One picture for links to the page: four examples, each half before, half after."""
+    width, height = PREVIEW
+    sheet = Image.new("RGB", PREVIEW, "white")
+    chosen = [one for one in exhibits if one.name in PREVIEWED]
+    for place, exhibit in enumerate(chosen):
+        before, after = (Image.open(path).convert("RGB") for path in exhibit.pair)
+        size = (width // 2 - 3, height // 2 - 3)
+        before, after = (ImageOps.fit(half, size, Image.LANCZOS) for half in (before, after))
+        middle = size[0] // 2
+        before.paste(after.crop((middle, 0, *size)), (middle, 0))
+        ImageDraw.Draw(before).line([(middle, 0), (middle, size[1])], "white", 3)
+        sheet.paste(before, (place % 2 * (width // 2 + 3), place // 2 * (height // 2 + 3)))
+    save(sheet, str(FOLDER / "preview.jpg"), 85)
+
+
 def make() -> None:
     """Make all examples with the embedded checkpoints."""
     FOLDER.mkdir(exist_ok=True)
@@ -199,6 +217,7 @@ def make() -> None:
     made = [*restorations(pipe), *edits(editor)]
     for exhibit in made:
         save_thumbnail(exhibit)
+    save_preview(made)
     INDEX.write_text(json.dumps([asdict(one) for one in made], indent=1) + "\n", encoding="utf-8")
 
 
