@@ -1,12 +1,16 @@
 """What a run looks like on the page."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from pipelines import TextGuidedRestorationPipeline
 from tests.tools import tiny
 from textir.images.explanation import Explanation
-from textir.images.picture import Picture
+from textir.images.picture import Picture, read_picture, write_picture
 from textir.space.model import Model
 from textir.space.page import render
 from textir.space.view import (
@@ -14,6 +18,8 @@ from textir.space.view import (
     eight_bit,
     explain,
     outcome,
+    page_copy,
+    shows,
     strip,
     summarise,
     word_table,
@@ -104,6 +110,30 @@ def test_one_line_says_what_was_found_and_done_and_how_much_changed(model, expla
     first = summary.split("\n")[0]
     assert words in first and "24 x 16" in first and "2.0 s" in first
     assert f"changed by {explanation.change:.1f} of 255" in first
+
+
+def test_what_was_found_by_itself_is_not_called_told(model):
+    explanation = Explanation(change=9.0, removed=["noise"], degradation={"noise": 1.0})
+    result = Result(picture(), explanation, {}, is_told=False)
+    assert summarise(picture(), result, model, 2.0).startswith("**Found noise 100%**")
+
+
+def test_a_browser_is_given_the_file_itself_where_it_shows_all_of_it(tmp_path):
+    def copied(one: Picture, name: str) -> str:
+        file = write_picture(tmp_path / name, one)
+        return Path(page_copy(one, file, tmp_path / "copy.jpg")).name
+
+    small = picture()
+    assert copied(small, "small.png") == "small.png"
+    large = Picture(np.zeros((1500, 1500, 3), dtype=np.float32))
+    translucent = replace(small, alpha=np.full(small.pixels.shape[:2], 0.5, dtype=np.float32))
+    for number, other in enumerate((large, translucent, replace(small, bits=16))):
+        assert copied(other, f"{number}.png") == "copy.jpg"
+    turned = Image.fromarray(np.zeros((16, 24, 3), np.uint8))
+    turned.getexif()[ExifTags.Base.Orientation] = 3
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    assert not shows(read_picture(tmp_path / "turned.jpg"), tmp_path / "turned.jpg")
+    assert page_copy(small, None, tmp_path / "alone.jpg").endswith("alone.jpg")
 
 
 def test_a_reduced_copy_is_called_one(model):

@@ -163,6 +163,7 @@ def lay_out_result(first: Exhibit, tasks: list[str]) -> dict:
         type="pil",
         format="png",
         interactive=False,
+        buttons=["fullscreen"],  # the file below it has the photo's own name, depth and profile
         slider_position=50,
         elem_id="result",
     )

@@ -18,7 +18,7 @@ from textir.space.inputs import restored_name
 from textir.space.messages import messages
 from textir.space.settings import whole
 from textir.space.snippets import edit_lines
-from textir.space.view import shown
+from textir.space.view import page_copy, shown
 from textir.space.worker import QUEUE, Beat, waiting
 
 
@@ -109,7 +109,7 @@ class EditMode:
                 if isinstance(files, Beat):
                     yield (gr.skip(),) * 6
             yield (
-                (before, shown(result.pictures[0])),
+                (before, page_copy(result.pictures[0], files[0], Path(folder) / "after.jpg")),
                 files[0],
                 summarise_edit(picture, settings, result, self.editor.device),
                 [(shown(one), str(number)) for number, one in enumerate(result.pictures, 1)],

@@ -25,7 +25,7 @@ from textir.space.messages import messages
 from textir.space.model import Model
 from textir.space.settings import Wish
 from textir.space.snippets import python_lines, shell_lines
-from textir.space.view import Figure, eight_bit, explain, shown, strip, summarise
+from textir.space.view import Figure, eight_bit, explain, page_copy, strip, summarise
 from textir.space.worker import QUEUE, Preview, Result, Worker, waiting
 
 LONG = 5.0  # seconds from which the page says beforehand how long it will take
@@ -178,11 +178,15 @@ class RestoreTab:
         progress(0.98, desc="Writing the file")
         with tempfile.TemporaryDirectory(prefix="textir-", ignore_cleanup_errors=True) as folder:
             file = Path(folder) / restored_name(image, picture)
+            before, after = (Path(folder) / f"{name}.jpg" for name in ("before", "after"))
             for _ in waiting(partial(write_picture, file, result.restored)):
                 yield (gr.skip(),) * 6
             size = picture.pixels.shape[:2] if is_reduced else None
             yield (
-                (shown(picture), shown(result.restored)),
+                (
+                    page_copy(picture, None if is_reduced else image, before),
+                    page_copy(result.restored, file, after),
+                ),
                 str(file),
                 summarise(picture, result, self.model, seconds, original if is_reduced else None),
                 explain(picture, result, self.model),

@@ -3,9 +3,10 @@
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from textir.evaluation.metrics import psnr, ssim
 from textir.images.explanation import Explanation
@@ -18,6 +19,7 @@ from textir.space.worker import Result
 
 FIGURE = (384, 384)  # the most that a picture of the strip measures, in pixels
 SHOWN_PIXELS = 2_000_000  # of a picture on the page; the file has all
+SHOWN_FORMATS = ("PNG", "JPEG", "WEBP")  # that any browser reads
 PLAIN = {  # label of a degradation -> how the page calls it
     "defocus": "out of focus",
     "lowlight": "darkness",
@@ -69,6 +71,35 @@ def shown(picture: Picture) -> Image.Image:
     return image
 
 
+def page_copy(picture: Picture, file: str | Path | None, copy: Path) -> str:
+    """A file that a browser shows as the picture is, which need not be encoded again.
+
+    Args:
+        picture: to be shown.
+        file: that holds it, if one does.
+        copy: JPEG that is written where `file` will not do.
+    """
+    if file is not None and shows(picture, file):
+        return str(file)
+    shown(picture).save(copy, quality=95, subsampling=0)
+    return str(copy)
+
+
+def shows(picture: Picture, file: str | Path) -> bool:
+    """Whether a browser that is given a file shows all of a picture, upright."""
+    height, width = picture.pixels.shape[:2]
+    if picture.bits != 8 or picture.alpha is not None or height * width > SHOWN_PIXELS:
+        return False
+    with Image.open(file) as image:
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        is_alone = getattr(image, "n_frames", 1) == 1
+        return (
+            image.format in SHOWN_FORMATS
+            and image.size == (width, height)
+            and (is_upright and is_alone and image.mode in ("L", "RGB"))
+        )
+
+
 def scores(picture: Picture, clean: Picture | None) -> tuple[str, str]:
     """PSNR in dB and SSIM as words; empty without ground truth."""
     if clean is None:
@@ -96,7 +127,7 @@ def summarise(
         original: the photo, where the model saw a reduced copy.
     """
     explanation = result.explanation
-    parts = [f"**{done(explanation)}**", size_of(picture)]
+    parts = [f"**{done(explanation, result.is_told)}**", size_of(picture)]
     if explanation.change is not None:
         parts.append(f"changed by {explanation.change:.1f} of 255 on average")
     parts.append(f"{seconds:.1f} s")
@@ -110,9 +141,9 @@ def summarise(
     return "\n\n".join(lines)
 
 
-def done(explanation: Explanation) -> str:
+def done(explanation: Explanation, is_told: bool) -> str:
     """What was found or told, and whether anything came of it, in a few words."""
-    if explanation.removed is not None:
+    if is_told and explanation.removed is not None:
         words = " and ".join(map(plain, explanation.removed)) or "nothing"
         if explanation.is_hardly_changed:
             return f"Next to nothing changed, though told to remove {words}"
@@ -134,7 +165,10 @@ def details(picture: Picture, result: Result, model: Model) -> str:
     rows = {}
     if model.tasks:
         removed = explanation.removed
-        way = "found out by itself" if removed is None else ", ".join(removed) or "nothing"
+        way = "found out by itself"
+        if removed is not None:
+            way = ", ".join(map(plain, removed)) or "nothing"
+            way += "" if result.is_told else ", found out by itself"
         rows["Remove"] = way
     if explanation.degradation is not None:
         rows["Detected"] = detected(explanation)

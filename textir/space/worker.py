@@ -69,11 +69,13 @@ class Result:
         restored: the restored photo.
         explanation: what was seen and done.
         seconds: how long each stage took.
+        is_told: whether the visitor said what to remove.
     """
 
     restored: Picture
     explanation: Explanation
     seconds: dict[str, float]
+    is_told: bool = True
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,8 @@ class Worker:
             degraded_guidance = None
             if settings.both_words and output.guidance == "cleaned":
                 degraded_guidance = self._paint_degraded(pipe, picture, settings)
-        return Result(restored, Explanation.of(output, degraded_guidance), seconds)
+        explanation = Explanation.of(output, degraded_guidance)
+        return Result(restored, explanation, seconds, settings.is_told)
 
     def _paint_degraded(self, pipe, picture: Picture, settings: Settings) -> torch.Tensor:
         """The guidance that words give which were not cleaned, `(3, h, w)`."""
