@@ -298,7 +298,7 @@ class Worker:
             signs of life and previews, at last the result.
         """
         start, end = span
-        begun = time.perf_counter()
+        begun = last = time.perf_counter()
         for event in self._run_on_gpu(picture, settings):
             if isinstance(event, Stage) and event.name in STAGES:
                 share = BEFORE * (list(STAGES).index(event.name) + 1) / len(STAGES)
@@ -308,9 +308,12 @@ class Worker:
             elif isinstance(event, Stage):
                 share, words = 0.01, "Waiting for the photo before yours"
             elif isinstance(event, Advance):
+                if time.perf_counter() - last < PATIENCE / 2:
+                    continue  # the page hears enough
                 share = BEFORE + (0.97 - BEFORE) * event.share
                 words = remaining(time.perf_counter() - begun, event.share)
             if isinstance(event, Stage | Advance):
+                last = time.perf_counter()
                 progress(start + (end - start) * share, desc=words)
                 yield Beat()
                 continue
