@@ -220,7 +220,7 @@ def test_scales_that_cannot_be_are_refused_before_any_work(space, photo, scale, 
 
 def test_the_size_to_come_is_told_with_a_time_once_it_is_known(worker):
     facts = Facts(300, 451, False)
-    worker.seconds_per_megapixel.clear()
+    worker.paces.clear()
     line = size_line(facts, 2, 1, worker)
     assert "902 x 600 pixels" in line and "about" not in line
     worker.measure()

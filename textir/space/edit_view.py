@@ -4,8 +4,9 @@ from PIL import Image
 
 from textir.images.picture import Picture, to_pixels
 from textir.space.edit_settings import EditSettings, check_size, enlarged_size
-from textir.space.edit_worker import EditResult, EditWorker, megapixels
+from textir.space.edit_worker import EditResult, EditWorker
 from textir.space.inputs import Facts, size_of
+from textir.space.pace import megapixels
 from textir.space.view import shown
 
 LEAST_EFFECT = 1.0  # of 255: what can be seen

@@ -23,6 +23,7 @@ from textir.images.picture import Picture, to_pixels
 from textir.images.restoration import STAGES, restore_picture, stage_clock
 from textir.space.inputs import FAST_PIXELS
 from textir.space.model import Model
+from textir.space.pace import Pace, megapixels
 from textir.space.settings import Settings
 from textir.tiling import choose_tile
 
@@ -243,7 +244,7 @@ class Worker:
 
     def __init__(self, model: Model):
         self.model = model
-        self.seconds_per_megapixel: float | None = None
+        self.pace = Pace()
         # ZeroGPU has to see at import that something is decorated.
         self._run_on_gpu = spaces.GPU(duration=self.gpu_seconds)(self.run)
 
@@ -253,12 +254,11 @@ class Worker:
             probe = torch.full((1, 3, PROBE, PROBE), 0.5)
             call = partial(self.model.pipe.restore, probe)
             machine.seconds(call)  # the first call is slower
-            self.seconds_per_megapixel = machine.seconds(call) / (PROBE**2 / 1e6)
+            self.pace.learn((PROBE, PROBE), machine.seconds(call))
 
     def estimate(self, size: tuple[int, int]) -> float | None:
         """Seconds that a photo of a size will take; `None`: not known yet."""
-        pace = self.seconds_per_megapixel
-        return None if pace is None else pace * size[0] * size[1] / 1e6
+        return self.pace.estimate(size)
 
     def gpu_seconds(self, picture: Picture, settings: Settings) -> int:
         """GPU time to ask ZeroGPU for: a base, the painting, and the restorer by its pixels.
@@ -266,14 +266,13 @@ class Worker:
         On an H200 the embedded checkpoint takes 0.08 s for 512 x 512 pixels.
         Stable Diffusion 2.1 takes 0.6 s for 1536 x 1024 pixels and 8 steps.
         """
-        megapixels = picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
         painting = 0.0
         if self.model.has_painter:
             steps = (
                 settings.num_inference_steps or self.model.pipe.config.default_num_inference_steps
             )
             painting = 0.1 * steps * (1 + settings.both_words)
-        return int(min(10 + painting + 2 * megapixels, 120))
+        return int(min(10 + painting + 2 * megapixels(picture.pixels.shape[:2]), 120))
 
     def finish(
         self,
@@ -325,9 +324,10 @@ class Worker:
 
     def learn(self, picture: Picture, result: Result) -> None:
         """Remember how long the last photo took."""
-        height, width = picture.pixels.shape[:2]
-        if "restorer" in result.seconds:
-            self.seconds_per_megapixel = sum(result.seconds.values()) / (height * width / 1e6)
+        seconds = dict(result.seconds)
+        restoring = seconds.pop("restorer", None)
+        if restoring is not None:
+            self.pace.learn(picture.pixels.shape[:2], restoring, sum(seconds.values()))
 
     def run(self, picture: Picture, settings: Settings) -> Iterator[Beat | Event]:
         """Restore in a thread, and tell what happens; closing the iterator stops the work."""
