@@ -112,6 +112,16 @@ def test_one_line_says_what_was_found_and_done_and_how_much_changed(model, expla
     assert f"changed by {explanation.change:.1f} of 255" in first
 
 
+def test_where_nothing_is_likely_the_tasks_are_offered():
+    told = Model(tiny.pipeline(), "mini", "cpu")
+    assert told.tasks
+    for share, is_told, is_offered in ((0.3, False, True), (0.3, True, False), (0.9, False, False)):
+        result = Result(
+            picture(), Explanation(change=9.0, degradation={"rain": share}), {}, is_told
+        )
+        assert ("Press what you see" in summarise(picture(), result, told, 2.0)) == is_offered
+
+
 def test_what_was_found_by_itself_is_not_called_told(model):
     explanation = Explanation(change=9.0, removed=["noise"], degradation={"noise": 1.0})
     result = Result(picture(), explanation, {}, is_told=False)

@@ -23,8 +23,10 @@ from textir.space.worker import (
     Preview,
     Result,
     Stage,
+    Stopped,
     Worker,
     remaining,
+    stoppable,
     waiting,
 )
 
@@ -208,3 +210,35 @@ def test_what_cannot_be_stopped_is_left_alone():
 def test_the_rest_of_the_time_is_told_once_it_is_known():
     assert remaining(1, 0.05) == "Restoring, 5%"
     assert remaining(10, 0.5) == "Restoring, 50%, about 10 s left"
+
+
+def test_work_of_several_photos_ends_at_its_next_check_when_nobody_waits():
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(check):
+        begun.set()
+        try:
+            while True:
+                check()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    run = stoppable(work)
+    assert isinstance(next(run), Beat) and begun.is_set() and not ended.is_set()
+    run.close()
+    assert ended.is_set()
+    *_, last = stoppable(lambda check: 7)
+    assert last == 7
+    with pytest.raises(ValueError, match="why"):
+        list(stoppable(lambda check: int("why")))
+
+
+def test_a_check_ends_a_run_to_the_end(worker, photo):
+    def check():
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        worker.finish(photo, Settings(), lambda *_, **__: None, check=check)
+    assert worker.model.pipe.exclusive().acquire(timeout=5)
+    worker.model.pipe.exclusive().release()

@@ -4,6 +4,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -15,7 +16,7 @@ from textir.space.inputs import MAX_FILES, check_number, read_upload, restored_n
 from textir.space.messages import messages
 from textir.space.settings import Settings, joined, whole
 from textir.space.view import outcome
-from textir.space.worker import QUEUE, Worker
+from textir.space.worker import QUEUE, Beat, Worker, stoppable
 
 
 class BatchTab:
@@ -31,7 +32,9 @@ class BatchTab:
         files = gr.File(label="Photos", file_count="multiple")
         task = task_buttons(self.model)
         keep = keep_buttons(self.model)
-        start = gr.Button("Restore all", variant="primary")
+        with gr.Row(elem_classes="act"):
+            start = gr.Button("Restore all", variant="primary")
+            stop = gr.Button("Stop")
         archive = gr.File(label="Restored photos (zip of PNG files)", interactive=False)
         table = gr.Dataframe(
             headers=["file", "size", "seconds", "detected", "result"],
@@ -39,9 +42,10 @@ class BatchTab:
             wrap=True,
             elem_classes="table",
         )
-        start.click(
+        event = start.click(
             self.restore_batch, [files, task, keep], [archive, table], api_name="batch", **QUEUE
         )
+        stop.click(None, cancels=[event], api_visibility="private")
 
     def restore_batch(
         self,
@@ -70,19 +74,22 @@ class BatchTab:
             jobs = [Job(Path(file), Path(folder, str(n))) for n, file in enumerate(files)]
             archive = Path(folder) / "restored.zip"
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as bundle:
-                rows = self.restore_into(bundle, jobs, settings, progress)
+                for rows in stoppable(partial(self.restore_into, bundle, jobs, settings, progress)):
+                    if isinstance(rows, Beat):
+                        yield gr.skip(), gr.skip()
                 is_empty = not bundle.namelist()
             yield None if is_empty else str(archive), rows
 
     def restore_into(
-        self, bundle: zipfile.ZipFile, jobs: list[Job], settings: Settings, progress
+        self, bundle: zipfile.ZipFile, jobs: list[Job], settings: Settings, progress, check
     ) -> list[list[str]]:
-        """Put the restored files into an archive; returns a row of the table for each."""
+        """Put the restored files into an archive; returns a row of the table for each. What
+        `check` raises ends it."""
         rows, notes = [], []
 
         def restore(picture: Picture):
             span = (len(rows) / len(jobs), (len(rows) + 1) / len(jobs))
-            result = self.worker.finish(picture, settings, progress, span)
+            result = self.worker.finish(picture, settings, progress, span, check)
             notes[:] = [size_of(picture), outcome(result.explanation)]
             return result.restored, None
 
@@ -97,6 +104,7 @@ class BatchTab:
                 rows.append([job.source.name, size, seconds, words, name])
             else:
                 rows.append([job.source.name, "", "", "", f"not restored: {problem}"])
+            check()
             start = time.perf_counter()
         return rows
 

@@ -22,7 +22,7 @@ SCROLL = """() => {  // a phone shows the result below the button
     return [%s];
 }"""
 OFFER = """(text) => {
-    const visible = text.includes("Next to nothing changed");
+    const visible = text.includes("Press what you see");
     return {__type__: "update", visible};
 }"""
 NOTE = """(file) => {

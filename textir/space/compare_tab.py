@@ -1,5 +1,6 @@
 """The tab Compare: the same photo with every kind of guidance, side by side."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import gradio as gr
@@ -12,7 +13,7 @@ from textir.space.messages import messages
 from textir.space.settings import Settings, whole
 from textir.space.showcase import BEST_GUIDED, WAYS, exhibits
 from textir.space.view import preview, scores
-from textir.space.worker import QUEUE, Worker
+from textir.space.worker import QUEUE, Result, Worker
 
 LEAST_GAIN = 0.1  # dB from which guidance is said to help
 
@@ -46,6 +47,7 @@ class CompareTab:
             prompt = gr.Textbox("", label="Prompt (optional)", visible=self.model.has_painter)
             seed = seed_input(visible=self.model.has_painter)
             start = gr.Button("Compare", variant="primary")
+            stop = gr.Button("Stop")
         pictures = gr.Gallery(
             first,
             label="Side by side",
@@ -63,7 +65,9 @@ class CompareTab:
             wrap=True,
         )
         inputs = [image, reference, truth, prompt, seed]
-        start.click(self.compare, inputs, [pictures, table], api_name="compare", **QUEUE)
+        outputs = [pictures, table]
+        event = start.click(self.compare, inputs, outputs, api_name="compare", **QUEUE)
+        stop.click(None, cancels=[event], api_visibility="private")
 
     def compare(
         self,
@@ -73,7 +77,7 @@ class CompareTab:
         prompt: str = "",
         seed: int = 0,
         progress=gr.Progress(),
-    ) -> tuple:
+    ) -> Iterator[tuple]:
         """Restore the same photo with every kind of guidance, side by side.
 
         Args:
@@ -93,14 +97,16 @@ class CompareTab:
             rows, pictures = [], [(preview(picture), "degraded")]
             for number, (name, settings) in enumerate(ways.items()):
                 span = (number / len(ways), (number + 1) / len(ways))
-                result = self.worker.finish(picture, settings, progress, span)
+                for result in self.worker.follow(picture, settings, progress, span):
+                    if not isinstance(result, Result):
+                        yield gr.skip(), gr.skip()
                 seconds = f"{sum(result.seconds.values()):.2f}"
                 rows.append([name, *scores(result.restored, clean), seconds])
                 pictures.append((preview(result.restored), f"guidance: {name}"))
             if clean is not None:
                 rows.insert(0, ["(degraded)", *scores(picture, clean), ""])
                 pictures.append((preview(clean), "ground truth"))
-        return pictures, rows
+        yield pictures, rows
 
     def ways(self, prompt: str, reference: str | None, seed: int) -> dict[str, Settings]:
         """Names and settings of the kinds of guidance that can be compared.

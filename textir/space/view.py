@@ -20,6 +20,8 @@ from textir.space.worker import Result
 FIGURE = (384, 384)  # the most that a picture of the strip measures, in pixels
 SHOWN_PIXELS = 2_000_000  # of a picture on the page; the file has all
 SHOWN_FORMATS = ("PNG", "JPEG", "WEBP")  # that any browser reads
+UNSURE = 0.5  # probability below which a degradation may well not be there
+OFFER = "Press what you see in the photo"
 PLAIN = {  # label of a degradation -> how the page calls it
     "defocus": "out of focus",
     "lowlight": "darkness",
@@ -133,12 +135,20 @@ def summarise(
     parts.append(f"{seconds:.1f} s")
     lines = [" · ".join(parts)]
     if explanation.is_hardly_changed and model.tasks:
-        lines.append("Press what you see in the photo, and it is tried once more:")
+        lines.append(f"{OFFER}, and it is tried once more:")
+    elif model.tasks and not result.is_told and is_unsure(explanation):
+        lines.append(f"It is not sure what is wrong. {OFFER}, and it is tried once more:")
     if explanation.understood is not None:
         lines.append(f"**Understood:** {explanation.understood}")
     if original is not None:
         lines.append(f"A reduced copy of {size_of(original)}; “Full size” restores all of it.")
     return "\n\n".join(lines)
+
+
+def is_unsure(explanation: Explanation) -> bool:
+    """Whether nothing was found that is more likely than not."""
+    found = explanation.degradation
+    return found is not None and max(found.values()) < UNSURE
 
 
 def done(explanation: Explanation, is_told: bool) -> str:
@@ -272,7 +282,7 @@ def tag_table(tags: dict[str, dict]) -> str:
     """What the photo, its guidance and the result show, a row for each group."""
     moments = [moment for moment in ("before", "guidance", "after") if moment in tags]
     groups = list(tags["before"])
-    return render("tags.html", tags=tags, moments=moments, groups=groups)
+    return render("tags.html", tags=tags, moments=moments, groups=groups, plain=plain)
 
 
 def word_table(words: list[dict[str, list[str]]]) -> str:

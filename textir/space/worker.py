@@ -1,12 +1,12 @@
 """The model at work: one thread for each run, which tells what happens and can be stopped."""
 
+import contextvars
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -235,6 +235,34 @@ def listen(work: Callable[[Channel], None], last: type, patience: float | None =
         thread.join()
 
 
+@dataclass(frozen=True)
+class Done:
+    """Some work has ended well, with what it returns."""
+
+    value: object
+
+
+def stoppable(work: Callable[[Callable[[], None]], object]) -> Iterator:
+    """Do some work in a thread; closing the iterator stops it at its next check.
+
+    Args:
+        work: is given a check, which it calls now and then, and which raises once it is to stop.
+
+    Yields:
+        beats, at last what the work returns.
+    """
+    context = contextvars.copy_context()  # in which the bar of the page is found
+
+    def run(channel: Channel) -> None:
+        try:
+            channel.events.put(Done(context.run(work, channel.check)))
+        except Exception as error:
+            channel.events.put(error)
+
+    for event in listen(run, Done, PATIENCE):
+        yield event.value if isinstance(event, Done) else event
+
+
 class Worker:
     """Runs a model for one visitor after the other, on ZeroGPU in a process of its own.
 
@@ -280,9 +308,14 @@ class Worker:
         settings: Settings,
         progress: gr.Progress,
         span: tuple[float, float] = (0.1, 1.0),
+        check: Callable[[], None] = lambda: None,
     ) -> Result:
-        """Run to the end, and move the bar within a span of it."""
-        return deque(self.follow(picture, settings, progress, span), maxlen=1).pop()
+        """Run to the end, and move the bar within a span of it; what `check` raises stops the
+        work."""
+        with closing(self.follow(picture, settings, progress, span)) as events:
+            for result in events:
+                check()
+        return result
 
     def follow(
         self,
