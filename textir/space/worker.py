@@ -313,8 +313,9 @@ class Worker:
         """Run to the end, and move the bar within a span of it; what `check` raises stops the
         work."""
         with closing(self.follow(picture, settings, progress, span)) as events:
-            for result in events:
+            for event in events:
                 check()
+                result = event
         return result
 
     def follow(
