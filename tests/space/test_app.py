@@ -437,15 +437,15 @@ def test_a_batch_keeps_files_of_one_name_apart_and_names_the_bad_one(chain, tmp_
         assert np.array_equal(pixels, restored(chain, path, "denoise"))
     rows = table["data"]
     assert [row[0] for row in rows] == ["photo.png", "bad.png", "photo.png"]
-    assert [row[1] for row in rows] == ["80 x 48", "", "80 x 48"]
-    assert [row[4] for row in rows if row[1]] == list(written)
-    assert rows[1][4].startswith("not restored: The photo is damaged") and "/tmp" not in str(rows)
+    assert [row[3] for row in rows] == ["80 x 48", "", "80 x 48"]
+    assert [row[1] for row in rows if row[4]] == list(written)
+    assert rows[1][1].startswith("not restored: The photo is damaged") and "/tmp" not in str(rows)
 
 
 def test_a_batch_of_bad_files_has_no_archive(chain, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nothing")
     archive, table = chain.predict([handle_file(tmp_path / "bad.png")], api_name="/batch")
-    assert archive is None and "not an image" in table["data"][0][4]
+    assert archive is None and "not an image" in table["data"][0][1]
 
 
 def test_more_than_twenty_files_are_refused(chain, photo):
@@ -510,7 +510,7 @@ def test_bad_uploads_give_messages_without_paths(chain, tmp_path, kind, endpoint
     path.write_bytes(data)
     if endpoint == "/batch":
         _, table = chain.predict([handle_file(path)], api_name=endpoint)
-        text = table["data"][0][4]
+        text = table["data"][0][1]
     else:
         with pytest.raises(AppError) as caught:
             chain.predict(handle_file(path), api_name=endpoint)

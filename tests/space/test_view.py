@@ -11,6 +11,7 @@ from pipelines import TextGuidedRestorationPipeline
 from tests.tools import tiny
 from textir.images.explanation import Explanation
 from textir.images.picture import Picture, read_picture, write_picture
+from textir.space.batch_tab import in_html
 from textir.space.model import Model
 from textir.space.page import render
 from textir.space.view import (
@@ -163,3 +164,8 @@ def test_a_cell_tells_of_removal_detection_and_change():
 def test_a_checkpoint_without_painter_says_so():
     assert "the restorer alone" in render("about.md", has_painter=False)
     assert "the restorer alone" not in render("about.md", has_painter=True)
+
+
+def test_the_table_of_a_batch_escapes_what_strangers_write():
+    html = in_html([["<b>.png", "not restored: <i>", "", "", ""]])
+    assert "&lt;b&gt;.png" in html and "<i>" not in html and html.count("data-head") == 5

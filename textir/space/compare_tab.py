@@ -46,6 +46,7 @@ class CompareTab:
         with gr.Row():
             prompt = gr.Textbox("", label="Prompt (optional)", visible=self.model.has_painter)
             seed = seed_input(visible=self.model.has_painter)
+        with gr.Row(elem_classes="act"):
             start = gr.Button("Compare", variant="primary")
             stop = gr.Button("Stop")
         pictures = gr.Gallery(
@@ -56,6 +57,7 @@ class CompareTab:
             height="auto",
             object_fit="contain",
             interactive=False,
+            elem_classes="whole",
         )
         table = gr.Dataframe(
             table_rows,
@@ -146,7 +148,7 @@ def first_comparison() -> tuple[list[tuple[str, str]], str, list[list[str]]]:
         f"On the examples, painted guidance helps against: {', '.join(helped) or 'none'}. "
         f"It does not help against: {', '.join(others) or 'none'}."
     )
-    rows = [[way, f"{score:.2f}", "", ""] for way, score in zip(WAYS, best.scores)]
+    rows = [[way, f"{score:.2f}", "-", "-"] for way, score in zip(WAYS, best.scores)]
     return pictures, words, rows
 
 

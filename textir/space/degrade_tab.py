@@ -17,6 +17,17 @@ from textir.space.settings import Settings, whole
 from textir.space.view import preview, scores
 from textir.space.worker import QUEUE, Result, Worker
 
+CHOICES = {  # name -> recipe
+    "Noise": "noise:25",
+    "Noise of a camera": "camera:medium",
+    "Rain": "rain:medium",
+    "Heavy rain in haze": "rain:heavy+haze:0.8",
+    "Haze": "haze:medium",
+    "Dark": "lowlight:medium",
+    "Motion blur": "blur:medium",
+    "Out of focus": "defocus:medium",
+    "Blocks of JPEG": "jpeg:medium",
+}
 LEVELS = ("light", "medium", "heavy")
 NUMBERS = """| | PSNR in dB | SSIM |
 |---|---|---|
@@ -37,10 +48,13 @@ class DegradeTab:
             with gr.Column():
                 clean = photo_input("Clean photo", height=300)
                 recipe = gr.Dropdown(
-                    ["rain:heavy+haze:0.8", *leveled_recipes()],
+                    list(CHOICES.items()),
                     value="noise:25",
                     label="Recipe",
-                    info="Several are joined by +",
+                    info=(
+                        f"Or write your own of {', '.join(RECIPES)}, each with a level "
+                        f"({', '.join(LEVELS)}) or a number, joined by +: noise8:15+haze:0.5"
+                    ),
                     allow_custom_value=True,
                 )
                 seed = seed_input()
@@ -95,7 +109,3 @@ class DegradeTab:
             file = Path(folder) / f"{Path(image).stem}-degraded.{suffix}"
             write_picture(file, degraded)
             yield (preview(degraded), preview(restored)), str(file), numbers
-
-
-def leveled_recipes() -> list[str]:
-    return [f"{name}:{level}" for name in RECIPES for level in LEVELS]
