@@ -27,7 +27,6 @@ from textir.space.edit_settings import EditSettings, in_gray
 from textir.space.edit_view import about, size_line
 from textir.space.edit_worker import EditResult, EditWorker, Stoppable
 from textir.space.editor import NAMES, Editor
-from textir.space.examples import write_examples
 from textir.space.inputs import Facts
 from textir.space.masks import read_hole
 from textir.space.model import Model
@@ -221,7 +220,7 @@ def test_scales_that_cannot_be_are_refused_before_any_work(space, photo, scale, 
 
 def test_the_size_to_come_is_told_with_a_time_once_it_is_known(worker):
     facts = Facts(300, 451, False)
-    worker.seconds_per_megapixel.clear()
+    worker.paces.clear()
     line = size_line(facts, 2, 1, worker)
     assert "902 x 600 pixels" in line and "about" not in line
     worker.measure()
@@ -399,7 +398,7 @@ def page_of(editor: Editor) -> gr.Blocks:
     pipe = tiny.pipeline()
     with gr.Blocks() as page:
         worker = Worker(Model(pipe, "mini", "cpu"))
-        PhotoTab(worker, EditWorker(editor)).lay_out(write_examples([]))
+        PhotoTab(worker, EditWorker(editor)).lay_out()
     return page
 
 

@@ -1,7 +1,7 @@
 """What a visitor fills in becomes what the pipeline takes, and lines of code that do it again."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from textir.space.restore_tab import RestoreTab
 from textir.space.settings import Settings, Wish
 from textir.space.snippets import python_lines, shell_lines
 
-DEFAULTS = ([], [], "", "", "cleaned", "auto", 0, 0, 0, 0, "", True, "")
+DEFAULTS = ([], [], "", "", "cleaned", "auto", 0, 0, 0, 0, "", True, "", "fast")
 
 
 def test_defaults_are_those_of_the_pipeline():
@@ -31,8 +31,8 @@ def test_an_untouched_page_asks_for_the_defaults():
     assert Wish(*DEFAULTS).settings(with_guidance=True) == Settings(both_words=True)
 
 
-def test_inputs_of_a_painter_that_is_not_there_are_passed_over():
-    wish = Wish(["denoise"], [], "a dog", "rain", "prompt", "auto", 9, 3, 7, 64, " name ", True)
+def test_without_a_painter_the_rest_is_heeded():
+    wish = Wish(["denoise"], [], "", "", "cleaned", "auto", 0, 0, 7, 64, " name ", True)
     expected = Settings(task="denoise", seed=7, tile=64, adapter="name")
     assert wish.settings(with_guidance=False) == expected
 
@@ -61,3 +61,14 @@ def test_shell_lines_quote_what_a_shell_would_read():
 def test_names_that_are_taken_get_a_number():
     assert free_name("a.png", []) == "a.png"
     assert free_name("a.png", ["a.png", "a-1.png"]) == "a-2.png"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("prompt", "a cat"), ("guidance", "degraded"), ("steps", 9), ("guidance_scale", 3.0)],
+)
+def test_a_guidance_that_cannot_be_painted_may_not_be_described(name, value):
+    wish = replace(Wish(*DEFAULTS), **{name: value})
+    wish.settings(with_guidance=True)
+    with pytest.raises(ValueError, match="paints no guidance: leave out guidance, prompt"):
+        wish.settings(with_guidance=False)

@@ -16,7 +16,19 @@ from textir.images.picture import Picture
 from textir.images.restoration import STAGES
 from textir.space.model import Model
 from textir.space.settings import Settings
-from textir.space.worker import Preview, Result, Stage, Worker
+from textir.space.worker import (
+    WAITING,
+    Advance,
+    Beat,
+    Preview,
+    Result,
+    Stage,
+    Stopped,
+    Worker,
+    remaining,
+    stoppable,
+    waiting,
+)
 
 
 def worker_of(pipe) -> Worker:
@@ -39,12 +51,14 @@ def test_a_run_tells_of_every_stage_and_step_and_ends_with_the_result(worker, ph
     *events, result = worker.run(photo, Settings(num_inference_steps=3))
     assert isinstance(result, Result) and result.restored.pixels.shape == photo.pixels.shape
     names = [event.name for event in events if isinstance(event, Stage)]
-    assert set(names) == set(result.seconds) <= set(STAGES)
+    assert set(names) - {WAITING} == set(result.seconds) <= set(STAGES)
     assert sum(isinstance(event, Preview) for event in events) == 3
 
 
 def test_what_is_told_can_be_sent_to_another_process(worker, photo):
     for event in worker.run(photo, Settings(both_words=True)):
+        if isinstance(event, Beat):
+            continue
         copy = pickle.loads(pickle.dumps(event))
         assert type(copy) is type(event)
         tensors = [value for value in vars(copy).values() if isinstance(value, torch.Tensor)]
@@ -134,3 +148,97 @@ def test_zerogpu_gets_a_generator_and_its_duration(worker, photo, monkeypatch):
     ((task, duration),) = decorated
     assert inspect.isgeneratorfunction(task)
     assert 0 < duration(photo, Settings()) <= 120
+
+
+def test_the_bar_moves_with_the_blocks_of_the_restorer(worker, photo):
+    shares = [event.share for event in worker.run(photo, Settings()) if isinstance(event, Advance)]
+    assert len(shares) > 2 and shares == sorted(shares) and shares[-1] > 0.9
+
+
+def test_tiles_count_in_the_bar(worker):
+    photo = Picture(np.random.default_rng(0).random((100, 140, 3), dtype=np.float32))
+    settings = Settings(tile=64, guidance="none")
+    shares = [event.share for event in worker.run(photo, settings) if isinstance(event, Advance)]
+    assert shares == sorted(shares) and 0.9 < shares[-1] <= 1 and shares[-2] < 1
+
+
+@pytest.mark.parametrize("stage", ["image_encoder", "mapper", "unet", "restorer"])
+def test_stop_ends_the_work_in_every_stage_before_the_next_operation(worker, photo, stage):
+    run = worker.run(photo, Settings(num_inference_steps=4))
+    for event in run:
+        if isinstance(event, Stage) and event.name == stage:
+            break
+    start = time.perf_counter()
+    run.close()
+    assert time.perf_counter() - start < 2
+
+
+def test_a_visitor_who_waits_can_stop(worker, photo):
+    with worker.model.pipe.exclusive():
+        run = worker.run(photo, Settings())
+        assert next(run) == Stage(WAITING)
+        assert isinstance(next(run), Beat)
+        start = time.perf_counter()
+        run.close()
+        assert time.perf_counter() - start < 2
+
+
+def test_a_large_photo_has_its_own_pipeline_with_the_same_weights(worker, photo, monkeypatch):
+    alone = worker.finish(photo, Settings(), lambda *_, **__: None).restored.pixels
+    monkeypatch.setattr("textir.space.worker.FAST_PIXELS", 100)
+    aside = worker.pipe_for(photo)
+    assert aside is not worker.model.pipe
+    parts = [pipe.restorer.state_dict() for pipe in (aside, worker.model.pipe)]
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(*(p.values() for p in parts)))
+    with worker.model.pipe.exclusive():  # a small one is at work
+        large = worker.finish(photo, Settings(), lambda *_, **__: None).restored.pixels
+    np.testing.assert_array_equal(large, alone)
+
+
+def test_what_cannot_be_stopped_is_left_alone():
+    release = threading.Event()
+    run = waiting(release.wait)
+    assert isinstance(next(run), Beat)
+    start = time.perf_counter()
+    run.close()
+    assert time.perf_counter() - start < 2
+    release.set()
+    *_, value = waiting(lambda: 7)
+    assert value == 7
+
+
+def test_the_rest_of_the_time_is_told_once_it_is_known():
+    assert remaining(1, 0.05) == "Restoring, 5%"
+    assert remaining(10, 0.5) == "Restoring, 50%, about 10 s left"
+
+
+def test_work_of_several_photos_ends_at_its_next_check_when_nobody_waits():
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(check):
+        begun.set()
+        try:
+            while True:
+                check()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    run = stoppable(work)
+    assert isinstance(next(run), Beat) and begun.is_set() and not ended.is_set()
+    run.close()
+    assert ended.is_set()
+    *_, last = stoppable(lambda check: 7)
+    assert last == 7
+    with pytest.raises(ValueError, match="why"):
+        list(stoppable(lambda check: int("why")))
+
+
+def test_a_check_ends_a_run_to_the_end(worker, photo):
+    def check():
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        worker.finish(photo, Settings(), lambda *_, **__: None, check=check)
+    assert worker.model.pipe.exclusive().acquire(timeout=5)
+    worker.model.pipe.exclusive().release()

@@ -44,5 +44,8 @@ def button(page, name: str):
 
 
 def choose_example(page, name: str) -> None:
-    page.get_by_text(name, exact=True).first.click()
-    page.wait_for_selector(f"img[src$='/{name.replace(' ', '')}.png'], img[src*='{name}']")
+    """Press the thumbnail of an example, and wait for its photo and its result."""
+    page.locator("#examples button", has=page.get_by_alt_text(name, exact=True)).click()
+    file = name.lower().replace(" ", "-")
+    page.wait_for_selector(f"#photo img[src$='/{file}.jpg']")
+    page.locator("#summary", has_text="Example").wait_for()

@@ -49,7 +49,9 @@ EXTENSIONS = {*KINDS, ".gif", ".jxl"}
 MAX_PIXELS = 100_000_000
 MAX_REDUCTION = 8  # of a side, by bicubic interpolation alone
 BITS_TAG = 258
+PNG_LEVEL = 4  # a quarter of the time of level 6, for files that are 5 % larger
 SAVE_OPTIONS: dict[str, dict] = {
+    "PNG": {"compress_level": PNG_LEVEL},
     "JPEG": {"quality": 97, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},  # exact: also under transparent pixels
     "AVIF": {"quality": 97, "subsampling": "4:4:4"},
@@ -453,7 +455,7 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         return _encode_tiff(channels, picture)
     if kind == "PNG" and picture.bits == 16:
         array = (channels.clip(0, 1) * 65535).round().astype(np.uint16)
-        return insert_png_chunks(bytes(imagecodecs.png_encode(array)), picture)
+        return insert_png_chunks(bytes(imagecodecs.png_encode(array, level=PNG_LEVEL)), picture)
     if picture.bits == 32:
         raise ValueError(f"{suffix} cannot hold floating-point pixels; write a .tif.")
     array = (channels.clip(0, 1) * 255).round().astype(np.uint8)

@@ -37,7 +37,7 @@ class ColourMode(EditMode):
         colour_chips(prompt, visible=self.editor.reads_words)
         self.buttons("Colour")
         self.words = word_inputs(self.editor, prompt)
-        self.own = {prompt: "''", self.make_gray: "false"}
+        self.own = {prompt: "", self.make_gray: False}
 
     def join(self, photo: gr.Image, bench: Bench):
         """Join the inputs to `colorize`; returns the event."""

@@ -15,8 +15,19 @@ from textir.space.inputs import read_upload
 from textir.space.messages import messages
 from textir.space.settings import Settings, whole
 from textir.space.view import preview, scores
-from textir.space.worker import QUEUE, Worker
+from textir.space.worker import QUEUE, Result, Worker
 
+CHOICES = {  # name -> recipe
+    "Noise": "noise:25",
+    "Noise of a camera": "camera:medium",
+    "Rain": "rain:medium",
+    "Heavy rain in haze": "rain:heavy+haze:0.8",
+    "Haze": "haze:medium",
+    "Dark": "lowlight:medium",
+    "Motion blur": "blur:medium",
+    "Out of focus": "defocus:medium",
+    "Blocks of JPEG": "jpeg:medium",
+}
 LEVELS = ("light", "medium", "heavy")
 NUMBERS = """| | PSNR in dB | SSIM |
 |---|---|---|
@@ -37,14 +48,19 @@ class DegradeTab:
             with gr.Column():
                 clean = photo_input("Clean photo", height=300)
                 recipe = gr.Dropdown(
-                    ["rain:heavy+haze:0.8", *leveled_recipes()],
+                    list(CHOICES.items()),
                     value="noise:25",
                     label="Recipe",
-                    info="Several are joined by +",
+                    info=(
+                        f"Or write your own of {', '.join(RECIPES)}, each with a level "
+                        f"({', '.join(LEVELS)}) or a number, joined by +: noise8:15+haze:0.5"
+                    ),
                     allow_custom_value=True,
                 )
                 seed = seed_input()
-                start = gr.Button("Degrade and restore", variant="primary")
+                with gr.Row(elem_classes="act"):
+                    start = gr.Button("Degrade and restore", variant="primary")
+                    stop = gr.Button("Stop")
                 gr.Examples(
                     [[example.clean] for example in examples[: len(CLEAN_NAMES)]],
                     [clean],
@@ -57,13 +73,14 @@ class DegradeTab:
                 )
                 numbers = gr.Markdown(label="Numbers")
                 file = gr.File(label="Degraded file", interactive=False)
-        start.click(
+        event = start.click(
             self.degrade_and_restore,
             [clean, recipe, seed],
             [slider, file, numbers],
             api_name="degrade",
             **QUEUE,
         )
+        stop.click(None, cancels=[event], api_visibility="private")
 
     def degrade_and_restore(
         self, image: str, recipe: str = "noise:25", seed: int = 0, progress=gr.Progress()
@@ -82,15 +99,13 @@ class DegradeTab:
             clean = read_upload(image)
             generator = torch.Generator().manual_seed(whole(seed))
             degraded = clean.with_tensor(degrade(clean.tensor(), Recipe.parse(recipe), generator))
-            settings = Settings(seed=whole(seed))
-            restored = self.worker.finish(degraded, settings, progress).restored
+            for event in self.worker.follow(degraded, Settings(seed=whole(seed)), progress):
+                if not isinstance(event, Result):
+                    yield (gr.skip(),) * 3
+            restored = event.restored
             numbers = NUMBERS.format(*scores(degraded, clean), *scores(restored, clean))
         with tempfile.TemporaryDirectory(prefix="textir-") as folder:
             suffix = "png" if clean.bits <= 16 else "tif"
             file = Path(folder) / f"{Path(image).stem}-degraded.{suffix}"
             write_picture(file, degraded)
             yield (preview(degraded), preview(restored)), str(file), numbers
-
-
-def leveled_recipes() -> list[str]:
-    return [f"{name}:{level}" for name in RECIPES for level in LEVELS]

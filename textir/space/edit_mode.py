@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -11,13 +12,14 @@ from textir.images.picture import Picture, write_picture
 from textir.space.bench import Bench
 from textir.space.edit_controls import Words
 from textir.space.edit_settings import EditSettings, check_size
-from textir.space.edit_view import before_of, shown, summarise_edit
+from textir.space.edit_view import before_of, summarise_edit
 from textir.space.edit_worker import EditResult, EditWorker
 from textir.space.inputs import restored_name
 from textir.space.messages import messages
 from textir.space.settings import whole
 from textir.space.snippets import edit_lines
-from textir.space.worker import QUEUE
+from textir.space.view import page_copy, shown
+from textir.space.worker import QUEUE, Beat, waiting
 
 
 class EditMode:
@@ -45,11 +47,11 @@ class EditMode:
     def __init__(self, worker: EditWorker):
         self.worker = worker
         self.editor = worker.editor
-        self.own: dict[Component, str] = {}
+        self.own: dict[Component, object] = {}
 
     def buttons(self, label: str) -> None:
         """The buttons that start and stop."""
-        with gr.Row():
+        with gr.Row(elem_classes="act"):
             self.start = gr.Button(label, variant="primary")
             self.stop = gr.Button("Stop")
 
@@ -101,10 +103,13 @@ class EditMode:
                     yield (gr.skip(),) * 6
             before = before_of(picture, settings, self.editor.pipe)
         result = event
-        with tempfile.TemporaryDirectory(prefix="textir-") as folder:
-            files = self.write(source, result.pictures, Path(folder))
+        progress(0.98, desc="Writing the file")
+        with tempfile.TemporaryDirectory(prefix="textir-", ignore_cleanup_errors=True) as folder:
+            for files in waiting(partial(self.write, source, result.pictures, Path(folder))):
+                if isinstance(files, Beat):
+                    yield (gr.skip(),) * 6
             yield (
-                (before, shown(result.pictures[0])),
+                (before, page_copy(result.pictures[0], files[0], Path(folder) / "after.jpg")),
                 files[0],
                 summarise_edit(picture, settings, result, self.editor.device),
                 [(shown(one), str(number)) for number, one in enumerate(result.pictures, 1)],

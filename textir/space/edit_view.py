@@ -4,21 +4,12 @@ from PIL import Image
 
 from textir.images.picture import Picture, to_pixels
 from textir.space.edit_settings import EditSettings, check_size, enlarged_size
-from textir.space.edit_worker import EditResult, EditWorker, megapixels
+from textir.space.edit_worker import EditResult, EditWorker
 from textir.space.inputs import Facts, size_of
-from textir.space.view import preview
+from textir.space.pace import megapixels
+from textir.space.view import shown
 
-SHOWN_PIXELS = 4_000_000  # of a picture on the page; the file has all
 LEAST_EFFECT = 1.0  # of 255: what can be seen
-
-
-def shown(picture: Picture) -> Image.Image:
-    """A picture for the page, large ones reduced."""
-    image = preview(picture)
-    factor = (SHOWN_PIXELS / (image.width * image.height)) ** 0.5
-    if factor < 1:
-        image.thumbnail((int(image.width * factor), int(image.height * factor)), Image.LANCZOS)
-    return image
 
 
 def before_of(picture: Picture, settings: EditSettings, pipe) -> Image.Image:

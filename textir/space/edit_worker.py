@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,16 +10,14 @@ from functools import partial
 import gradio as gr
 import spaces
 import torch
-from torch.overrides import TorchFunctionMode
 
 from textir import machine
 from textir.images.editing import edit_picture
 from textir.images.picture import Picture
 from textir.space.edit_settings import EditSettings
 from textir.space.editor import Editor
-from textir.space.worker import Beat, Channel, listen
-
-PATIENCE = 0.4  # seconds without news after which the page hears that work goes on
+from textir.space.pace import Pace, megapixels
+from textir.space.worker import PATIENCE, Beat, Channel, Stoppable, listen, turn
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,6 @@ class EditResult:
     seconds: float
 
 
-class Stoppable(TorchFunctionMode):
-    """Within the block, every call of torch in this thread begins with a check, which may raise."""
-
-    def __init__(self, check: Callable[[], None]):
-        super().__init__()
-        self.check = check
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.check()
-        return func(*args, **(kwargs or {}))
-
-
 class EditWorker:
     """Edits for one visitor after the other, on ZeroGPU in a process of its own.
 
@@ -67,7 +54,7 @@ class EditWorker:
     def __init__(self, editor: Editor):
         self.editor = editor
         self.lock = threading.Lock()
-        self.seconds_per_megapixel: dict[str, float] = {}
+        self.paces: dict[str, Pace] = defaultdict(Pace)
         # ZeroGPU has to see at import that something is decorated.
         self._run_on_gpu = spaces.GPU(duration=self.gpu_seconds)(self.run)
 
@@ -78,12 +65,11 @@ class EditWorker:
             photo = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
             call = partial(pipe, photo, "", task="super-resolution", scale=4.0, output_type="pt")
             machine.seconds(call)  # the first call is slower
-            self.seconds_per_megapixel["super-resolution"] = machine.seconds(call) / 0.065536
+            self.paces["super-resolution"].learn((256, 256), machine.seconds(call))
 
     def estimate(self, task: str, size: tuple[int, int], runs: int = 1) -> float | None:
         """Seconds that results of a size will take; `None`: not known yet."""
-        pace = self.seconds_per_megapixel.get(task)
-        return None if pace is None else runs * pace * megapixels(size)
+        return self.paces[task].estimate(size, runs)
 
     def gpu_seconds(self, picture: Picture, settings: EditSettings) -> int:
         """GPU time to ask ZeroGPU for: a base, and the pixels of all results."""
@@ -107,8 +93,7 @@ class EditWorker:
                 share = max(share, min((time.perf_counter() - start) / expected, 0.95))
             progress(0.05 + 0.9 * share, desc="At work")
             if isinstance(event, EditResult):
-                pace = event.seconds / settings.runs / megapixels(size)
-                self.seconds_per_megapixel[settings.task] = pace
+                self.paces[settings.task].learn(size, event.seconds / settings.runs)
             yield event
 
     def run(self, picture: Picture, settings: EditSettings) -> Iterator[Beat | Made | EditResult]:
@@ -117,7 +102,7 @@ class EditWorker:
 
     def _work(self, picture: Picture, settings: EditSettings, channel: Channel) -> None:
         try:
-            with self.lock, Stoppable(channel.check):
+            with turn(self.lock, channel.check), Stoppable(channel.check):
                 result = edit(
                     self.editor.pipe,
                     picture,
@@ -127,10 +112,6 @@ class EditWorker:
             channel.events.put(result)
         except Exception as error:
             channel.events.put(error)
-
-
-def megapixels(size: tuple[int, int]) -> float:
-    return size[0] * size[1] / 1e6
 
 
 def edit(

@@ -29,7 +29,7 @@ class EnlargeMode(EditMode):
         prompt = prompt_input(self.editor, "What does it show?", "empty: seen in the photo")
         self.buttons("Enlarge")
         self.words = word_inputs(self.editor, prompt)
-        self.own = {prompt: "''"}
+        self.own = {prompt: ""}
 
     def join(self, photo: gr.Image, bench: Bench):
         """Join the inputs to `enlarge`; returns the event."""

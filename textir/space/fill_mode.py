@@ -40,7 +40,7 @@ class FillMode(EditMode):
                 height=120,
             )
             self.invert = gr.Checkbox(False, label="Invert: keep what is painted, fill the rest")
-        self.own = {prompt: "''", self.mask: "null", self.invert: "false"}
+        self.own = {prompt: "", self.mask: None, self.invert: False}
 
     def join(self, photo: gr.Image, canvas: Canvas, bench: Bench):
         """Join the inputs to `inpaint`; returns the event."""

@@ -1,16 +1,32 @@
 """Photos that visitors send: what is taken, and what the restored file is called."""
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from textir.images.picture import Picture, TooLargeImageError, output_name, read_picture
+from textir.images.picture import (
+    Picture,
+    TooLargeImageError,
+    UnusableImageError,
+    output_name,
+    read_picture,
+    resize,
+    to_pixels,
+    to_tensor,
+)
 from textir.models.edit_processor import is_gray
 
 MAX_PIXELS = int(os.environ.get("TEXTIR_MAX_PIXELS", 16_000_000))
+# Larger photos are restored as a reduced copy unless the full size is asked for.
+FAST_PIXELS = int(os.environ.get("TEXTIR_FAST_PIXELS", 2_000_000))
 MAX_SIDE = 20_000
 MAX_FILES = 20
+
+
+class NoPhotoError(ValueError):
+    """Something is to be done to a photo, and there is none."""
 
 
 def read_upload(path: str | Path | None) -> Picture:
@@ -20,11 +36,11 @@ def read_upload(path: str | Path | None) -> Picture:
         ValueError: if there is none, it cannot be read or it is too large; the message says why.
     """
     if path is None:
-        raise ValueError("Upload a photo first, or choose an example.")
+        raise NoPhotoError("Upload a photo first, or choose an example.")
     try:
         picture = read_picture(path, name="The photo", max_pixels=MAX_PIXELS)
     except TooLargeImageError as error:
-        raise ValueError(
+        raise UnusableImageError(
             f"The photo has {error.pixels / 1e6:.1f} million pixels; at most "
             f"{MAX_PIXELS / 1e6:g} are taken here."
         ) from None
@@ -34,6 +50,24 @@ def read_upload(path: str | Path | None) -> Picture:
             f"The photo is {width} x {height} pixels; sides of at most {MAX_SIDE} are taken here."
         )
     return picture
+
+
+def reduced_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the reduced copy of a photo; small ones keep theirs."""
+    height, width = size
+    factor = min((FAST_PIXELS / (height * width)) ** 0.5, 1.0)
+    return max(int(height * factor), 1), max(int(width * factor), 1)
+
+
+def reduced(picture: Picture) -> Picture:
+    """A photo of at most `FAST_PIXELS` pixels."""
+    size = reduced_size(picture.pixels.shape[:2])
+    if size == picture.pixels.shape[:2]:
+        return picture
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = to_pixels(resize(to_tensor(alpha[..., None]), size))[..., 0]
+    return replace(picture, pixels=to_pixels(resize(picture.tensor(), size)), alpha=alpha)
 
 
 class Facts(NamedTuple):
@@ -70,7 +104,7 @@ def check_number(files: list[str] | None) -> None:
         ValueError: if not.
     """
     if not files:
-        raise ValueError("Upload some photos first.")
+        raise NoPhotoError("Upload some photos first.")
     if len(files) > MAX_FILES:
         raise ValueError(f"{len(files)} files were sent; at most {MAX_FILES} are taken at a time.")
 

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import gradio as gr
 import torch
 
+from textir.images.picture import UnusableImageError
+from textir.space.inputs import NoPhotoError
+
 
 @contextmanager
 def messages(way_out: str = "set a tile of 512 under Advanced") -> Iterator[None]:
@@ -16,10 +19,14 @@ def messages(way_out: str = "set a tile of 512 under Advanced") -> Iterator[None
     """
     try:
         yield
+    except NoPhotoError as error:
+        raise gr.Error(str(error), title="No photo yet") from None
+    except UnusableImageError as error:
+        raise gr.Error(str(error), title="This photo cannot be used") from None
     except ValueError as error:
-        raise gr.Error(str(error), title="This cannot be done") from None
+        raise gr.Error(str(error), title="This cannot be done as it is set") from None
     except (MemoryError, torch.OutOfMemoryError):
         raise gr.Error(
             f"There is not enough memory for this photo; {way_out}.",
-            title="Too large",
+            title="Too little memory",
         ) from None

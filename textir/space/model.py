@@ -1,10 +1,13 @@
 """The model that a Space serves, and what its page has to know of it."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+
+import torch
 
 from pipelines import TextGuidedRestorationPipeline, load
 from pipelines.loading import best_device, carried_adapters, find_adapters, load_adapter
@@ -67,12 +70,24 @@ class Model:
         """Degradations against which guidance is known to help, as words; empty: not stated."""
         return " and ".join(self.pipe.config.guided_degradations or ())
 
+    @cached_property
+    def pipe_aside(self) -> TextGuidedRestorationPipeline:
+        """The same networks a second time, with the same weights in memory: for large photos, so
+        that small ones need not wait for them."""
+        shared = {}
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                tensors = [*part.parameters(), *part.buffers()]
+                shared |= {id(tensor): tensor for tensor in tensors}
+        return copy.deepcopy(self.pipe, shared)
+
     @contextmanager
-    def adapted(self, name: str) -> Iterator[None]:
+    def adapted(self, name: str, pipe: TextGuidedRestorationPipeline) -> Iterator[None]:
         """Within the block an adapter acts; afterwards it is gone again.
 
         Args:
             name: one that the checkpoint carries, or a Hub id; empty: none.
+            pipe: on which it acts.
 
         Raises:
             ValueError: if the name is neither, or the adapter cannot be loaded.
@@ -86,8 +101,8 @@ class Model:
                 f"The adapter must be {known}a Hub id of the form user/name, got {name!r}."
             )
         (source,) = find_adapters(self.checkpoint, name).values()
-        load_adapter(self.pipe, source, "visitor")
+        load_adapter(pipe, source, "visitor")
         try:
             yield
         finally:
-            self.pipe.unload_lora_weights()
+            pipe.unload_lora_weights()

@@ -3,22 +3,44 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
 from gradio.components import Component
 
 from textir.images.picture import write_picture
-from textir.space.bench import Bench
-from textir.space.controls import keep_buttons, seed_input, task_buttons
-from textir.space.examples import SOURCES, Example
-from textir.space.inputs import read_upload, restored_name
+from textir.space.bench import QUIET, Bench
+from textir.space.controls import FIND_OUT, keep_buttons, seed_input, task_buttons
+from textir.space.edit_view import about
+from textir.space.inputs import (
+    FAST_PIXELS,
+    facts_of,
+    read_upload,
+    reduced,
+    reduced_size,
+    restored_name,
+)
 from textir.space.messages import messages
 from textir.space.model import Model
 from textir.space.settings import Wish
 from textir.space.snippets import python_lines, shell_lines
-from textir.space.view import Figure, eight_bit, explain, preview, strip, summarise
-from textir.space.worker import QUEUE, Preview, Worker
+from textir.space.view import Figure, eight_bit, explain, page_copy, strip, summarise
+from textir.space.worker import QUEUE, Preview, Result, Worker, waiting
+
+LONG = 5.0  # seconds from which the page says beforehand how long it will take
+CHOOSE_STRENGTH = """(is_auto, value) => [
+    is_auto ? "auto" : String(value),
+    {__type__: "update", visible: !is_auto},
+]"""
+UNCHANGED = "{__type__: 'update'}"
+RELEASE = f"""(text) => text.trim() ? [["{FIND_OUT}"], []] : [{UNCHANGED}, {UNCHANGED}]"""
+CLEAR_SENTENCE = f"""(pressed) =>
+    pressed.some((name) => name !== "{FIND_OUT}") ? "" : {UNCHANGED}"""
+TRY = """() => {
+    setTimeout(() => document.getElementById("restore").click(), 100);
+    return [["%s"]];
+}"""
 
 
 class RestoreTab:
@@ -28,28 +50,24 @@ class RestoreTab:
         self.worker = worker
         self.model = worker.model
 
-    def lay_out(self, photo: gr.Image, examples: list[Example]) -> None:
+    def lay_out(self) -> None:
         """Make the inputs, but for the photo."""
-        instruction = instruction_input(self.model)
-        task = task_buttons(self.model)
-        with gr.Row():
-            self.start = gr.Button("Restore", variant="primary")
+        self.line = gr.Markdown("", visible=False)
+        self.size = size_input()
+        self.instruction = instruction_input(self.model)
+        self.task = task_buttons(self.model)
+        with gr.Row(elem_classes="act"):
+            self.start = gr.Button("Restore", variant="primary", elem_id="restore")
             self.stop = gr.Button("Stop")
-        gr.Examples(
-            [[example.degraded, example.tasks] for example in examples],
-            [photo, task],
-            example_labels=list(SOURCES),
-            label="Examples",
-        )
         with gr.Accordion("Advanced", open=False):
             painting = painting_inputs(self.model)
             tile = tile_input()
             keep = keep_buttons(self.model)
             adapter = adapter_input(self.model)
             both = both_words_input(self.model)
-        self.inputs = [task, keep, *painting, tile, adapter, both, instruction]
-        self.own = {task: "[]", keep: "[]", instruction: "''"}
-        make_exclusive(instruction, [task, keep])
+        self.inputs = [self.task, keep, *painting, tile, adapter, both, self.instruction, self.size]
+        self.own = {self.task: [FIND_OUT], keep: [], self.instruction: "", self.size: "fast"}
+        make_exclusive(self.instruction, self.task, keep)
 
     def join(self, photo: gr.Image, bench: Bench):
         """Join inputs and outputs to `restore`; returns the event."""
@@ -64,7 +82,32 @@ class RestoreTab:
         )
         bench.prepare_for_restoration(self.start.click, event)
         self.stop.click(None, cancels=[event], api_visibility="private")
+        photo.change(self.foresee, photo, [self.line, self.size], **QUIET)
+        for task, button in bench.offers.items():
+            button.click(None, None, self.task, js=TRY % task, api_visibility="private")
         return event
+
+    def foresee(self, image: str | None) -> tuple:
+        """How long a photo will take, and the choice of a reduced copy for large ones."""
+        facts = facts_of(image)
+        if facts is None:
+            return gr.Markdown("", visible=False), gr.Radio(visible=False)
+        full = (facts.height, facts.width)
+        fast = reduced_size(full)
+        words = ""
+        if fast != full:
+            words = (
+                f"{facts.width} x {facts.height} is restored as {fast[1]} x {fast[0]}"
+                f"{self.duration(fast)}. Full size: {self.duration(full)[2:] or 'longer'}."
+            )
+        elif (self.worker.estimate(full) or 0) > LONG:
+            words = f"It will take {self.duration(full)[5:]}."
+        return gr.Markdown(words, visible=bool(words)), gr.Radio(visible=fast != full)
+
+    def duration(self, size: tuple[int, int]) -> str:
+        """`, in about 20 s`; empty where it is not known."""
+        seconds = self.worker.estimate(size)
+        return "" if seconds is None else f", {about(seconds)}"
 
     def restore(
         self,
@@ -82,6 +125,7 @@ class RestoreTab:
         adapter: str = "",
         both_words: bool = True,
         instruction: str = "",
+        size: str = "fast",
         progress=gr.Progress(),
         request: gr.Request = None,
     ) -> Iterator[tuple]:
@@ -106,37 +150,56 @@ class RestoreTab:
             both_words: also paint from the words as they were before cleaning, to compare.
             instruction: a sentence in place of task and keep, such as "take out the rain but leave
                 the fog".
+            size: fast restores a reduced copy of photos above 2 megapixels, full all of them.
 
         Returns:
             the photo before and after, the restored file, what was detected, the chain as a strip
             of pictures, and the code that does the same, in Python and for the shell.
         """
         words = (task or [], keep or [], prompt, negative_prompt, guidance, strength)
-        numbers = (steps, guidance_scale, seed, tile, adapter, both_words, instruction)
+        numbers = (steps, guidance_scale, seed, tile, adapter, both_words, instruction, size)
         yield from self.answer(image, Wish(*words, *numbers), address_of(request), progress)
 
     def answer(self, image: str, wish: Wish, address: str, progress) -> Iterator[tuple]:
         """Each preview, at last the result: values for all outputs."""
         with messages():
             progress(0.05, desc="Reading the photo")
-            picture = read_upload(image)
+            original = read_upload(image)
+            picture = original if wish.size == "full" else reduced(original)
+            is_reduced = picture is not original
             settings = wish.settings(self.model.has_painter, self.model.pipe.can_describe)
             start = time.perf_counter()
             for event in self.worker.follow(picture, settings, progress):
-                if isinstance(event, Preview):
-                    yield *[gr.skip()] * 3, forming(event), gr.skip(), gr.skip()
+                news = forming(event) if isinstance(event, Preview) else gr.skip()
+                if not isinstance(event, Result):
+                    yield *[gr.skip()] * 3, news, gr.skip(), gr.skip()
             seconds = time.perf_counter() - start
         result = event
-        with tempfile.TemporaryDirectory(prefix="textir-") as folder:
+        progress(0.98, desc="Writing the file")
+        with tempfile.TemporaryDirectory(prefix="textir-", ignore_cleanup_errors=True) as folder:
             file = Path(folder) / restored_name(image, picture)
+            before, after = (Path(folder) / f"{name}.jpg" for name in ("before", "after"))
+            for _ in waiting(partial(write_picture, file, result.restored)):
+                yield (gr.skip(),) * 6
+            size = picture.pixels.shape[:2] if is_reduced else None
             yield (
-                (preview(picture), preview(result.restored)),
-                str(write_picture(file, result.restored)),
-                summarise(picture, result, self.model, seconds),
+                (
+                    page_copy(picture, None if is_reduced else image, before),
+                    page_copy(result.restored, file, after),
+                ),
+                str(file),
+                summarise(picture, result, self.model, seconds, original if is_reduced else None),
                 explain(picture, result, self.model),
-                python_lines(settings, self.model.checkpoint),
+                python_lines(settings, self.model.checkpoint, size),
                 shell_lines(wish.arguments, address),
             )
+
+
+def size_input() -> gr.Radio:
+    """Whether large photos are restored whole; shown with large ones only."""
+    most = f"{FAST_PIXELS / 1e6:g}"
+    choices = [(f"Fast: a copy of {most} megapixels", "fast"), ("Full size", "full")]
+    return gr.Radio(choices, value="fast", label="A large photo", visible=False)
 
 
 def instruction_input(model: Model) -> gr.Textbox:
@@ -144,25 +207,19 @@ def instruction_input(model: Model) -> gr.Textbox:
         "",
         label="What should happen?",
         placeholder="take out the rain but leave the fog",
-        info="In words, or by the buttons below; nothing: find out",
+        info="Optional: in words, or by the buttons below",
         max_lines=2,
         visible=bool(model.labels),
     )
 
 
-def make_exclusive(instruction: gr.Textbox, buttons: list[gr.CheckboxGroup]) -> None:
+def make_exclusive(instruction: gr.Textbox, task: gr.CheckboxGroup, keep: gr.CheckboxGroup) -> None:
     """A sentence releases the buttons, and a button that is pressed clears the sentence."""
-    options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    def release(text: str):
-        return [[] if text.strip() else gr.skip() for _ in buttons]
-
-    def clear(pressed: list[str]):
-        return "" if pressed else gr.skip()
-
-    instruction.change(release, instruction, buttons, **options)
-    for group in buttons:
-        group.change(clear, group, instruction, **options)
+    options = {"trigger_mode": "multiple", "api_visibility": "private"}
+    instruction.change(None, instruction, [task, keep], js=RELEASE, **options)
+    for group in (task, keep):
+        group.change(None, group, instruction, js=CLEAR_SENTENCE, **options)
 
 
 def painting_inputs(model: Model) -> list[Component]:
@@ -184,23 +241,38 @@ def painting_inputs(model: Model) -> list[Component]:
             visible=heeds,
         ),
         gr.Radio(
-            ["cleaned", "degraded", "prompt", "none"],
+            ["cleaned", "degraded", *(["prompt"] if heeds else []), "none"],
             value="cleaned",
-            label="Guidance",
+            label="Guidance is painted from",
+            info="Cleaned words of the photo, its words as they are, or nothing",
             visible=visible,
         ),
-        gr.Dropdown(
-            ["auto", "1", "0.75", "0.5", "0.25", "0"],
-            value="auto",
-            label="Strength of the guidance",
-            info=f"0: none, the faithful end; auto: {strongest}",
-            allow_custom_value=True,
-            visible=visible,
-        ),
+        strength_input(strongest, visible),
         gr.Slider(0, 50, 0, step=1, label="Steps", info=default, visible=visible),
         gr.Slider(0, 10, 0, label="Guidance scale", info=default, visible=visible),
         seed_input(visible=visible),
     ]
+
+
+def strength_input(strongest: str, visible: bool) -> gr.Textbox:
+    """The strength of the guidance, as the API takes it: a box to tick, and a slider."""
+    is_auto = gr.Checkbox(
+        True, label="The checkpoint chooses the strength", info=f"{strongest}", visible=visible
+    )
+    slider = gr.Slider(
+        0,
+        1,
+        1,
+        step=0.05,
+        label="Strength of the guidance",
+        info="0: faithful to the photo, no guidance · 1: guided as far as it goes",
+        visible=False,
+    )
+    strength = gr.Textbox("auto", label="Strength", visible="hidden" if visible else False)
+    options = {"js": CHOOSE_STRENGTH, "api_visibility": "private"}
+    for trigger in (is_auto.input, slider.input):
+        trigger(None, [is_auto, slider], [strength, slider], **options)
+    return strength
 
 
 def tile_input() -> gr.Slider:

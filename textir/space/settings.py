@@ -44,6 +44,11 @@ class Settings:
     return_tags: bool = False
 
     @property
+    def is_told(self) -> bool:
+        """Whether a visitor says what to remove, so that nothing needs to be found out."""
+        return self.task != "auto" or self.instruction is not None
+
+    @property
     def painting(self) -> dict:
         """What the painter is told, as keyword arguments of the pipeline."""
         names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
@@ -74,6 +79,7 @@ class Wish:
     adapter: str
     both_words: bool
     instruction: str = ""
+    size: str = "fast"
 
     @property
     def arguments(self) -> list:
@@ -84,13 +90,21 @@ class Wish:
         """The wish as the pipeline takes it.
 
         Args:
-            with_guidance: whether guidance can be painted; otherwise its inputs are passed over.
+            with_guidance: whether guidance can be painted.
             with_tags: whether the model can say what a photo shows.
 
         Raises:
-            ValueError: if seed or strength cannot be.
+            ValueError: if seed or strength cannot be, or if a guidance that cannot be painted is
+                described.
         """
         painting = {}
+        described = [self.prompt, self.negative_prompt, self.steps, self.guidance_scale]
+        described.append(self.guidance in ("degraded", "prompt"))
+        if not with_guidance and any(described):
+            raise ValueError(
+                "This checkpoint paints no guidance: leave out guidance, prompt, negative prompt, "
+                "steps and guidance scale."
+            )
         if with_guidance:
             painting = {
                 "guidance": self.guidance,

@@ -11,9 +11,15 @@ from textir.space.settings import Settings
 APART = ("seed", "reference", "both_words", "adapter", "return_tags")
 
 
-def python_lines(settings: Settings, checkpoint: str) -> str:
-    """Python that does a run again."""
-    arguments = ['Image.open("photo.png")']
+def python_lines(settings: Settings, checkpoint: str, size: tuple[int, int] | None = None) -> str:
+    """Python that does a run again.
+
+    Args:
+        settings: of the run.
+        checkpoint: that worked.
+        size: height and width of the reduced copy that was restored, if it was one.
+    """
+    arguments = ['Image.open("photo.png")' if size is None else "photo"]
     for field in fields(Settings):
         value = getattr(settings, field.name)
         if field.name not in APART and value not in (None, field.default):
@@ -24,10 +30,17 @@ def python_lines(settings: Settings, checkpoint: str) -> str:
     if settings.adapter:
         loading.append(f"adapter={settings.adapter!r}")
     lines = ["import torch"] if settings.seed else []
+    photo = []
+    if size is None:
+        lines.append("from PIL import Image")
+    else:
+        photo = [f'photo = resize(read_picture("photo.png").tensor(), {size})']
+    lines.append("from pipelines import load")
+    if photo:
+        lines.append("from textir.images.picture import read_picture, resize")
     lines += [
-        "from PIL import Image",
-        "from pipelines import load",
         "",
+        *photo,
         f"pipe = load({', '.join(loading)})",
         f"restored = pipe({', '.join(arguments)}).images[0]",
     ]
