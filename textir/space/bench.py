@@ -30,13 +30,16 @@ NOTE = """(file) => {
     return {__type__: "update", visible: !!file};
 }"""
 SHOW_IF_FULL = "(text) => ({__type__: 'update', visible: !!text})"
+# The result of an example comes with its photo, and stays. A change of the photo before may be told
+# late: it must not be taken for that of the example.
 CLEAR = """(photo) => {
     const path = photo ? photo.path : null;
     const blank = [%s];
-    const isAnother = path !== window.textirPhoto && !(window.textirExample && path);
+    const isAnother = path !== window.textirPhoto;
+    const isExample = isAnother && window.textirExample && %s.includes(path);
     window.textirPhoto = path;
-    window.textirExample = false;
-    return isAnother ? blank : blank.map(() => ({__type__: "update"}));
+    if (isExample) window.textirExample = false;
+    return isAnother && !isExample ? blank : blank.map(() => ({__type__: "update"}));
 }"""
 
 
@@ -107,12 +110,15 @@ class Bench:
         event.then(None, self.variants, self.variants, js=show, **options)
         event.then(None, js=SCROLL % "", **options)
 
-    def clear_with(self, photo: gr.Image, inputs: dict[Component, object]) -> None:
+    def clear_with(
+        self, photo: gr.Image, inputs: dict[Component, object], examples: list[str]
+    ) -> None:
         """Take every result away as soon as there is another photo, without the server.
 
         Args:
             photo: the photo; showing it again is no change.
             inputs: those that begin anew too, and their first values.
+            examples: photos that bring a result along.
         """
         blank = {
             **dict.fromkeys((self.slider, self.file, self.files, self.mask), "null"),
@@ -120,7 +126,7 @@ class Bench:
             self.variants: GONE,
             **{part: json.dumps(value) for part, value in inputs.items()},
         }
-        script = CLEAR % ", ".join(blank.values())
+        script = CLEAR % (", ".join(blank.values()), json.dumps(examples))
         # None waits for another, whose end would come after the next result has begun to show.
         options = {"trigger_mode": "multiple", "api_visibility": "private"}
         photo.change(None, photo, list(blank), js=script, **options)

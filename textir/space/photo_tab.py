@@ -123,7 +123,7 @@ class PhotoTab:
             canvas_too = [canvas] if name == FillMode.name else []
             events.append(edit.join(photo, *canvas_too, bench))
             begin_anew |= edit.own
-        bench.clear_with(photo, begin_anew)
+        bench.clear_with(photo, begin_anew, [one.file() for one in self.exhibits])
         gr.on([photo.upload, photo.clear], None, cancels=events, api_visibility="private")
         chosen_by_visitors = [photo.upload, photo.clear, other.click]
         chosen_by_visitors += [bench.use.click, bench.undo.click]
