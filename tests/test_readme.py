@@ -2,6 +2,7 @@
 needs."""
 
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -27,7 +28,13 @@ PIPELINE += (ROOT / "docs" / "editing.md").read_text()
 TRAINING = (ROOT / "train_lora" / "README.md").read_text()
 OTHERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "speed.md"]
 SAFETY = ROOT / "docs" / "security.md"
-OTHERS += [ROOT / "docs" / "evaluation.md", ROOT / "docs" / "many_photos.md", SAFETY]
+NOTEBOOK = json.loads((ROOT / "docs" / "textir.ipynb").read_text())
+OTHERS += [
+    ROOT / "docs" / "app.md",
+    ROOT / "docs" / "evaluation.md",
+    ROOT / "docs" / "many_photos.md",
+    SAFETY,
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -87,7 +94,24 @@ def adapter(desk) -> None:
     save_adapter(pipe, desk / "runs" / "sharpen" / "adapter")
 
 
-@pytest.mark.parametrize("page", [README, TRAINING], ids=["README", "train_lora/README"])
+def cells() -> list[str]:
+    """The code of the notebook."""
+    return ["".join(one["source"]) for one in NOTEBOOK["cells"] if one["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(desk):
+    (desk / "photo.png").unlink()  # so that it takes its example
+    names = {}
+    for code in cells():
+        if not re.search("^[!%]", code, re.M):  # those are for a shell
+            exec(compile(code, "textir.ipynb", "exec"), names)
+    assert names["output"].images[0].size == names["photo"].size
+    assert names["asked"].understood and (desk / "held_out" / "0.png").exists()
+
+
+@pytest.mark.parametrize(
+    "page", [README, TRAINING, "\n".join(cells())], ids=["README", "train_lora/README", "notebook"]
+)
 def test_training_commands_take_only_flags_that_exist(page):
     commands = re.findall(r"-m train_lora\.(\w+)((?:[^\n]*\\\n)*[^\n]*)", page)
     assert commands

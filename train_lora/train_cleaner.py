@@ -149,7 +149,7 @@ def main(config: Config) -> TrainingRun:
             if config.paints:
                 loss = loss + painting_loss(cleaned, batch)
             run.update(loss, len(cleaned))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, config.resolution, compare(pipe, config))
     run.save()
     publish(run, pipe, "train_cleaner")

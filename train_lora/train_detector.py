@@ -97,7 +97,7 @@ def main(config: Config) -> TrainingRun:
             seen = detector(batch["image_tokens"], batch["pixels"])
             loss = detection_loss(seen.logits, seen.severity, batch["severity"][:, columns])
             run.update(loss, len(seen.logits))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             judge(run, pipe, config)
     run.save()
     publish(run, pipe, "train_detector")

@@ -103,7 +103,7 @@ def main(config: Config) -> TrainingRun:
                 unet, noise_scheduler, latents, prompt_embeds, noise, timesteps, config.snr_gamma
             )
             run.update(loss, len(latents))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, config.resolution, repaint(pipe, config))
     run.save()
     publish(run, pipe, "train_mapper")

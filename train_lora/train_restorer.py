@@ -178,7 +178,7 @@ def main(config: Config) -> TrainingRun:
             restored = restore_batch(run, pipe.restorer, batch, config, guided)
             loss = restoration_loss(restored, batch["clean"], config.loss, config.fft_weight)
             run.update(loss, len(batch["clean"]))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, config.validation_size, restore(pipe, config, guided))
     run.save()
     publish(run, pipe, "train_restorer")

@@ -197,7 +197,7 @@ def main(config: Config) -> TrainingRun:
             edited = edit_batch(run, part, condition, batch)
             loss = losses(run, edited, condition, batch)
             run.update(loss, len(batch["start"]))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             judge(run, config, pipe)
     run.save()
     pipe.register_modules(**{part: editor})

@@ -78,7 +78,7 @@ class TrainingConfig:
     validation_degradations: list[str] = knob(
         ["noise:25"], "what is done to clean ones, one recipe after the other"
     )
-    validation_steps: int = knob(500, "steps between validations")
+    validation_steps: int = knob(500, "steps between validations; there is one at the end too")
     num_validation_images: int = knob(8, "of each validation")
     report_to: str = knob(
         "none", "tensorboard, trackio, wandb or none; one that is not installed is an error"

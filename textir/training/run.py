@@ -224,6 +224,13 @@ class TrainingRun:
         """Whether a step that is a multiple of `steps` has just been completed."""
         return self.accelerator.sync_gradients and self.step % steps == 0
 
+    def is_to_validate(self) -> bool:
+        """Whether it is time for a validation: every `--validation_steps`, and at the end."""
+        is_last = self.step == self.config.max_train_steps
+        return self.due(self.config.validation_steps) or (
+            self.accelerator.sync_gradients and is_last
+        )
+
     def _mean_loss(self) -> float:
         mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         if not abs(mean) < float("inf"):

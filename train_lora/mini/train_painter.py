@@ -121,7 +121,7 @@ def main(config: Config) -> TrainingRun:
                 start=batch["start"],
             )
             run.update(loss, len(latents))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, WHOLE, paint(pipe, config))
             if pipe.cleaner is not None:
                 validate(run, config, WHOLE, guide(pipe, config), "guidance")

@@ -62,7 +62,7 @@ def main(config: Config) -> TrainingRun:
             image = batch["clean"].contiguous(memory_format=torch.channels_last) * 2 - 1
             loss = reconstruction_loss(decode(image).sample, image)
             run.update(loss, len(image))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, WHOLE, render(vae))
     run.save()
     pass_gate(run, config, config.gate, render(vae))

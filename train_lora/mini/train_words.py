@@ -140,7 +140,7 @@ def main(config: Config) -> TrainingRun:
                 words, embed(torch.arange(len(names), device=run.device)), present
             )
             run.update(error.float().square().mean() + config.naming_weight * naming, len(image))
-        if run.due(config.validation_steps):
+        if run.is_to_validate():
             validate(run, config, WHOLE, read(pipe, models_["readout"]))
     run.save()
     pass_gate(run, config, config.gate, read(pipe, models_["readout"]))
