@@ -2,10 +2,12 @@
 kind, and messages for what cannot be done."""
 
 import inspect
+import io
 import os
 import pickle
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -333,24 +335,40 @@ def test_stopping_ends_an_edit_soon(space, tmp_path):
     assert time.perf_counter() - start < 6 * once, "the stopped run, eight times as long, went on"
 
 
-def test_many_visitors_with_mixed_work_get_their_own(space, tmp_path, mask):
+def test_twenty_visitors_with_mixed_work_get_what_they_get_alone(space, tmp_path, mask):
+    def only(archive) -> io.BytesIO:
+        with zipfile.ZipFile(archive) as bundle:
+            return io.BytesIO(bundle.read(*bundle.namelist()))
+
+    def predict(photo, *arguments, name: str) -> list:
+        return space.predict(handle_file(photo), *arguments, api_name=f"/{name}")
+
+    kinds = [
+        lambda photo: predict(photo, name="restore")[1],
+        lambda photo: fill(space, photo, mask)[1],
+        lambda photo: predict(photo, 2, name="enlarge")[1],
+        lambda photo: space.predict(
+            handle_file(photo), "red", make_gray=True, api_name="/colorize"
+        )[1],
+        lambda photo: predict(photo, "noise:25", 3, name="degrade")[1],
+        lambda photo: only(space.predict([handle_file(photo)], api_name="/batch")[0]),
+        lambda photo: predict(photo, name="compare")[0][-1]["image"],
+    ]
     photos = []
-    for seed in range(6):
+    for seed in range(20):
         photos.append(write_picture(tmp_path / f"{seed}.png", Picture(random_pixels(seed))))
 
     def ask(number: int) -> np.ndarray:
-        if number % 2:
-            return bytes_of(space.predict(handle_file(photos[number]), 2, api_name="/enlarge")[1])
-        return bytes_of(fill(space, photos[number], mask)[1])
+        return bytes_of(kinds[number % len(kinds)](photos[number]))
 
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(ask, range(6)))
-    for number, after in enumerate(answers):
-        before = bytes_of(photos[number])
-        if number % 2:
-            assert after.shape == (2 * HEIGHT, 2 * WIDTH, 3)
-        else:
-            assert np.array_equal(after[~hole()], before[~hole()])
+    alone = [ask(number) for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        leaving = [space.submit(handle_file(photo), api_name="/restore") for photo in photos[:2]]
+        answers = pool.map(ask, range(20))
+        for job in leaving:
+            job.cancel()
+        for expected, found in zip(alone, answers, strict=True):
+            assert np.array_equal(expected, found)
 
 
 def test_every_call_of_torch_can_be_stopped():
