@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import gradio
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -123,6 +124,26 @@ def test_training_commands_take_only_flags_that_exist(page):
 
 def test_the_training_page_names_every_benchmark():
     assert all(f"`{name}`" in TRAINING for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_cards/mini.md"])
+def test_tables_say_what_was_measured(page):
+    rows = json.loads((ROOT / "docs" / "results" / "mini.json").read_text())["rows"]
+    measured = {row["row"]: row for row in rows}
+    table = re.search(
+        r"^\| images \| number \|([^\n]*)\|\n[-|]+\n(.*?)\n\n",
+        (ROOT / page).read_text(),
+        re.S | re.M,
+    )
+    arms = [name.strip() for name in table[1].split("|")]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2].split("\n")]
+    assert len(lines) >= 8
+    for name, number, *cells in lines:
+        scores = measured[name]["psnr"]
+        assert int(number) == len(scores["input"][0])
+        for arm, cell in zip(arms, cells, strict=True):
+            if cell:
+                assert abs(float(cell) - np.mean(scores[arm])) < 0.0051, (name, arm)
 
 
 def test_no_placeholder_is_left():
