@@ -23,6 +23,7 @@ from textir.evaluation.suite import (
     guidance_table,
     run_edits,
     run_suite,
+    run_suites,
     suite_tables,
     table,
 )
@@ -272,3 +273,13 @@ def test_the_dark_channel_lifts_a_veil():
 def test_clahe_brings_out_a_dark_photo():
     clean = soft_photo(96, 96)
     assert psnr(clahe(clean * 0.25), clean) > psnr(clean * 0.25, clean) + 3
+
+
+def test_rows_are_told_as_soon_as_they_are_measured(root):
+    told: list[list[str]] = []
+    suites = {"first": ROWS[:1], "second": ROWS[1:]}
+    results = run_suites(
+        suites, root, tiny.pipeline(), on_row=lambda rows: told.append([one.suite for one in rows])
+    )
+    assert told == [["first"], ["first", "second"]]
+    assert [row.row for row in results] == [row.name for row in ROWS]

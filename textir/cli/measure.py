@@ -162,10 +162,10 @@ def evaluate(
             tile=tile or None,
             return_influence=False,
         )
-        if json_file is not None:
-            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
-        if markdown is not None:
-            write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
+        weights, text = {"checkpoint": checkpoint}, f"{result.protocol}; seed {seed}\n"
+        report(
+            json_file, markdown, result.to_dict(), text + f"\n{result.table()}\n", weights, adapter
+        )
     mean, bounds = result.summary(), result.intervals()
     degraded = f" degraded by {degradation}" if degradation else ""
     typer.echo(
@@ -244,10 +244,10 @@ def evaluate_edit(
             typer.echo(f"{score.name:24} {score.method:12} {figures}")
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
-        if json_file is not None:
-            write_scores(json_file, result.to_dict(), {"checkpoint": checkpoint}, adapter)
-        if markdown is not None:
-            write_text(markdown, f"{result.protocol}; seed {seed}\n\n{result.table()}\n")
+        weights, text = {"checkpoint": checkpoint}, f"{result.protocol}; seed {seed}\n"
+        report(
+            json_file, markdown, result.to_dict(), text + f"\n{result.table()}\n", weights, adapter
+        )
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
     for name in result.methods[1:]:
@@ -353,10 +353,8 @@ def compare(
             reference,
             on_row=lambda row: typer.echo(f"{row.row}: {len(row.images)} images measured"),
         )
-        if json_file is not None:
-            write_scores(json_file, result.to_dict(), dict(zip(checkpoints, checkpoints)))
-        if markdown is not None:
-            write_text(markdown, result.table())
+        weights = dict(zip(checkpoints, checkpoints))
+        report(json_file, markdown, result.to_dict(), result.table(), weights)
     typer.echo(f"\n{result.table()}")
 
 
@@ -403,7 +401,6 @@ def suite(
     """Measure many sets, each in several ways; prints tables for a card."""
     from textir.evaluation.edit_scores import edit_case
     from textir.evaluation.protocol import read_protocol
-    from textir.evaluation.rows import rows_to_dict
     from textir.evaluation.suite import choose_suites, described, run_suites, suite_tables
 
     with explained():
@@ -429,6 +426,8 @@ def suite(
             other = load_pipeline(against, None, device, dtype)
             weights["against"] = against
         all_seeds, tile = range(seed, seed + seeds), tile or None
+        measured_by = described(compared, all_seeds, tile)
+        reporting = partial(report_rows, name, measured_by, json_file, markdown, weights, adapter)
         results = run_suites(
             suites,
             data,
@@ -442,15 +441,9 @@ def suite(
             protocol=compared,
             with_lpips=lpips,
             with_niqe=niqe,
+            on_row=reporting,
         )
-        protocol = described(compared, all_seeds, tile)
-        if json_file is not None:
-            scores = {"suite": name, "protocol": protocol, **rows_to_dict(results)}
-            write_scores(json_file, scores, weights, adapter)
-        text = f"{protocol}\n\n{suite_tables(results)}\n"
-        if markdown is not None:
-            write_text(markdown, text)
-    typer.echo(text)
+    typer.echo(f"{measured_by}\n\n{suite_tables(results)}\n")
 
 
 def refuse_given(options: Mapping[str, object], reason: str) -> None:
@@ -471,6 +464,55 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def report_rows(
+    suite: str,
+    protocol: str,
+    json_file: Path | None,
+    markdown: Path | None,
+    weights: Mapping[str, str],
+    adapter: str | None,
+    rows: list,
+) -> None:
+    """Write the rows of a suite that are measured: a run takes hours, and may be cut off.
+
+    Args:
+        suite: its name.
+        protocol: in a sentence.
+        json_file: and markdown, weights, adapter: as of `report`.
+        rows: up to the last one.
+    """
+    from textir.evaluation.rows import rows_to_dict
+    from textir.evaluation.suite import suite_tables
+
+    typer.echo(f"{rows[-1].row}: {len(rows[-1].images)} images measured", err=True)
+    scores = {"suite": suite, "protocol": protocol, **rows_to_dict(rows)}
+    text = f"{protocol}\n\n{suite_tables(rows)}\n"
+    report(json_file, markdown, scores, text, weights, adapter)
+
+
+def report(
+    json_file: Path | None,
+    markdown: Path | None,
+    scores: dict,
+    text: str,
+    weights: Mapping[str, str],
+    adapter: str | None = None,
+) -> None:
+    """Write what was measured where it was asked for.
+
+    Args:
+        json_file: for `scores`, if they are asked for.
+        markdown: for `text`, if that is asked for.
+        scores: what was measured.
+        text: its tables.
+        weights: and adapter: as of `write_scores`.
+    """
+    if json_file is not None:
+        write_scores(json_file, scores, weights, adapter)
+    if markdown is not None:
+        write_text(markdown, text)
 
 
 def write_scores(

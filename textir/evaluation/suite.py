@@ -9,6 +9,7 @@ painter of that size could give. Lin et al. compare the first three in their Tab
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ def run_suite(
     protocol: Protocol = Protocol(),
     with_lpips: str | None = None,
     with_niqe: bool = False,
+    on_row: Callable[[RowScores], None] = lambda row: None,
 ) -> list[RowScores]:
     """Measure a pipeline on every row.
 
@@ -205,6 +207,7 @@ def run_suite(
         protocol: how images are degraded and compared.
         with_lpips: also LPIPS, by `alexnet` or `vgg16`.
         with_niqe: also NIQE.
+        on_row: called after each row.
 
     Raises:
         ValueError: if a set is missing.
@@ -230,6 +233,7 @@ def run_suite(
                 for name, image in images.items():
                     scores.add_image(name, place, image, pair, protocol, with_lpips, with_niqe)
         results.append(scores)
+        on_row(scores)
     return results
 
 
@@ -243,6 +247,7 @@ def run_suites(
     limit: int | None = None,
     protocol: Protocol = Protocol(),
     with_lpips: str | None = None,
+    on_row: Callable[[list[RowScores]], None] = lambda rows: None,
     **options,
 ) -> list[RowScores]:
     """Measure several suites in turn; each row says which it belongs to.
@@ -253,6 +258,7 @@ def run_suites(
         pipe: a restoration pipeline, for all suites but `edit`.
         edit: an editor, for `edit`; see `run_edits`.
         seeds: and the others: as of `run_suite`, whose further arguments are `options`.
+        on_row: called after each row with all rows up to it.
 
     Raises:
         ValueError: if a set is missing; nothing has been measured then.
@@ -262,14 +268,17 @@ def run_suites(
     shared: dict[str, Any] = {"seeds": seeds, "limit": limit}
     shared |= {"protocol": protocol, "with_lpips": with_lpips}
     results: list[RowScores] = []
+
+    def note(suite: str, row: RowScores) -> None:
+        row.suite = suite
+        results.append(row)
+        on_row(results)
+
     for name, rows in suites.items():
         if name == "edit":
-            found = run_edits(edit, root, rows, **shared)
+            run_edits(edit, root, rows, on_row=partial(note, name), **shared)
         else:
-            found = run_suite(pipe, root, rows, **shared, **options)
-        for row in found:
-            row.suite = name
-        results += found
+            run_suite(pipe, root, rows, on_row=partial(note, name), **shared, **options)
     return results
 
 
@@ -281,6 +290,7 @@ def run_edits(
     limit: int | None = None,
     protocol: Protocol = Protocol(),
     with_lpips: str | None = None,
+    on_row: Callable[[RowScores], None] = lambda row: None,
 ) -> list[RowScores]:
     """Measure an editor on every row, beside methods without learning.
 
@@ -308,6 +318,7 @@ def run_edits(
             )
             add_edits(scores, place, evaluation)
         results.append(scores)
+        on_row(scores)
     return results
 
 
