@@ -53,6 +53,10 @@
         document.querySelectorAll("[data-testid=slider]").forEach(nameSlider);
         document.querySelectorAll(".empty[aria-label]").forEach((box) => (box.role = "img"));
         document.querySelectorAll("a[download] button").forEach((button) => (button.tabIndex = -1));
+        document.querySelectorAll(".cm-scroller").forEach((code) => (code.tabIndex = 0));
+        document
+            .querySelectorAll(".image-container[aria-label]")
+            .forEach((room) => room.setAttribute("role", "group"));
         document.querySelectorAll("footer img[alt]").forEach((image) => (image.alt = ""));
     }
 
