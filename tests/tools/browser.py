@@ -47,5 +47,6 @@ def choose_example(page, name: str) -> None:
     """Press the thumbnail of an example, and wait for its photo and its result."""
     page.locator("#examples button", has=page.get_by_alt_text(name, exact=True)).click()
     file = name.lower().replace(" ", "-")
-    page.wait_for_selector(f"#photo img[src$='/{file}.jpg']")
+    # A canvas may soon stand in the place of the photo.
+    page.wait_for_selector(f"#photo img[src$='/{file}.jpg']", state="attached")
     page.locator("#summary", has_text="Example").wait_for()
