@@ -17,7 +17,7 @@
 All measure haze, which is what the embedded checkpoint's guidance is for, told `dehaze`: PSNR of
 what is restored, and of the guidance itself against the clean photo in small. `SETS` is the folder
 of the test sets; `--checkpoint` takes another whole chain. `OUTPUT_DIR/NAME.json` holds the
-figures, `OUTPUT_DIR/NAME.md` the tables.
+figures, `OUTPUT_DIR/NAME.md` the tables. The same command goes on with trainings that were cut off.
 """
 
 import argparse
@@ -147,7 +147,8 @@ def words(options: argparse.Namespace) -> list[Way]:
             "train_batch_size": 32,
             "learning_rate": 5e-4,
             "max_train_steps": options.steps,
-            "checkpointing_steps": options.steps,
+            "checkpointing_steps": max(options.steps // 6, 1),
+            "resume_from_checkpoint": "latest",
             "skip_bad": True,
         }
         mapper_config = json.dumps({"num_words": count, "width": 96})
@@ -201,7 +202,8 @@ def fusion(options: argparse.Namespace) -> list[Way]:
             crops_per_view=4,
             train_batch_size=[2],
             max_train_steps=options.steps,
-            checkpointing_steps=options.steps,
+            checkpointing_steps=max(options.steps // 6, 1),
+            resume_from_checkpoint="latest",
             learning_rate=2e-3,
             lr_warmup_steps=max(options.steps // 10, 1),
         )
