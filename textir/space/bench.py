@@ -30,16 +30,14 @@ NOTE = """(file) => {
     return {__type__: "update", visible: !!file};
 }"""
 SHOW_IF_FULL = "(text) => ({__type__: 'update', visible: !!text})"
-# The result of an example comes with its photo, and stays. A change of the photo before may be told
-# late: it must not be taken for that of the example.
-CLEAR = """(photo) => {
+# The result of an example comes with its photo, and stays. Both are read when this runs, so that a
+# change that is told late is not taken for another one.
+CLEAR = """(photo, exhibited) => {
     const path = photo ? photo.path : null;
     const blank = [%s];
-    const isAnother = path !== window.textirPhoto;
-    const isExample = isAnother && window.textirExample && %s.includes(path);
+    const isAnother = path !== window.textirPhoto && path !== exhibited;
     window.textirPhoto = path;
-    if (isExample) window.textirExample = false;
-    return isAnother && !isExample ? blank : blank.map(() => ({__type__: "update"}));
+    return isAnother ? blank : blank.map(() => ({__type__: "update"}));
 }"""
 
 
@@ -111,14 +109,14 @@ class Bench:
         event.then(None, js=SCROLL % "", **options)
 
     def clear_with(
-        self, photo: gr.Image, inputs: dict[Component, object], examples: list[str]
+        self, photo: gr.Image, exhibited: gr.Textbox, inputs: dict[Component, object]
     ) -> None:
         """Take every result away as soon as there is another photo, without the server.
 
         Args:
             photo: the photo; showing it again is no change.
+            exhibited: the file of the example that shows, whose result came along.
             inputs: those that begin anew too, and their first values.
-            examples: photos that bring a result along.
         """
         blank = {
             **dict.fromkeys((self.slider, self.file, self.files, self.mask), "null"),
@@ -126,10 +124,10 @@ class Bench:
             self.variants: GONE,
             **{part: json.dumps(value) for part, value in inputs.items()},
         }
-        script = CLEAR % (", ".join(blank.values()), json.dumps(examples))
+        script = CLEAR % ", ".join(blank.values())
         # None waits for another, whose end would come after the next result has begun to show.
         options = {"trigger_mode": "multiple", "api_visibility": "private"}
-        photo.change(None, photo, list(blank), js=script, **options)
+        photo.change(None, [photo, exhibited], list(blank), js=script, **options)
 
     def exhibit(self, example: Exhibit) -> dict:
         """Values of the outputs that show an example with its result."""

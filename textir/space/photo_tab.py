@@ -19,7 +19,6 @@ from textir.space.worker import Worker
 
 RESTORE = "Restore"
 MODES = (FillMode, EnlargeMode, ColourMode)
-SHOW_EXAMPLE = "() => { window.textirExample = true; return []; }"
 OPEN_LINK = """() => {
     const wish = new URLSearchParams(location.search);
     const same = {__type__: "update"};
@@ -98,6 +97,7 @@ class PhotoTab:
             buttons=[],
             elem_id="examples",
         )
+        self.exhibited = gr.Textbox("", label="The example that shows", visible="hidden")
         gr.HTML("", elem_id="history")
         link = gr.Button("Copy a link to these settings", size="sm", elem_id="link")
         outputs |= lay_out_explanation(self.can_fill)
@@ -123,12 +123,12 @@ class PhotoTab:
             canvas_too = [canvas] if name == FillMode.name else []
             events.append(edit.join(photo, *canvas_too, bench))
             begin_anew |= edit.own
-        bench.clear_with(photo, begin_anew, [one.file() for one in self.exhibits])
+        bench.clear_with(photo, self.exhibited, begin_anew)
         gr.on([photo.upload, photo.clear], None, cancels=events, api_visibility="private")
         chosen_by_visitors = [photo.upload, photo.clear, other.click]
         chosen_by_visitors += [bench.use.click, bench.undo.click]
         for trigger in chosen_by_visitors:
-            reset(trigger, self.restoring.own)
+            reset(trigger, {**self.restoring.own, self.exhibited: ""})
         mode.change(self.turn_to, mode, [bench.shell, *rooms], **QUIET)
         seat = gr.State(Seat())
         gr.on(
@@ -149,12 +149,11 @@ class PhotoTab:
         def show(event: gr.SelectData) -> dict:
             example = self.exhibits[event.index]
             wishes = own | self.wishes(example)
-            shared = {mode: example.mode, photo: example.file()}
+            shared = {mode: example.mode, photo: example.file(), self.exhibited: example.file()}
             return shared | wishes | bench.exhibit(example)
 
-        shared = [mode, photo, *own]
+        shared = [mode, photo, self.exhibited, *own]
         outputs = [*shared, *bench.restored, bench.variants, bench.files, bench.mask]
-        gallery.select(None, js=SHOW_EXAMPLE, api_visibility="private")
         gallery.select(show, None, outputs, **QUIET)
 
     def wishes(self, example: Exhibit) -> dict:
