@@ -77,7 +77,7 @@ class PhotoTab:
         )
         with gr.Row():
             with gr.Column():
-                photo = photo_input("Photo", height=360, elem_id="photo")
+                photo = photo_input("Photo", height=300, elem_id="photo")
                 canvas = canvas_input()
                 other = gr.Button("Another photo", size="sm", visible=False)
                 rooms = [self.lay_out_mode(name) for name in names]
