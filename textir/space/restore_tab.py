@@ -94,20 +94,15 @@ class RestoreTab:
             return gr.Markdown("", visible=False), gr.Radio(visible=False)
         full = (facts.height, facts.width)
         fast = reduced_size(full)
-        words = ""
+        seconds, words = self.worker.estimate(full), ""
         if fast != full:
-            words = (
-                f"{facts.width} x {facts.height} is restored as {fast[1]} x {fast[0]}"
-                f"{self.duration(fast)}. Full size: {self.duration(full)[2:] or 'longer'}."
-            )
-        elif (self.worker.estimate(full) or 0) > LONG:
-            words = f"It will take {self.duration(full)[5:]}."
+            words = f"{facts.width} x {facts.height} is restored as {fast[1]} x {fast[0]}"
+            if seconds is not None:
+                words += f", {about(self.worker.estimate(fast))}. Full size: {about(seconds)}"
+            words += "."
+        elif seconds is not None and seconds > LONG:
+            words = f"It will be there {about(seconds)}."
         return gr.Markdown(words, visible=bool(words)), gr.Radio(visible=fast != full)
-
-    def duration(self, size: tuple[int, int]) -> str:
-        """`, in about 20 s`; empty where it is not known."""
-        seconds = self.worker.estimate(size)
-        return "" if seconds is None else f", {about(seconds)}"
 
     def restore(
         self,

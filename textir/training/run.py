@@ -214,11 +214,17 @@ class TrainingRun:
         if self.ema is not None:
             self.ema.step(self.trainable)
         self.step += 1
-        last = self.step == self.config.max_train_steps
-        if self.due(self.config.logging_steps) or (self.losses and (self.step == 1 or last)):
+        if self.due(self.config.logging_steps) or (
+            self.losses and (self.step == 1 or self.is_last)
+        ):
             self._log_loss()
         if self.due(self.config.checkpointing_steps):
             self.save()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step is left."""
+        return self.step == self.config.max_train_steps
 
     def due(self, steps: int) -> bool:
         """Whether a step that is a multiple of `steps` has just been completed."""
@@ -226,9 +232,8 @@ class TrainingRun:
 
     def is_to_validate(self) -> bool:
         """Whether it is time for a validation: every `--validation_steps`, and at the end."""
-        is_last = self.step == self.config.max_train_steps
         return self.due(self.config.validation_steps) or (
-            self.accelerator.sync_gradients and is_last
+            self.accelerator.sync_gradients and self.is_last
         )
 
     def _mean_loss(self) -> float:
