@@ -162,10 +162,8 @@ def evaluate(
             tile=tile or None,
             return_influence=False,
         )
-        weights, text = {"checkpoint": checkpoint}, f"{result.protocol}; seed {seed}\n"
-        report(
-            json_file, markdown, result.to_dict(), text + f"\n{result.table()}\n", weights, adapter
-        )
+        text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
+        report(json_file, markdown, result.to_dict(), text, {"checkpoint": checkpoint}, adapter)
     mean, bounds = result.summary(), result.intervals()
     degraded = f" degraded by {degradation}" if degradation else ""
     typer.echo(
@@ -244,10 +242,8 @@ def evaluate_edit(
             typer.echo(f"{score.name:24} {score.method:12} {figures}")
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
-        weights, text = {"checkpoint": checkpoint}, f"{result.protocol}; seed {seed}\n"
-        report(
-            json_file, markdown, result.to_dict(), text + f"\n{result.table()}\n", weights, adapter
-        )
+        text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
+        report(json_file, markdown, result.to_dict(), text, {"checkpoint": checkpoint}, adapter)
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
     for name in result.methods[1:]:
