@@ -335,35 +335,40 @@ def test_stopping_ends_an_edit_soon(space, tmp_path):
     assert time.perf_counter() - start < 6 * once, "the stopped run, eight times as long, went on"
 
 
-def test_twenty_visitors_with_mixed_work_get_what_they_get_alone(space, tmp_path, mask):
+def test_twenty_visitors_with_mixed_work_get_what_they_get_alone(tmp_path, mask):
     def only(archive) -> io.BytesIO:
         with zipfile.ZipFile(archive) as bundle:
             return io.BytesIO(bundle.read(*bundle.namelist()))
 
-    def predict(photo, *arguments, name: str) -> list:
-        return space.predict(handle_file(photo), *arguments, api_name=f"/{name}")
+    def predict(visitor: Client, photo, *arguments, name: str, **options) -> list:
+        return visitor.predict(handle_file(photo), *arguments, api_name=f"/{name}", **options)
 
     kinds = [
-        lambda photo: predict(photo, name="restore")[1],
-        lambda photo: fill(space, photo, mask)[1],
-        lambda photo: predict(photo, 2, name="enlarge")[1],
-        lambda photo: space.predict(
-            handle_file(photo), "red", make_gray=True, api_name="/colorize"
-        )[1],
-        lambda photo: predict(photo, "noise:25", 3, name="degrade")[1],
-        lambda photo: only(space.predict([handle_file(photo)], api_name="/batch")[0]),
-        lambda photo: predict(photo, name="compare")[0][-1]["image"],
+        lambda visitor, photo: predict(visitor, photo, name="restore")[1],
+        lambda visitor, photo: fill(visitor, photo, mask)[1],
+        lambda visitor, photo: predict(visitor, photo, 2, name="enlarge")[1],
+        lambda visitor, photo: predict(visitor, photo, "red", name="colorize", make_gray=True)[1],
+        lambda visitor, photo: predict(visitor, photo, "noise:25", 3, name="degrade")[1],
+        lambda visitor, photo: only(
+            visitor.predict([handle_file(photo)], api_name="/batch")[0],
+        ),
+        lambda visitor, photo: predict(visitor, photo, name="compare")[0][-1]["image"],
     ]
+    # Each has a session: Gradio cancels all runs of a function that one session has.
+    visitors = [Client(tiny_space()[0], verbose=False) for _ in range(22)]
     photos = []
-    for seed in range(20):
+    for seed in range(22):
         photos.append(write_picture(tmp_path / f"{seed}.png", Picture(random_pixels(seed))))
 
     def ask(number: int) -> np.ndarray:
-        return bytes_of(kinds[number % len(kinds)](photos[number]))
+        return bytes_of(kinds[number % len(kinds)](visitors[number], photos[number]))
 
     alone = [ask(number) for number in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        leaving = [space.submit(handle_file(photo), api_name="/restore") for photo in photos[:2]]
+        leaving = [
+            visitor.submit(handle_file(photo), api_name="/restore")
+            for visitor, photo in zip(visitors[20:], photos[20:])
+        ]
         answers = pool.map(ask, range(20))
         for job in leaving:
             job.cancel()
