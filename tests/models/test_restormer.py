@@ -13,9 +13,10 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from tests.tools.tiny import image, transformer
 from textir.hub.published_arithmetic import expert_layer
-from textir.models import DRSformer, PromptIR, Restormer
+from textir.models import DRSformer, PromptIR, Restormer, restormer
 from textir.models.restormer import (
     KEPT,
+    Averages,
     ChannelAttention,
     ChannelNorm,
     ExpertCompensator,
@@ -41,6 +42,62 @@ def guidance(batch: int = 1) -> list[torch.Tensor]:
 def test_any_size_comes_back(network, size):
     restored = transformer(network, guided=False)(image(*size, batch=2))
     assert restored.shape == (2, 3, *size) and restored.isfinite().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_tile_with_shared_averages_is_a_part_of_the_whole(network, is_trained):
+    """Patches that cover the photo measure what the whole photo has, tile by tile and at once."""
+    model, photo = transformer(network, guided=False).eval(), image(128, 128)
+    for name, parameter in model.named_parameters():
+        if "temperature" in name:
+            parameter.data *= 8
+    photo[..., 64:] = torch.linspace(0, 1, 64) * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
+    with torch.set_grad_enabled(is_trained):  # in training nothing goes tile by tile
+        whole, left = model(photo), photo[..., :64]
+        averages = model.share_averages((128, 128), 32, (4, 4))
+        with averages.measuring():
+            model(cells_of(photo))
+        with averages.at((0, 128, 0, 64)):
+            shared = model(left)
+        inside = (..., slice(None), slice(None, 48))
+        error = (shared - whole[..., :64])[inside].abs().mean()
+        assert error < 0.4 * (model(left) - whole[..., :64])[inside].abs().mean()
+
+
+def cells_of(photo: torch.Tensor) -> torch.Tensor:
+    """Squares of 32 pixels, row by row."""
+    return photo.unfold(2, 32, 32).unfold(3, 32, 32).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+
+
+def test_patches_count_by_what_they_know():
+    """The patches count as one; a reduced cell adds what its patch has missed."""
+    weights = Averages((512, 512), 64, (2, 2)).weights(torch.zeros(8, 3, 64, 64))
+    sums = weights.sum((1, 2, 3))
+    torch.testing.assert_close(sums, torch.tensor([0.25] * 4 + [0.0] * 4))
+    assert weights[0, 0, :7].eq(0).all() and weights[0, 0, 32, 32] > 0
+    assert weights[4, 0, 32, 32] < 0 < weights[4, 0, 12, 32]
+
+
+def test_what_patches_compare_is_what_the_photo_compares(monkeypatch):
+    monkeypatch.setattr(restormer, "MIDDLE", 1.0)
+    query, key = torch.randn(2, 1, 8, 64, 64)
+    attention = ChannelAttention(8, 2)
+    averages = Averages((64, 64), 32, (2, 2))
+    weights = averages.weights(cells_of(query))
+    attention.keep(averages, attention.compare(cells_of(query), cells_of(key), weights))
+    expected = attention.weigh(*attention.compare(query, key))
+    torch.testing.assert_close(averages.kept[attention], expected)
+
+
+def test_a_tile_sees_its_part_of_a_prompt():
+    averages, prompt = Averages((64, 96), 32, (2, 3)), torch.rand(1, 4, 8, 8)
+    whole = F.interpolate(prompt, (32, 48), mode="bilinear", align_corners=False)
+    with averages.at((16, 64, 32, 96)):
+        torch.testing.assert_close(averages.stretch(prompt, 24, 32), whole[..., 8:, 16:])
+    with averages.measuring():
+        patches = averages.stretch(prompt.expand(6, -1, -1, -1), 16, 16)
+    torch.testing.assert_close(patches[4], whole[0, :, 16:, 16:32])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

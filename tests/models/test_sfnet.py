@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.tools.tiny import image, sfnet
-from textir.models.sfnet import DynamicFilter, GlobalSelection, PatchSelection, local_mean
+from textir.models import sfnet as module
+from textir.models.sfnet import (
+    Averages,
+    DynamicFilter,
+    GlobalSelection,
+    PatchSelection,
+    PhotoNorm,
+    local_mean,
+)
 from textir.training.losses import restoration_loss
 
 
@@ -33,6 +41,68 @@ def test_three_scales_are_restored(size, expected):
         scales = model(x, all_scales=True)
         assert [tuple(scale.shape[-2:]) for scale in scales] == expected
         assert len(scales) == model.num_scales and torch.equal(scales[-1], model(x))
+
+
+def cells_of(photo: torch.Tensor) -> torch.Tensor:
+    """Squares of 32 pixels, row by row."""
+    return photo.unfold(2, 32, 32).unfold(3, 32, 32).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+
+
+@pytest.mark.parametrize("share", [None, 0.82])
+def test_a_tile_with_shared_averages_is_a_part_of_the_whole(share):
+    """Patches that cover the photo measure what the whole photo has."""
+    model, photo = sfnet(guided=False, pooling_share=share).eval(), image(128, 128)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("low", "high")):
+            parameter.data.normal_(0.5, 0.5)
+    photo[..., 64:] = torch.linspace(0, 1, 64) * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
+    with torch.no_grad():
+        whole, left = model(photo), photo[..., :96]
+        averages = model.share_averages((128, 128), 32, (4, 4))
+        with averages.measuring():
+            model(cells_of(photo))
+        with averages.at((0, 128, 0, 96)):
+            shared = model(left)
+        alone = model(left)
+    inside = (..., slice(None), slice(None, 80))
+    error = (shared - whole[..., :96])[inside].abs().mean()
+    assert error < 0.2 * (alone - whole[..., :96])[inside].abs().mean()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [GlobalSelection(3, None), PatchSelection(3, None), PhotoNorm(3, affine=True)],
+    ids=["global selection", "patch selection", "norm"],
+)
+def test_a_layer_on_a_tile_gives_a_part_of_what_it_gives_on_the_photo(layer, monkeypatch):
+    monkeypatch.setattr(module, "MIDDLE", 1.0)
+    layer = layer.eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+        photo, averages = image(128, 128), Averages((128, 128), 32, (4, 4))
+        whole = layer(photo)
+        with averages.measuring():
+            cells = layer(cells_of(photo))
+        torch.testing.assert_close(cells, cells_of(whole))
+        with averages.at((32, 128, 16, 112)):
+            tile = layer(photo[..., 32:, 16:112])
+        torch.testing.assert_close(tile, whole[..., 32:, 16:112])
+
+
+def test_windows_move_with_the_tile(monkeypatch):
+    monkeypatch.setattr(module, "MIDDLE", 1.0)
+    layer, photo = GlobalSelection(1, 0.5).eval(), torch.linspace(0, 1, 128)[None, None, None]
+    photo = photo.expand(1, 1, 128, 128)
+    with torch.no_grad():
+        layer.low.fill_(1.0)
+        layer.high.fill_(-1.0)  # what is left is the mean around each pixel
+        averages = Averages((128, 128), 32, (4, 4))
+        with averages.measuring():
+            layer(cells_of(photo))
+        with averages.at((0, 128, 64, 128)):
+            tile = layer(photo[..., 64:])
+    torch.testing.assert_close(tile, layer(photo)[..., 64:], atol=0.07, rtol=0)
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -20,6 +20,8 @@ layer normalisation needs no reshuffling. On a processor each block goes tile by
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -33,6 +35,9 @@ from torch import nn
 
 TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
 KEPT = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # shares of the channels that sparse attention maps keep
+MIDDLE = (
+    0.75  # share of the sides of a patch whose pixels count; near its border it knows too little
+)
 
 
 class ChannelNorm(nn.Module):
@@ -151,6 +156,128 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
 
+class Averages:
+    """What a network averages over a photo that is restored in tiles: measured on patches of it,
+    which go through the network together, and then the same for all tiles.
+
+    In each cell of a grid over the photo lies a patch of its own pixels. Where cells are larger
+    than that, a reduced copy of the whole cell says what the patch has missed: the difference
+    between the reduced cell and that part of it which the patch shows is added.
+
+    Args:
+        size: height and width of the photo in pixels.
+        patch: side of the patches in pixels.
+        grid: rows and columns of the cells. A batch holds the patches from the middles of the cells
+            row by row and then, where cells are larger than a patch, the reduced cells.
+    """
+
+    def __init__(self, size: tuple[int, int], patch: int, grid: tuple[int, int]):
+        self.size, self.patch, self.grid = size, patch, grid
+        self.kept: dict[nn.Module, torch.Tensor] = {}
+        self.boxes: list[Box] = []
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """What runs within is the batch of patches."""
+        self.kept.clear()
+        patches = self.boxes_of_cells([self.patch / side for side in self.size])
+        cells = self.boxes_of_cells([1 / cells for cells in self.grid])
+        with self.within([*patches, *cells]):
+            yield
+
+    @contextmanager
+    def at(self, box: tuple[int, int, int, int]) -> Iterator[None]:
+        """What runs within is the tile with these first and last rows, first and last columns."""
+        (top, bottom, left, right), (height, width) = box, self.size
+        with self.within([Box(top / height, bottom / height, left / width, right / width)]):
+            yield
+
+    @contextmanager
+    def within(self, boxes: list["Box"]) -> Iterator[None]:
+        before, self.boxes = AVERAGES.set(self), boxes
+        try:
+            yield
+        finally:
+            AVERAGES.reset(before)
+
+    def boxes_of_cells(self, shares: list[float]) -> list["Box"]:
+        """Around the middle of each cell, these shares of the sides of the photo."""
+        ends = []
+        for cells, share in zip(self.grid, shares):
+            middles = [(cell + 0.5) / cells for cell in range(cells)]
+            share = min(share, 1.0)
+            starts = [min(max(middle - share / 2, 0.0), 1 - share) for middle in middles]
+            ends.append([(start, start + share) for start in starts])
+        return [Box(*rows, *columns) for rows in ends[0] for columns in ends[1]]
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """How much each pixel of the patches `(B, C, H, W)` counts, `(B, 1, H, W)`; in all 1."""
+        count = self.grid[0] * self.grid[1]
+        middle = middle_weights(x, MIDDLE, MIDDLE) / count
+        sides = zip(self.size, self.grid)
+        shares = [MIDDLE * min(1.0, self.patch * cells / side) for side, cells in sides]
+        shown = middle_weights(x, *shares) / count
+        missed = [middle - shown] * (len(x) - count)
+        return torch.stack([middle] * count + missed)[:, None]
+
+    def mean(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """What a module takes for the mean of `(B, C, H, W)`, `(B, C)`: that of the photo."""
+        if module not in self.kept:
+            self.kept[module] = (x.float() * self.weights(x)).sum((0, 2, 3))[None]
+        return self.kept[module].to(x).expand(len(x), -1)
+
+    def stretch(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """What the images of this batch show of `(B, C, h, w)`, which is as large as the photo."""
+        shown = []
+        for one, box in zip(image, self.boxes):
+            rows = between(box.top, box.bottom, height, image.shape[-2]).to(image)
+            columns = between(box.left, box.right, width, image.shape[-1]).to(image)
+            shown.append(rows @ one @ columns.T)
+        return torch.stack(shown)
+
+
+class Box(NamedTuple):
+    """Where an image lies within a photo, in shares of its height and width."""
+
+    top: float
+    bottom: float
+    left: float
+    right: float
+
+
+AVERAGES: ContextVar[Averages | None] = ContextVar("averages", default=None)
+
+
+def shared() -> Averages | None:
+    """What the tiles of a photo share, while one is at work."""
+    return None if torch.compiler.is_compiling() else AVERAGES.get()
+
+
+def middle_weights(x: torch.Tensor, share_down: float, share_across: float) -> torch.Tensor:
+    """Weights `(H, W)` of the mean over the middle of `(B, C, H, W)`, these shares of its sides."""
+    weights = []
+    for side, share in zip(x.shape[-2:], (share_down, share_across)):
+        edges = torch.arange(side + 1, device=x.device) / side - 0.5
+        covered = edges[1:].clamp(max=share / 2) - edges[:-1].clamp(min=-share / 2)
+        weights.append(covered.clamp(min=0) / share)
+    return torch.outer(*weights)
+
+
+def between(first: float, last: float, steps: int, size: int) -> torch.Tensor:
+    """Weights `(steps, size)` that interpolate linearly within a side of `size` pixels, from a
+    share `first` of it to `last`."""
+    places = first + (last - first) * (torch.arange(steps) + 0.5) / steps
+    places = (places * size - 0.5).clamp(0, size - 1)[:, None]
+    return (1 - (places - torch.arange(size)).abs()).clamp(min=0)
+
+
+def mean_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The mean of `(B, C, H, W)` over the image, or over the photo that it is a tile of, `(B,
+    C)`."""
+    averages = shared()
+    return x.mean((2, 3)) if averages is None else averages.mean(module, x)
+
+
 class ChannelAttention(nn.Module):
     """Attention between channels ("transposed"): each of `heads` groups mixes its channels by the
     cosine of their images."""
@@ -166,20 +293,36 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.split(x)
-        return self.mix(self.weigh(*self.compare(query, key)), value)
+        averages = shared()
+        if averages is None:
+            return self.mix(self.weigh(*self.compare(query, key)), value)
+        if self not in averages.kept:
+            compared = self.compare(query, key, averages.weights(x))
+            self.keep(averages, compared)
+        return self.mix(averages.kept[self].expand(len(x), -1, -1, -1), value)
+
+    def keep(self, averages: Averages, compared: Iterable[torch.Tensor]) -> None:
+        """Let all tiles of a photo attend by what was compared on its patches."""
+        products, *lengths = (part.float().sum(0, keepdim=True) for part in compared)
+        # What was missed may have been estimated below nothing.
+        averages.kept[self] = self.weigh(products, *(squares.clamp(min=0) for squares in lengths))
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, `(B, C, H, W)` each."""
         return self.depthwise(self.qkv(x)).chunk(3, dim=1)
 
     def compare(
-        self, query: torch.Tensor, key: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the channels of each head `(B, heads, c, c)`, and their squared lengths `(B,
-        heads, c)`: sums over pixels."""
+        heads, c)`: sums over pixels, weighed by `(B, 1, H, W)` if given."""
         queries, keys = self.divide(query), self.divide(key)
-        products = torch.stack([q.transpose(1, 2) @ k for q, k in zip(queries, keys)], dim=1)
-        return products, squared_lengths(queries), squared_lengths(keys)
+        left, right = queries, keys
+        if weights is not None:
+            weights = weights.flatten(2).transpose(1, 2).to(query)
+            left, right = [q * weights for q in queries], [k * weights for k in keys]
+        products = torch.stack([q.transpose(1, 2) @ k for q, k in zip(left, keys)], dim=1)
+        return products, squared_lengths(queries, left), squared_lengths(keys, right)
 
     def divide(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The pixels of each head, `(B, HW, c)`."""
@@ -211,9 +354,10 @@ class ChannelAttention(nn.Module):
         return mixed + self.project.bias.to(mixed)[:, None, None]
 
 
-def squared_lengths(heads: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Of the channels of each head `(B, HW, c)`, as `(B, heads, c)`."""
-    return torch.stack([pixels.square().sum(1) for pixels in heads], dim=1)
+def squared_lengths(heads: Iterable[torch.Tensor], weighed: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Of the channels of each head `(B, HW, c)`, one factor of which is weighed, as `(B, heads,
+    c)`."""
+    return torch.stack([(x * y).sum(1) for x, y in zip(heads, weighed)], dim=1)
 
 
 class SparseChannelAttention(ChannelAttention):
@@ -472,14 +616,23 @@ class RestormerBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
     def attention_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
-        values, sums = torch.empty_like(x), (0, 0, 0)
+        values, sums, averages = torch.empty_like(x), (0, 0, 0), shared()
+        known = None if averages is None else averages.kept.get(self.attention)
+        counts = None if averages is None or known is not None else averages.weights(x)
         for tile in tiles(x, 3 * x.shape[1], border=1):
             parts = self.attention.split(self.norm1(x[tile.bordered]))
             query, key, value = (part[tile.inside] for part in parts)
             values[tile.place] = value
-            compared = self.attention.compare(query, key)
-            sums = [part.float() + total for part, total in zip(compared, sums)]
-        weights = self.attention.weigh(*sums)
+            if known is None:
+                counted = None if counts is None else counts[tile.place]
+                compared = self.attention.compare(query, key, counted)
+                sums = [part.float() + total for part, total in zip(compared, sums)]
+        if averages is None:
+            weights = self.attention.weigh(*sums)
+        else:
+            if known is None:
+                self.attention.keep(averages, sums)
+            weights = averages.kept[self.attention].expand(len(x), -1, -1, -1)
         for tile in tiles(x, 3 * x.shape[1], border=1):
             place = tile.place
             values[place] = x[place] + self.attention.mix(weights, values[place])
@@ -571,7 +724,7 @@ class ExpertCompensator(nn.Module):
         self.layers = nn.ModuleList(ExpertLayer(channels) for _ in range(layers))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = self.weigh(x.mean((2, 3))).unflatten(1, (len(self.layers), -1)).softmax(-1)
+        weights = self.weigh(mean_of(self, x)).unflatten(1, (len(self.layers), -1)).softmax(-1)
         x = F.relu(self.prepare(x))
         for layer, weight in zip(self.layers, weights.unbind(1)):
             x = F.relu_(x + layer(x, weight))
@@ -639,9 +792,12 @@ class PromptBlock(nn.Module):
         self.reduce = nn.Conv2d(both, out_channels, 1, bias=block.get("bias", False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = self.weigh(x.mean((2, 3))).softmax(-1)
+        weights, averages = self.weigh(mean_of(self, x)).softmax(-1), shared()
         prompt = torch.einsum("bn,nchw->bchw", weights, self.prompts.to(weights))
-        prompt = F.interpolate(prompt, x.shape[-2:], mode="bilinear", align_corners=False)
+        if averages is None:
+            prompt = F.interpolate(prompt, x.shape[-2:], mode="bilinear", align_corners=False)
+        else:
+            prompt = averages.stretch(prompt, *x.shape[-2:])
         prompt = self.smooth(prompt)
         return self.reduce(self.block(torch.cat([x, prompt.to(x)], dim=1)))
 
@@ -875,6 +1031,11 @@ class Backbone(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def size_multiple(self) -> int:
         """Sides are padded to a multiple of this many pixels."""
         return 2 ** len(self.config.encoder_depths)
+
+    @staticmethod
+    def share_averages(size: tuple[int, int], patch: int, grid: tuple[int, int]) -> Averages:
+        """What tiles of a photo have in common, see `Averages`."""
+        return Averages(size, patch, grid)
 
     def forward(
         self,

@@ -6,7 +6,9 @@ guidance enters as in Lin et al. (CVPR 2024). The published network returns thre
 training; `forward` returns the full-size one, and with `all_scales` all three.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from torch import nn
 
 # Of height and width, of the neighbourhood over which means are taken; `None` is the image.
 Share = float | None
+MIDDLE = 0.75  # share of the sides of a patch whose pixels count: near borders it knows little
 
 
 def local_mean(x: torch.Tensor, share: Share) -> torch.Tensor:
@@ -54,6 +57,170 @@ def banded_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     return (x.transpose(dim, -1) @ (band / band.sum(0))).transpose(dim, -1)
 
 
+class Averages:
+    """What the network averages over a photo that is restored in tiles: measured on patches of it,
+    which go through the network together, and then the same for all tiles.
+
+    In each cell of a grid over the photo lies a patch of its own pixels. Where cells are larger
+    than that, a reduced copy of the whole cell says what the patch has missed: its mean counts, and
+    the patch corrects it by what reduction has changed (a control variate).
+
+    Args:
+        size: height and width of the photo in pixels.
+        patch: side of the patches in pixels.
+        grid: rows and columns of the cells. A batch holds the patches from the middles of the cells
+            row by row and then, where cells are larger than a patch, the reduced cells.
+    """
+
+    def __init__(self, size: tuple[int, int], patch: int, grid: tuple[int, int]):
+        self.size, self.patch, self.grid = size, patch, grid
+        self.kept: dict[tuple[nn.Module, str], torch.Tensor] = {}
+        self.boxes: list[Box] = []
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """What runs within is the batch of patches."""
+        self.kept.clear()
+        patches = self.boxes_of_cells([self.patch / side for side in self.size])
+        cells = self.boxes_of_cells([1 / cells for cells in self.grid])
+        with self.within([*patches, *cells]):
+            yield
+
+    @contextmanager
+    def at(self, box: tuple[int, int, int, int]) -> Iterator[None]:
+        """What runs within is the tile with these first and last rows, first and last columns."""
+        (top, bottom, left, right), (height, width) = box, self.size
+        with self.within([Box(top / height, bottom / height, left / width, right / width)]):
+            yield
+
+    @contextmanager
+    def within(self, boxes: list["Box"]) -> Iterator[None]:
+        before, self.boxes = AVERAGES.set(self), boxes
+        try:
+            yield
+        finally:
+            AVERAGES.reset(before)
+
+    def boxes_of_cells(self, shares: list[float]) -> list["Box"]:
+        """Around the middle of each cell, these shares of the sides of the photo."""
+        ends = []
+        for cells, share in zip(self.grid, shares):
+            middles = [(cell + 0.5) / cells for cell in range(cells)]
+            share = min(share, 1.0)
+            starts = [min(max(middle - share / 2, 0.0), 1 - share) for middle in middles]
+            ends.append([(start, start + share) for start in starts])
+        return [Box(*rows, *columns) for rows in ends[0] for columns in ends[1]]
+
+    def of_cells(self, module: nn.Module, x: torch.Tensor, name: str = "") -> torch.Tensor:
+        """The mean of each cell `(1, C, rows, columns)` of what a module calls by a name; measured
+        on patches `(B, C, H, W)` by what lies inside of them: near their borders they do not know
+        the photo."""
+        if (module, name) not in self.kept:
+            count = self.grid[0] * self.grid[1]
+            native, reduced = x[:count].float(), x[count:].float()
+            means = middle_mean(native, MIDDLE, MIDDLE)
+            if len(reduced):
+                sides = zip(self.size, self.grid)
+                shares = [MIDDLE * min(1.0, self.patch * cells / side) for side, cells in sides]
+                means = middle_mean(reduced, MIDDLE, MIDDLE) + means - middle_mean(reduced, *shares)
+            self.kept[module, name] = means.T.unflatten(1, self.grid)[None]
+        return self.kept[module, name].to(x)
+
+    def mean(self, module: nn.Module, x: torch.Tensor, name: str = "") -> torch.Tensor:
+        """The mean over the photo, `(1, C, 1, 1)`."""
+        return self.of_cells(module, x, name).mean((2, 3), keepdim=True)
+
+    def local_mean(
+        self, module: nn.Module, x: torch.Tensor, share: Share, parts: int = 1
+    ) -> torch.Tensor:
+        """The means of `local_mean` around each pixel of the photo; with `parts` 2 within each half
+        of its height and width, `(B, C, H, W)`."""
+        if share is None and parts == 1:
+            return self.mean(module, x)
+        means = self.of_cells(module, x)
+        if parts > 1:  # so that as many cells lie in each part
+            means = means.repeat_interleave(parts, 2).repeat_interleave(parts, 3)
+        rows, columns = (
+            torch.block_diag(*[windows_of_cells(share or 1.0, cells)] * parts).to(x)
+            for cells in self.grid
+        )
+        means = (rows @ means @ columns.T)[0]
+        shown = []
+        for box in self.boxes[: len(x)]:
+            rows = between_cells(box.top, box.bottom, x.shape[-2], self.grid[0], parts).to(x)
+            columns = between_cells(box.left, box.right, x.shape[-1], self.grid[1], parts).to(x)
+            shown.append(rows @ means @ columns.T)
+        return torch.stack(shown)
+
+    def halves(self, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """A number for each channel and quarter of the photo `(4 C)`, at each pixel of `(B, C, H,
+        W)`."""
+        quarters = weights.unflatten(0, (-1, 2, 2))
+        shown = []
+        for box in self.boxes[: len(x)]:
+            rows = half_of(box.top, box.bottom, x.shape[-2]).to(x.device)
+            columns = half_of(box.left, box.right, x.shape[-1]).to(x.device)
+            shown.append(quarters[:, rows][:, :, columns])
+        return torch.stack(shown)
+
+
+class Box(NamedTuple):
+    """Where an image lies within a photo, in shares of its height and width."""
+
+    top: float
+    bottom: float
+    left: float
+    right: float
+
+
+AVERAGES: ContextVar[Averages | None] = ContextVar("averages", default=None)
+
+
+def shared() -> Averages | None:
+    """What the tiles of a photo share, while one is at work."""
+    return None if torch.compiler.is_compiling() else AVERAGES.get()
+
+
+def middle_mean(x: torch.Tensor, share_down: float, share_across: float) -> torch.Tensor:
+    """Mean `(B, C)` of the middle of `(B, C, H, W)`, these shares of its sides."""
+    weights = []
+    for side, share in zip(x.shape[-2:], (share_down, share_across)):
+        edges = torch.arange(side + 1, device=x.device) / side - 0.5
+        covered = edges[1:].clamp(max=share / 2) - edges[:-1].clamp(min=-share / 2)
+        weights.append(covered.clamp(min=0).to(x) / share)
+    return torch.einsum("bchw,h,w->bc", x, *weights)
+
+
+def windows_of_cells(share: float, cells: int) -> torch.Tensor:
+    """Weights `(cells, cells)` of the mean over a window around the middle of each cell of a side;
+    it takes a share of the side and moves inwards at its ends."""
+    starts = ((torch.arange(cells) + 0.5) / cells - share / 2).clamp(0, 1 - share)[:, None]
+    edges = torch.arange(cells + 1) / cells
+    covered = torch.minimum(starts + share, edges[1:]) - torch.maximum(starts, edges[:-1])
+    covered = covered.clamp(min=0)
+    return covered / covered.sum(1, keepdim=True)
+
+
+def places_between(first: float, last: float, steps: int) -> torch.Tensor:
+    """The middles of equal steps between two shares of a side."""
+    return first + (last - first) * (torch.arange(steps) + 0.5) / steps
+
+
+def half_of(first: float, last: float, steps: int) -> torch.Tensor:
+    """Which half of a side each step lies in, 0 or 1."""
+    return (places_between(first, last, steps) >= 0.5).long()
+
+
+def between_cells(first: float, last: float, steps: int, cells: int, parts: int) -> torch.Tensor:
+    """Weights `(steps, parts * cells)` that interpolate between the middles of the cells of each
+    part of a side, for steps from a share `first` of the side to `last`."""
+    places = places_between(first, last, steps) * parts
+    part = places.floor().clamp(0, parts - 1)
+    inside = ((places - part) * cells - 0.5).clamp(0, cells - 1)
+    distances = (part * cells + inside)[:, None] - torch.arange(parts * cells)
+    return (1 - distances.abs()).clamp(min=0)
+
+
 def conv(
     in_channels: int, out_channels: int, size: int, activation: bool = True, stride: int = 1
 ) -> nn.Sequential:
@@ -65,6 +232,15 @@ def conv(
 
 def up_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1), nn.GELU())
+
+
+def mean_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The mean of `(B, C, H, W)` over the `share` that a module names, of the image or of the photo
+    that it is a tile of; in training over the image."""
+    averages = shared()
+    if averages is not None:
+        return averages.local_mean(module, x, module.share)
+    return local_mean(x, None if module.training else module.share)
 
 
 class FrequencyModulation(nn.Module):
@@ -80,7 +256,7 @@ class FrequencyModulation(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        both = self.squeeze(local_mean(low + high, None if self.training else self.share))
+        both = self.squeeze(mean_of(self, low + high))
         weights = torch.cat([self.weigh_high(both), self.weigh_low(both)], dim=1).softmax(1)
         weight_high, weight_low = weights.chunk(2, dim=1)
         return self.mix(high * weight_high + low * weight_low)
@@ -99,7 +275,9 @@ class DynamicFilter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channels, height, width = x.shape[1:]
-        kernels = self.norm(self.predict(x.mean((2, 3), keepdim=True)))
+        averages = shared()
+        mean = x.mean((2, 3), keepdim=True) if averages is None else averages.mean(self, x)
+        kernels = self.norm(self.predict(mean))
         # (B, groups, 1, size², 1, 1)
         kernels = kernels.unflatten(1, (self.groups, 1, self.size**2)).softmax(3)
         border, grouped = self.size // 2, (self.groups, channels // self.groups)
@@ -123,7 +301,7 @@ class GlobalSelection(nn.Module):
         self.high = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = local_mean(x, None if self.training else self.share)
+        mean = mean_of(self, x)
         low, high = self.low[:, None, None], self.high[:, None, None]
         return mean * low + (x - mean) * (high + 1)
 
@@ -138,6 +316,11 @@ class PatchSelection(nn.Module):
         self.high = nn.Parameter(torch.zeros(4 * channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        averages = shared()
+        if averages is not None:
+            mean = averages.local_mean(self, x, self.share, parts=2)
+            low, high = averages.halves(self.low, x), averages.halves(self.high, x)
+            return mean * low + (x - mean) * high
         batch, channels, height, width = x.shape
         parts = (
             x.reshape(batch, channels, 2, height // 2, 2, width // 2)
@@ -176,6 +359,21 @@ class SFBlock(nn.Module):
         )
 
 
+class PhotoNorm(nn.InstanceNorm2d):
+    """Instance normalisation; of a tile by the mean and the variance of the photo."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        averages = shared()
+        if averages is None:
+            return super().forward(x)
+        mean = averages.mean(self, x, "mean")
+        squares = averages.mean(self, x.float().square(), "squares")
+        variance = (squares - mean.float().square()).clamp(min=0)
+        normalised = (x.float() - mean) * torch.rsqrt(variance + self.eps)
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        return (normalised * weight + bias).to(x)
+
+
 class ImagePyramid(nn.Module):
     """Features of a reduced image, to be merged with those of its level."""
 
@@ -186,7 +384,7 @@ class ImagePyramid(nn.Module):
             conv(channels // 4, channels // 2, 1),
             conv(channels // 2, channels // 2, 3),
             conv(channels // 2, channels, 1, activation=False),
-            nn.InstanceNorm2d(channels, affine=True),
+            PhotoNorm(channels, affine=True),
         )
         self.merge = conv(2 * channels, channels, 3, activation=False)
 
@@ -361,6 +559,11 @@ class SFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def size_multiple(self) -> int:
         """Sides are padded to a multiple of this many pixels."""
         return 8
+
+    @staticmethod
+    def share_averages(size: tuple[int, int], patch: int, grid: tuple[int, int]) -> Averages:
+        """What tiles of a photo have in common, see `Averages`."""
+        return Averages(size, patch, grid)
 
     def forward(
         self,
