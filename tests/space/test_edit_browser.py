@@ -42,6 +42,9 @@ def upload(page, file) -> None:
         page.get_by_label("Remove Image").first.click()
     page.locator("input[type=file]").first.set_input_files(file)
     page.wait_for_selector(f"img[src$='/{file.name}']")
+    # The page forgets what was said of the photo before; whoever is faster loses what they say.
+    page.wait_for_function("name => (window.textirPhoto || '').endsWith(name)", arg=file.name)
+    page.wait_for_timeout(PAUSE)
 
 
 def choose_mode(page, name: str) -> None:
