@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from tests.evaluation.test_suite import soft_photo
 from tests.tools import tiny
+from tests.tools.space import save_checkpoint
 from textir.cli import app
 from textir.images.picture import Picture, write_picture
 
@@ -59,6 +60,25 @@ def test_several_checkpoints_are_named_in_the_weights(photos, checkpoint, tmp_pa
     written = json.loads((tmp_path / "c.json").read_text())
     assert set(written["weights"]) == {checkpoint, str(other)}
     assert written["psnr_differences"][0]["arm"] == f"{other} auto"
+
+
+def test_an_adapter_is_a_column_beside_its_checkpoint(photos, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "chain")
+    options = ["--degradation", "noise:25", "--task", "auto", "--guidance", "none", "--limit", "1"]
+    options += ["--checkpoint", checkpoint, "--adapter", "derain", "--json", tmp_path / "c.json"]
+    result = run("--data", photos, *options)
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "c.json").read_text())
+    names = [str(checkpoint), f"{checkpoint} + derain"]
+    assert len(set(written["weights"].values())) == 2 and set(written["weights"]) == set(names)
+    assert written["psnr_differences"][0]["arm"] == f"{names[1]} auto, none"
+    assert written["psnr_differences"][0]["mean"] != 0
+
+
+def test_adapters_belong_to_one_checkpoint(photos, checkpoint):
+    options = ["--degradation", "noise:25", "--adapter", "derain", "--checkpoint", "mini"]
+    result = run("--data", photos, "--checkpoint", checkpoint, *options)
+    assert result.exit_code == 2 and "needs one `--checkpoint`" in result.output
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from textir.cli.options import (
     load_pipeline,
 )
 
+Places = tuple[str, str | None]  # of a checkpoint and of adapters of it
 Set = Annotated[
     str,
     typer.Option(
@@ -163,7 +164,8 @@ def evaluate(
             return_influence=False,
         )
         text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
-        report(json_file, markdown, result.to_dict(), text, {"checkpoint": checkpoint}, adapter)
+        weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
+        report(json_file, markdown, result.to_dict(), text, weights)
     mean, bounds = result.summary(), result.intervals()
     degraded = f" degraded by {degradation}" if degradation else ""
     typer.echo(
@@ -243,7 +245,8 @@ def evaluate_edit(
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
         text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
-        report(json_file, markdown, result.to_dict(), text, {"checkpoint": checkpoint}, adapter)
+        weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
+        report(json_file, markdown, result.to_dict(), text, weights)
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
     for name in result.methods[1:]:
@@ -278,6 +281,13 @@ def compare(
         list[str] | None,
         typer.Option(
             help="mini (the default), a folder in diffusers format, or a Hub id; repeatable."
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LoRA on the checkpoint, a column beside it: a name in the checkpoint, a folder "
+            "or a Hub id; repeatable."
         ),
     ] = None,
     task: Annotated[
@@ -330,9 +340,9 @@ def compare(
         compared = read_protocol(protocol, border, multiple, noise)
         if not degradation:
             refuse_given({"--noise": noise}, NO_NOISE)
-        checkpoints = list(dict.fromkeys(checkpoint or ["mini"]))
+        columns = columns_of(checkpoint or ["mini"], adapter or [])
         result = compare(
-            {place: load_pipeline(place, None, device, dtype) for place in checkpoints},
+            {name: load_pipeline(*places, device, dtype) for name, places in columns.items()},
             data,
             degradation or (),
             task or ("blind", "auto", "told"),
@@ -349,9 +359,24 @@ def compare(
             reference,
             on_row=lambda row: typer.echo(f"{row.row}: {len(row.images)} images measured"),
         )
-        weights = dict(zip(checkpoints, checkpoints))
-        report(json_file, markdown, result.to_dict(), result.table(), weights)
+        report(json_file, markdown, result.to_dict(), result.table(), columns)
     typer.echo(f"\n{result.table()}")
+
+
+def columns_of(checkpoints: list[str], adapters: list[str]) -> dict[str, Places]:
+    """Where to find what is compared, by the name of its column.
+
+    Raises:
+        ValueError: if there are adapters and several checkpoints.
+    """
+    if adapters and len(set(checkpoints)) > 1:
+        raise ValueError(
+            "`--adapter` needs one `--checkpoint`, which it belongs to; compare adapters of others "
+            "in runs of their own."
+        )
+    columns: dict[str, Places] = {place: (place, None) for place in checkpoints}
+    columns |= {f"{checkpoints[0]} + {adapter}": (checkpoints[0], adapter) for adapter in adapters}
+    return columns
 
 
 def suite(
@@ -410,20 +435,20 @@ def suite(
             }
             no_edit |= {"--niqe": niqe, "--adapter": adapter, "--tile": tile}
             refuse_given(no_edit, "edits always have their rivals, and nothing else of this kind")
-        weights = {}
+        weights: dict[str, Places] = {}
         pipe = editing = other = None
         if list(suites) != ["edit"]:
             pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-            weights["checkpoint"] = checkpoint
+            weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
         if "edit" in suites:
             editing = partial(edit_case, load_editing_pipeline(editor, None, device))
-            weights["editor"] = editor
+            weights["editor"] = (editor, None)
         if against is not None:
             other = load_pipeline(against, None, device, dtype)
-            weights["against"] = against
+            weights["against"] = (against, None)
         all_seeds, tile = range(seed, seed + seeds), tile or None
         measured_by = described(compared, all_seeds, tile)
-        reporting = partial(report_rows, name, measured_by, json_file, markdown, weights, adapter)
+        reporting = partial(report_rows, name, measured_by, json_file, markdown, weights)
         results = run_suites(
             suites,
             data,
@@ -467,8 +492,7 @@ def report_rows(
     protocol: str,
     json_file: Path | None,
     markdown: Path | None,
-    weights: Mapping[str, str],
-    adapter: str | None,
+    weights: Mapping[str, Places],
     rows: list,
 ) -> None:
     """Write the rows of a suite that are measured: a run takes hours, and may be cut off.
@@ -476,7 +500,7 @@ def report_rows(
     Args:
         suite: its name.
         protocol: in a sentence.
-        json_file: and markdown, weights, adapter: as of `report`.
+        json_file: and markdown, weights: as of `report`.
         rows: up to the last one.
     """
     from textir.evaluation.rows import rows_to_dict
@@ -485,7 +509,7 @@ def report_rows(
     typer.echo(f"{rows[-1].row}: {len(rows[-1].images)} images measured", err=True)
     scores = {"suite": suite, "protocol": protocol, **rows_to_dict(rows)}
     text = f"{protocol}\n\n{suite_tables(rows)}\n"
-    report(json_file, markdown, scores, text, weights, adapter)
+    report(json_file, markdown, scores, text, weights)
 
 
 def report(
@@ -493,8 +517,7 @@ def report(
     markdown: Path | None,
     scores: dict,
     text: str,
-    weights: Mapping[str, str],
-    adapter: str | None = None,
+    weights: Mapping[str, Places],
 ) -> None:
     """Write what was measured where it was asked for.
 
@@ -503,24 +526,26 @@ def report(
         markdown: for `text`, if that is asked for.
         scores: what was measured.
         text: its tables.
-        weights: and adapter: as of `write_scores`.
+        weights: as of `write_scores`.
     """
     if json_file is not None:
-        write_scores(json_file, scores, weights, adapter)
+        write_scores(json_file, scores, weights)
     if markdown is not None:
         write_text(markdown, text)
 
 
-def write_scores(
-    path: Path, scores: dict, checkpoints: Mapping[str, str], adapter: str | None = None
-) -> None:
+def adapted(checkpoint: str, adapter: str | None) -> dict[str, Places]:
+    """The adapter of a checkpoint as `weights` of `write_scores`, if there is one."""
+    return {} if adapter is None else {"adapter": (checkpoint, adapter)}
+
+
+def write_scores(path: Path, scores: dict, weights: Mapping[str, Places]) -> None:
     """Write scores with the command and the digests of the weights that they were measured with.
 
     Args:
         path: of the JSON file.
         scores: what was measured.
-        checkpoints: by what they are called among the weights.
-        adapter: of the checkpoint that is called `checkpoint`.
+        weights: a checkpoint, or adapters of one, by what they are called.
     """
     from pipelines.loading import find_adapters, locate
     from textir.hub.publishing import weights_digest
@@ -529,11 +554,11 @@ def write_scores(
         # A name on the Hub says it all.
         return weights_digest(place) if Path(place).is_dir() else str(place)
 
-    weights = {name: digest(locate(checkpoint)) for name, checkpoint in checkpoints.items()}
-    if adapter is not None:
-        places = find_adapters(checkpoints["checkpoint"], adapter).values()
-        weights["adapter"] = " + ".join(digest(place) for place in places)
-    made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": weights}
+    digests = {}
+    for name, (checkpoint, adapter) in weights.items():
+        adapters = () if adapter is None else find_adapters(checkpoint, adapter).values()
+        digests[name] = " + ".join(map(digest, adapters)) or digest(locate(checkpoint))
+    made = {"command": shlex.join(["python", "-m", "textir", *sys.argv[1:]]), "weights": digests}
     write_text(path, json.dumps({**scores, **made}, indent=2) + "\n")
 
 
