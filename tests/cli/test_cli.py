@@ -164,6 +164,17 @@ def test_the_command_says_what_it_removed_and_where_it_did_nothing(photos, tmp_p
         "hardly changed; to say what shall go, pass --task (such as denoise, dehaze, lowlight)"
         in idle.output
     )
+    told = run(
+        "restore",
+        photos / "a.png",
+        "--output",
+        tmp_path / "told",
+        "--task",
+        "derain",
+        "--checkpoint",
+        tmp_path / "identity",
+    )
+    assert "hardly changed; if something else shall go, pass --task (such as" in told.output
 
 
 def test_the_result_equals_the_python_api(photos, tmp_path, checkpoint):

@@ -14,7 +14,7 @@ import typer
 from tqdm import tqdm
 
 from textir.images.estimates import estimate
-from textir.images.jobs import Job, Outcome, Report, Run
+from textir.images.jobs import Job, Outcome, Report, Run, with_name
 from textir.images.plans import find_places, list_left_out, plan_jobs
 from textir.images.ray_engine import require_ray, run_on_ray
 from textir.images.shares import Share
@@ -199,7 +199,7 @@ def stoppable() -> Iterator[None]:
 def tell(outcome: Outcome) -> None:
     """Name the files of an outcome with their notes, or say what went wrong."""
     if outcome.problem is not None:
-        tqdm.write(f"error: {outcome.job}: {outcome.problem}", file=sys.stderr)
+        tqdm.write(f"error: {with_name(str(outcome.job), outcome.problem)}", file=sys.stderr)
         return
     notes = list(outcome.notes)
     for target in outcome.targets:

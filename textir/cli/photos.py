@@ -141,7 +141,7 @@ def degrade(
     from textir.cli.batch import plan
     from textir.degradations import RECIPES, Recipe, take_away
     from textir.evaluation.scores import contact_sheet
-    from textir.images.jobs import restore_files
+    from textir.images.jobs import restore_files, with_name
     from textir.images.picture import (
         Picture,
         list_images,
@@ -183,7 +183,7 @@ def degrade(
                 mask = target.with_name(f"{target.stem}.mask.png")
                 typer.echo(write_picture(mask, Picture(white, is_gray=True)))
             continue
-        typer.echo(f"error: {job.source}: {problem}", err=True)
+        typer.echo(f"error: {with_name(job.source, problem)}", err=True)
         bad += 1
     if bad:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from textir.images.jobs import Job, Outcome, Ready, Run
+from textir.images.jobs import Job, Outcome, Ready, Run, with_name
 from textir.images.picture import encode_picture
 from textir.images.shares import count_pixels
 
@@ -42,7 +42,7 @@ class Estimate:
             lines.append(f"{area} take about {duration(self.seconds)} in one process.")
         if self.bad:
             lines.append(f"{len(self.bad)} cannot be done:")
-        return lines + [f"bad: {name}: {problem}" for name, problem in self.bad]
+        return lines + [f"bad: {with_name(name, problem)}" for name, problem in self.bad]
 
 
 def duration(seconds: float) -> str:

@@ -114,10 +114,8 @@ class Explanation:
         if self.change is not None:
             parts.append(f"mean change {self.change:.1f} of 255")
         if self.is_hardly_changed:
-            parts.append(
-                f"hardly changed; to say what shall go, pass {hint} (such as denoise, dehaze, "
-                "lowlight)"
-            )
+            wish = "if something else shall go" if self.removed else "to say what shall go"
+            parts.append(f"hardly changed; {wish}, pass {hint} (such as denoise, dehaze, lowlight)")
         return "; ".join(parts)
 
     def write(self, folder: Path) -> None:

@@ -155,7 +155,12 @@ class Report:
             speed = f"{self.made / self.seconds:.2f} images"
             area = f"{self.pixels / 1e6 / self.seconds:.3f} megapixels"
             lines.append(f"{self.seconds:.1f} s; {speed} and {area} a second.")
-        return lines + [f"bad: {name}: {problem}" for name, problem in self.bad]
+        return lines + [f"bad: {with_name(name, problem)}" for name, problem in self.bad]
+
+
+def with_name(name: str | Path, problem: str) -> str:
+    """A problem with the name of the file in front, unless it begins so itself."""
+    return problem if problem.startswith(str(name)) else f"{name}: {problem}"
 
 
 @dataclass(frozen=True)
