@@ -35,9 +35,7 @@ from torch import nn
 
 TILE = 3 * 2**19  # numbers in a tile of feature maps, 6 MiB in float32
 KEPT = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # shares of the channels that sparse attention maps keep
-MIDDLE = (
-    0.75  # share of the sides of a patch whose pixels count; near its border it knows too little
-)
+MIDDLE = 0.9  # share of the sides of a patch whose pixels count: near borders it knows little
 
 
 class ChannelNorm(nn.Module):
