@@ -106,6 +106,11 @@ def tiles(x: torch.Tensor, channels: int, border: int) -> Iterator[Tile]:
             )
 
 
+def patches_in_one(x: torch.Tensor) -> int:
+    """By how much smaller tiles must be, where all patches of a photo are at work together."""
+    return 1 if shared() is None else max(1, len(x) // 8)
+
+
 def in_tiles(x: torch.Tensor) -> bool:
     """Whether blocks go tile by tile: in inference on a processor, where whole maps would pass
     through memory again and again."""
@@ -617,7 +622,8 @@ class RestormerBlock(nn.Module):
         values, sums, averages = torch.empty_like(x), (0, 0, 0), shared()
         known = None if averages is None else averages.kept.get(self.attention)
         counts = None if averages is None or known is not None else averages.weights(x)
-        for tile in tiles(x, 3 * x.shape[1], border=1):
+        channels = 3 * x.shape[1] * patches_in_one(x)
+        for tile in tiles(x, channels, border=1):
             parts = self.attention.split(self.norm1(x[tile.bordered]))
             query, key, value = (part[tile.inside] for part in parts)
             values[tile.place] = value
@@ -631,14 +637,15 @@ class RestormerBlock(nn.Module):
             if known is None:
                 self.attention.keep(averages, sums)
             weights = averages.kept[self.attention].expand(len(x), -1, -1, -1)
-        for tile in tiles(x, 3 * x.shape[1], border=1):
+        for tile in tiles(x, channels, border=1):
             place = tile.place
             values[place] = x[place] + self.attention.mix(weights, values[place])
         return values
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
-        for tile in tiles(x, self.feed_forward.depthwise.in_channels, border=1):
+        channels = self.feed_forward.depthwise.in_channels * patches_in_one(x)
+        for tile in tiles(x, channels, border=1):
             added = self.feed_forward(self.norm2(x[tile.bordered]))
             out[tile.place] = x[tile.place] + added[tile.inside]
         return out
@@ -652,7 +659,8 @@ class SparseTransformerBlock(RestormerBlock):
 
     def feed_forward_in_tiles(self, x: torch.Tensor) -> torch.Tensor:
         out, halves = torch.empty_like(x), self.feed_forward.halves()
-        for tile in tiles(x, len(self.feed_forward.merge3.weight), border=4):
+        channels = len(self.feed_forward.merge3.weight) * patches_in_one(x)
+        for tile in tiles(x, channels, border=4):
             added = self.feed_forward.work(self.norm2(x[tile.bordered]), halves)
             out[tile.place] = x[tile.place] + added[tile.inside]
         return out
@@ -689,7 +697,7 @@ class ExpertLayer(nn.Module):
         if not in_tiles(x):
             return F.relu(self.work(x, matrices))
         out = torch.empty_like(x)
-        for tile in tiles(x, 2 * x.shape[1], border=6):
+        for tile in tiles(x, 2 * x.shape[1] * patches_in_one(x), border=6):
             out[tile.place] = F.relu_(self.work(x[tile.bordered], matrices)[tile.inside])
         return out
 
