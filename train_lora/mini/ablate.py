@@ -135,7 +135,12 @@ def implicit(options: argparse.Namespace) -> list[Way]:
 
 
 def words(options: argparse.Namespace) -> list[Way]:
-    """Chains of several numbers of pseudo-words, each trained alike."""
+    """Chains of several numbers of pseudo-words, each trained alike.
+
+    Raises:
+        ValueError: if the text encoder takes fewer words.
+    """
+    check_counts(load_quietly(options.checkpoint), options.counts)
     ways = []
     for count in options.counts:
         folder = Path(options.output_dir) / f"words-{count}"
@@ -173,6 +178,21 @@ def words(options: argparse.Namespace) -> list[Way]:
         pipe = load_quietly(folder / "cleaner" / "pipeline")
         ways.append(Way(f"{count} words", pipe, by_cleaned_words))
     return ways
+
+
+def check_counts(pipe: TextGuidedRestorationPipeline, counts: Sequence[int]) -> None:
+    """Refuse numbers of words that do not fit beside the template; nothing has been trained yet.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    template = pipe.tokenizer(pipe.config.template).input_ids  # with the tokens at both ends
+    room = pipe.tokenizer.model_max_length - len(template)
+    if max(counts) > room:
+        raise ValueError(
+            f"`--counts` may be up to {room}, which the text encoder has room for beside "
+            f"{pipe.config.template!r}; got {max(counts)}."
+        )
 
 
 def fusion(options: argparse.Namespace) -> list[Way]:
@@ -258,7 +278,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train_data_dir", nargs="+", help="clean photos (words, fusion)")
     parser.add_argument("--steps", type=int, help="of each training; 300 by default")
     parser.add_argument(
-        "--counts", nargs="+", type=int, help="numbers of words; 5, 10, 20 and 40 by default"
+        "--counts", nargs="+", type=int, help="numbers of words; 5, 10, 20 and 30 by default"
     )
     options = parser.parse_args(arguments)
     trains = options.ablation in TRAINED
@@ -269,7 +289,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.counts and options.ablation != "words":
         parser.error("`--counts` belongs to words.")
     options.steps = options.steps or 300
-    options.counts = options.counts or [5, 10, 20, 40]
+    options.counts = options.counts or [5, 10, 20, 30]
     return options
 
 
