@@ -71,7 +71,7 @@ def test_numbers_of_words_are_trained_alike(checkpoint, sets, tmp_path, monkeypa
 def test_numbers_of_words_that_do_not_fit_are_refused_before_training(checkpoint, sets, tmp_path):
     photos = write_photos(tmp_path / "photos")
     options = ["--train_data_dir", photos, "--steps", 1, "--counts", 2, 500]
-    with pytest.raises(ValueError, match="`--counts` may be up to .* got 500"):
+    with pytest.raises(ValueError, match=r"`--counts` may be up to .* got 500"):
         run("words", checkpoint, sets, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
