@@ -220,6 +220,17 @@ def test_edits_are_rows_beside_methods_without_learning(root):
     assert "PSNR in holes, in dB" in text and "edit - harmonic [95 %]" in text
 
 
+def test_every_row_of_edits_can_be_measured(root):
+    kinds = [Row(row.name, "clean", row.degradation) for row in suite.SUITES["edit"]]
+    results = run_edits(None, root, kinds, limit=1)
+    assert [row.row for row in results] == [row.name for row in suite.SUITES["edit"]]
+    colours = results[-1]
+    assert {"colorfulness", "difference"} <= colours.figures.keys()
+    assert colours.difference("tint", "gray")[0] != 0
+    text = suite_tables(results)
+    assert "Colourfulness, as a ratio" in text and "psnr_y" not in text
+
+
 def test_all_suites_are_one_command(root, tmp_path, monkeypatch):
     suites = {"mini": TOLD, "edit": (Row("enlarge", "clean", "down:2"),)}
     monkeypatch.setattr(suite, "SUITES", suites)

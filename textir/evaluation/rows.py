@@ -22,7 +22,10 @@ MEASURES = ("psnr", "ssim", "lpips", "niqe")
 OWN = (*MEASURES, "seconds", "guidance_psnr")
 TITLES = {
     "psnr": "PSNR in dB",
+    "psnr_y": "PSNR of luma, in dB",
     "inside_psnr": "PSNR in holes, in dB",
+    "colorfulness": "Colourfulness, as a ratio to that of the clean photo",
+    "difference": "Mean difference from the gray photo, of 255",
     "seconds": "Seconds an image",
 }
 DIFFERENCES = (
