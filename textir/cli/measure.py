@@ -164,7 +164,7 @@ def evaluate(
             return_influence=False,
         )
         text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
-        weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
+        weights = weights_of(checkpoint, adapter)
         report(json_file, markdown, result.to_dict(), text, weights)
     mean, bounds = result.summary(), result.intervals()
     degraded = f" degraded by {degradation}" if degradation else ""
@@ -245,7 +245,7 @@ def evaluate_edit(
 
         result = score_edits(edit, data, degradation, seed, limit, rival, lpips, show, compared)
         text = f"{result.protocol}; seed {seed}\n\n{result.table()}\n"
-        weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
+        weights = weights_of(checkpoint, adapter)
         report(json_file, markdown, result.to_dict(), text, weights)
     typer.echo(f"\n{result.table()}\n")
     counted = "inside_psnr" if "inside_psnr" in result.means()["edit"] else "psnr"
@@ -439,7 +439,7 @@ def suite(
         pipe = editing = other = None
         if list(suites) != ["edit"]:
             pipe = load_pipeline(checkpoint, adapter, device, dtype, backend)
-            weights = {"checkpoint": (checkpoint, None), **adapted(checkpoint, adapter)}
+            weights = weights_of(checkpoint, adapter)
         if "edit" in suites:
             editing = partial(edit_case, load_editing_pipeline(editor, None, device))
             weights["editor"] = (editor, None)
@@ -534,9 +534,10 @@ def report(
         write_text(markdown, text)
 
 
-def adapted(checkpoint: str, adapter: str | None) -> dict[str, Places]:
-    """The adapter of a checkpoint as `weights` of `write_scores`, if there is one."""
-    return {} if adapter is None else {"adapter": (checkpoint, adapter)}
+def weights_of(checkpoint: str, adapter: str | None) -> dict[str, Places]:
+    """A checkpoint and its adapter, if there is one, as `weights` of `write_scores`."""
+    weights: dict[str, Places] = {"checkpoint": (checkpoint, None)}
+    return weights if adapter is None else weights | {"adapter": (checkpoint, adapter)}
 
 
 def write_scores(path: Path, scores: dict, weights: Mapping[str, Places]) -> None:

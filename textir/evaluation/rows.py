@@ -74,6 +74,16 @@ class RowScores:
         """The figures of a measure by arm."""
         return getattr(self, measure) if measure in OWN else self.figures.get(measure, {})
 
+    def put(self, measure: str, arm: str, place: int, value: float) -> None:
+        """Take a figure of an arm, of the seed at `place`."""
+        own = measure in OWN
+        add(
+            getattr(self, measure) if own else self.figures.setdefault(measure, {}),
+            arm,
+            place,
+            value,
+        )
+
     def mean(self, arm: str, measure: str = "psnr") -> float:
         """Mean over seeds and images; equal images count with 100 dB."""
         return float(capped(self.of(measure)[arm]).mean())
@@ -110,7 +120,7 @@ class RowScores:
         """Measure what an arm made of an image; arguments as of `scores.measure`."""
         found = measure(image, pair.clean, protocol, with_lpips, with_niqe)
         for name, value in found.items():
-            add(getattr(self, name), arm, place, value)
+            self.put(name, arm, place, value)
 
 
 def add(table: Figures, name: str, place: int, value: float) -> None:

@@ -23,7 +23,7 @@ from textir.evaluation.edit_rivals import EDIT_BASELINES, EditCase
 from textir.evaluation.edit_scores import EditEvaluation, score_edits
 from textir.evaluation.metrics import Protocol, psnr
 from textir.evaluation.rivals import BASELINES
-from textir.evaluation.rows import DIFFERENCES, OWN, RowScores, add, guidance_table, table, tables
+from textir.evaluation.rows import DIFFERENCES, RowScores, add, guidance_table, table, tables
 from textir.evaluation.scores import Pair, blind_of, called, load_pairs
 from textir.images.picture import resize, to_pixels, to_tensor
 
@@ -331,9 +331,7 @@ def add_edits(scores: RowScores, place: int, evaluation: EditEvaluation) -> None
     for score in evaluation.scores:
         add(scores.seconds, score.method, place, score.seconds)
         for name, value in score.figures.items():
-            own = name in OWN
-            figures = getattr(scores, name) if own else scores.figures.setdefault(name, {})
-            add(figures, score.method, place, value)
+            scores.put(name, score.method, place, value)
 
 
 Arms = dict[str, np.ndarray]
